@@ -1,0 +1,7 @@
+module github.com/kilnbuild/kiln/services/builder
+
+go 1.26.8
+
+replace github.com/kilnbuild/kiln/proto => ../../proto
+
+replace github.com/kilnbuild/kiln/pkg => ../../pkg
