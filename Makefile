@@ -1,0 +1,142 @@
+# Everything that a developer or a CI job does with this repository.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.SUFFIXES:
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+
+BIN := $(CURDIR)/bin
+# Distributions put runc in sbin, which is not on every user's PATH.
+export PATH := $(BIN):$(PATH):/usr/local/sbin:/usr/sbin:/sbin
+
+# ONLY=name narrows test and bench to the names that match it.
+ONLY ?=
+# Revision whose contracts `make lint` holds the present ones against.
+BREAKING_AGAINST ?=
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+MODULES := proto pkg services/builder services/cachemanager services/janitor services/kiln e2e
+# The generators stand outside the workspace: what they need, no service gets.
+ALL_MODULES := $(MODULES) tools/gen
+UNIT_PACKAGES := $(addprefix ./,$(addsuffix /...,$(filter-out e2e,$(MODULES))))
+COMMANDS := $(addprefix ./services/,$(addsuffix /cmd/...,builder cachemanager janitor kiln))
+LDFLAGS := -X github.com/kilnbuild/kiln/pkg/service.Version=$(VERSION)
+
+.PHONY: help
+help: ## List the targets
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+# ---- tools -------------------------------------------------------------------
+# The go.mod of each module in tools/ is the pin. A module is built again when
+# its go.mod or go.sum is newer than its binaries.
+
+BUILDKIT_TOOLS := $(addprefix $(BIN)/,buildkitd buildctl)
+REGISTRY_TOOLS := $(BIN)/registry
+DEV_TOOLS := $(addprefix $(BIN)/,buf grpcurl protoc-gen-go protoc-gen-go-grpc)
+GEN_TOOLS := $(addprefix $(BIN)/,protodeps protoc-gen-apidoc testsummary)
+TEST_TOOLS := $(BIN)/buildx
+LINT_TOOLS := $(BIN)/golangci-lint
+
+.PHONY: tools tools-test tools-lint
+tools: $(BUILDKIT_TOOLS) $(REGISTRY_TOOLS) $(DEV_TOOLS) $(GEN_TOOLS) ## Build the pinned tools into bin/, install runc and busybox if missing
+	@deploy/scripts/install-packages.sh
+tools-test: tools $(TEST_TOOLS) ## The same, and what only the tests need
+tools-lint: $(DEV_TOOLS) $(GEN_TOOLS) $(LINT_TOOLS) ## What only the linters need
+
+# $(call build-tools,module[,extra linker flags]): touch, because the Go command
+# leaves a binary alone that is already what it would write.
+define build-tools
+	@echo "building $(notdir $@) and what is pinned beside it in tools/$(1)"
+	@mkdir -p $(BIN)
+	@GOWORK=off go -C tools/$(1) build -ldflags '-s -w $(2)' -o $(BIN)/ tool
+	@touch $(3)
+endef
+pinned = $(shell awk '$$1 == "$(2)" { print $$2 }' tools/$(1)/go.mod)
+
+$(BUILDKIT_TOOLS) &: tools/buildkit/go.mod tools/buildkit/go.sum
+	$(call build-tools,buildkit,-X github.com/moby/buildkit/version.Version=$(call pinned,buildkit,github.com/moby/buildkit),$(BUILDKIT_TOOLS))
+$(REGISTRY_TOOLS) &: tools/registry/go.mod tools/registry/go.sum
+	$(call build-tools,registry,,$(REGISTRY_TOOLS))
+$(DEV_TOOLS) &: tools/dev/go.mod tools/dev/go.sum
+	$(call build-tools,dev,,$(DEV_TOOLS))
+$(TEST_TOOLS) &: tools/buildx/go.mod tools/buildx/go.sum
+	$(call build-tools,buildx,-X github.com/docker/buildx/version.Version=$(call pinned,buildx,github.com/docker/buildx),$(TEST_TOOLS))
+$(LINT_TOOLS) &: tools/lint/go.mod tools/lint/go.sum
+	$(call build-tools,lint,,$(LINT_TOOLS))
+$(GEN_TOOLS) &: tools/gen/go.mod tools/gen/go.sum $(wildcard tools/gen/*/*.go)
+	@mkdir -p $(BIN)
+	@GOWORK=off go -C tools/gen build -o $(BIN)/ ./...
+	@touch $(GEN_TOOLS)
+
+# ---- build and generate ------------------------------------------------------
+
+.PHONY: build
+build: ## Build every command into bin/
+	@go build -ldflags '$(LDFLAGS)' -o $(BIN)/ $(COMMANDS)
+
+.PHONY: generate
+generate: $(DEV_TOOLS) $(GEN_TOOLS) ## Write the generated code and docs/api from the contracts
+	@protodeps proto/third_party
+	@buf generate
+
+# ---- checks ------------------------------------------------------------------
+
+.PHONY: lint lint-go lint-proto lint-generated lint-modules
+lint: lint-proto lint-generated lint-modules lint-go ## Check style, layering, contracts, generated code and modules
+
+lint-go: $(LINT_TOOLS)
+	@golangci-lint run $(addprefix ./,$(addsuffix /...,$(MODULES)))
+	@cd tools/gen && GOWORK=off golangci-lint run ./...
+
+lint-proto: $(DEV_TOOLS)
+	@buf lint
+	@buf format --diff --exit-code --path proto/kiln
+	@BREAKING_AGAINST='$(BREAKING_AGAINST)' deploy/scripts/check-breaking.sh
+
+lint-generated: $(DEV_TOOLS) $(GEN_TOOLS)
+	@tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; \
+	protodeps "$$tmp/proto/third_party"; \
+	buf generate --output "$$tmp"; \
+	for dir in proto/third_party proto/gen docs/api; do \
+		diff -ru "$$dir" "$$tmp/$$dir" || { echo "$$dir is not what the contracts say: run 'make generate'" >&2; exit 1; }; \
+	done
+
+# Each module must build alone, with the versions of its own go.mod.
+lint-modules:
+	@for module in $(ALL_MODULES); do \
+		GOWORK=off go -C $$module mod tidy -diff || { echo "$$module: run 'GOWORK=off go mod tidy' there" >&2; exit 1; }; \
+		GOWORK=off go -C $$module build ./...; \
+	done
+
+GOTEST := go test -race -count=1 -json $(if $(ONLY),-run '$(ONLY)')
+
+.PHONY: test
+test: tools-test build ## Run every test, with -race, on real daemons; ONLY=name for some
+	@rc=0; { \
+		$(GOTEST) -timeout 10m $(UNIT_PACKAGES) || rc=1; \
+		(cd tools/gen && GOWORK=off $(GOTEST) -timeout 10m ./...) || rc=1; \
+		(cd e2e && $(GOTEST) -timeout 30m ./...) || rc=1; \
+		exit $$rc; \
+	} | testsummary
+
+# ---- demo, benchmarks, soak --------------------------------------------------
+
+.PHONY: demo
+demo: tools build ## Build the sample cold, again, and from the registry cache, beside the guide and buildctl
+	@go build -o $(BIN)/kiln-demo ./e2e/cmd/demo
+	@kiln-demo
+
+.PHONY: bench
+bench: tools-test build ## Measure against buildctl and BuildKit's Go client; ONLY=name for one
+	@go build -o $(BIN)/kiln-bench ./e2e/cmd/bench
+	@kiln-bench $(if $(ONLY),--only '$(ONLY)')
+
+.PHONY: soak
+soak: tools-test build ## Build for a long time while daemons die
+	@go build -o $(BIN)/kiln-soak ./e2e/cmd/soak
+	@kiln-soak
+
+.PHONY: clean
+clean: ## Remove bin/ and .run/
+	@rm -rf $(BIN) .run

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Installs what BuildKit and the samples need from the distribution, when it is
+# missing: runc (runs the steps of a build) and a static busybox (the base image
+# of the demo and the tests). Prints nothing when all is there.
+set -euo pipefail
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+
+static_busybox() {
+	local file
+	for file in $(type -ap busybox.static busybox); do
+		# ldd fails on a static binary; musl's says so of itself.
+		if ! ldd "$file" >/dev/null 2>&1; then return 0; fi
+	done
+	return 1
+}
+
+packages=()
+command -v runc >/dev/null || packages+=(runc)
+if command -v apt-get >/dev/null; then
+	busybox=busybox-static
+	install=(env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends)
+	update=(apt-get update)
+elif command -v dnf >/dev/null; then
+	busybox=busybox
+	install=(dnf install -y)
+	update=(true)
+elif command -v apk >/dev/null; then
+	busybox=busybox-static
+	install=(apk add)
+	update=(apk update)
+else
+	busybox=busybox-static
+	install=()
+fi
+static_busybox || packages+=("$busybox")
+[ ${#packages[@]} -gt 0 ] || exit 0
+
+refuse() {
+	echo "missing: ${packages[*]}; install with your package manager${install:+, for example: sudo ${install[*]} ${packages[*]}}" >&2
+	exit 1
+}
+
+sudo=()
+[ ${#install[@]} -gt 0 ] || refuse
+if [ "$(id -u)" != 0 ]; then
+	sudo -n true 2>/dev/null || refuse
+	sudo=(sudo -n)
+fi
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+echo "installing ${packages[*]}"
+# The package lists are fetched only if what there is does not do.
+if ! "${sudo[@]}" "${install[@]}" "${packages[@]}" >"$log" 2>&1; then
+	if ! { "${sudo[@]}" "${update[@]}" && "${sudo[@]}" "${install[@]}" "${packages[@]}"; } >"$log" 2>&1; then
+		tail -n 5 "$log" >&2
+		refuse
+	fi
+fi
