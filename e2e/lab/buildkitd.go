@@ -1,0 +1,118 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+)
+
+// BuildkitdOptions says how to run a buildkitd. The zero value is a daemon
+// without garbage collection, telemetry and registries.
+type BuildkitdOptions struct {
+	// Registries are host:port of registries that are spoken to in plain HTTP.
+	Registries []string
+	// OTLP is the address (host:port) of an OTLP collector, gRPC without TLS, for
+	// the daemon's spans. Empty: none.
+	OTLP string
+	// GC turns on the daemon's own garbage collection.
+	GC bool
+	// MaxParallelism bounds the steps that run at once. 0: 4, as in the guide.
+	MaxParallelism int
+	// TOML is added to the daemon's configuration.
+	TOML string
+}
+
+// Buildkitd is a buildkitd daemon with runc as its OCI worker.
+type Buildkitd struct {
+	*Process
+	// Addr is its address, "unix:///…".
+	Addr string
+	// Dir holds its configuration, its socket and all its state.
+	Dir string
+
+	lab *Lab
+	cmd Command
+}
+
+// StartBuildkitd runs a daemon with no state, and waits until it answers.
+func (l *Lab) StartBuildkitd(ctx context.Context, opts BuildkitdOptions) (*Buildkitd, error) {
+	path, err := Bin("buildkitd")
+	if err != nil {
+		return nil, err
+	}
+	if _, err := exec.LookPath("runc"); err != nil {
+		return nil, fmt.Errorf("lab: buildkitd needs runc: run `make tools`: %w", err)
+	}
+	dir, err := l.subdir("buildkitd")
+	if err != nil {
+		return nil, err
+	}
+	sock := filepath.Join(dir, "d.sock")
+	if len(sock) > maxSocketPath {
+		return nil, fmt.Errorf("lab: socket path is too long: %s", sock)
+	}
+	config := filepath.Join(dir, "buildkitd.toml")
+	if err := os.WriteFile(config, []byte(buildkitdTOML(dir, sock, opts)), 0o600); err != nil {
+		return nil, fmt.Errorf("lab: %w", err)
+	}
+	b := &Buildkitd{
+		Addr: "unix://" + sock, Dir: dir, lab: l,
+		cmd: Command{Name: filepath.Base(dir), Path: path, Args: []string{"--config", config}, Env: OTLPEnv(opts.OTLP, "buildkitd")},
+	}
+	// Registered first, so that it runs after the daemon's end.
+	l.OnClose(b.cmd.Name+" state", func(context.Context) error { return Clean(dir) })
+	return b, b.Start(ctx)
+}
+
+// Start starts the daemon again after Stop or Kill, on the state that it left.
+func (b *Buildkitd) Start(ctx context.Context) error {
+	p, err := b.lab.Run(b.cmd)
+	if err != nil {
+		return err
+	}
+	b.Process = p
+	return WaitServing(ctx, p, b.Addr)
+}
+
+// Kill ends the daemon as a crash would, with SIGKILL, and clears the containers
+// and mounts that it leaves. Its state stays, for Start.
+func (b *Buildkitd) Kill() error {
+	return errors.Join(b.Process.Kill(), Clean(b.Dir))
+}
+
+func buildkitdTOML(dir, sock string, opts BuildkitdOptions) string {
+	parallelism := opts.MaxParallelism
+	if parallelism == 0 {
+		parallelism = 4
+	}
+	var t strings.Builder
+	fmt.Fprintf(&t, "root = %q\n", filepath.Join(dir, "root"))
+	fmt.Fprintf(&t, "[grpc]\n  address = [%q]\n", "unix://"+sock)
+	// Without a path of its own, all daemons of the machine share one.
+	fmt.Fprintf(&t, "[otel]\n  socketPath = %q\n", filepath.Join(dir, "otel.sock"))
+	fmt.Fprintf(&t, "[cdi]\n  disabled = true\n")
+	fmt.Fprintf(&t, "[worker.oci]\n  enabled = true\n  gc = %t\n  max-parallelism = %d\n", opts.GC, parallelism)
+	fmt.Fprintf(&t, "[worker.containerd]\n  enabled = false\n")
+	for _, r := range opts.Registries {
+		fmt.Fprintf(&t, "[registry.%q]\n  http = true\n  insecure = true\n", r)
+	}
+	return t.String() + opts.TOML
+}
+
+// OTLPEnv returns the variables that make a process send its spans, under the
+// name of a service, to an OTLP collector at host:port, soon after they end. An
+// empty address gives variables that turn telemetry off.
+func OTLPEnv(addr, service string) []string {
+	if addr == "" {
+		return []string{"OTEL_TRACES_EXPORTER=none", "OTEL_METRICS_EXPORTER=none", "OTEL_LOGS_EXPORTER=none"}
+	}
+	return []string{
+		"OTEL_TRACES_EXPORTER=otlp", "OTEL_METRICS_EXPORTER=none", "OTEL_LOGS_EXPORTER=none",
+		"OTEL_EXPORTER_OTLP_ENDPOINT=http://" + addr, "OTEL_EXPORTER_OTLP_PROTOCOL=grpc",
+		"OTEL_SERVICE_NAME=" + service, "OTEL_BSP_SCHEDULE_DELAY=100",
+	}
+}

@@ -1,0 +1,98 @@
+package lab
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+)
+
+// runcState is where runc keeps the state of its containers when run as root.
+const runcState = "/run/runc"
+
+// Containers returns the ids of the runc containers whose files are below dir.
+func Containers(dir string) ([]string, error) {
+	states, err := filepath.Glob(filepath.Join(runcState, "*", "state.json"))
+	if err != nil {
+		return nil, fmt.Errorf("lab: %w", err)
+	}
+	var ids []string
+	for _, path := range states {
+		data, err := os.ReadFile(path)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // Ended meanwhile.
+		}
+		if err != nil {
+			return nil, fmt.Errorf("lab: %w", err)
+		}
+		if bytes.Contains(data, []byte(dir+"/")) {
+			ids = append(ids, filepath.Base(filepath.Dir(path)))
+		}
+	}
+	return ids, nil
+}
+
+// Mounts returns the mount points at and below dir, the deepest last.
+func Mounts(dir string) ([]string, error) {
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		return nil, fmt.Errorf("lab: %w", err)
+	}
+	defer func() { _ = f.Close() }()
+	var points []string
+	unescape := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+	for s := bufio.NewScanner(f); s.Scan(); {
+		fields := strings.Fields(s.Text())
+		if len(fields) < 5 {
+			continue
+		}
+		if point := unescape.Replace(fields[4]); point == dir || strings.HasPrefix(point, dir+"/") {
+			points = append(points, point)
+		}
+	}
+	return points, nil
+}
+
+// Clean removes what a killed buildkitd leaves behind: the containers, with their
+// processes, and the mounts below dir.
+func Clean(dir string) error {
+	var errs []error
+	ids, err := Containers(dir)
+	errs = append(errs, err)
+	for _, id := range ids {
+		out, err := exec.Command("runc", "delete", "--force", id).CombinedOutput() //nolint:noctx // Ends by itself.
+		if err != nil {
+			errs = append(errs, fmt.Errorf("lab: runc delete %s: %w: %s", id, err, bytes.TrimSpace(out)))
+		}
+	}
+	points, err := Mounts(dir)
+	errs = append(errs, err)
+	slices.Reverse(points)
+	for _, point := range points {
+		if err := syscall.Unmount(point, syscall.MNT_DETACH); err != nil {
+			errs = append(errs, fmt.Errorf("lab: unmounting %s: %w", point, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeAll removes a directory, but never what is mounted in it.
+func removeAll(dir string) error {
+	points, err := Mounts(dir)
+	if err != nil {
+		return err
+	}
+	if len(points) > 0 {
+		return fmt.Errorf("lab: still mounted: %s", strings.Join(points, ", "))
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("lab: %w", err)
+	}
+	return nil
+}

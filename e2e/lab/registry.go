@@ -1,0 +1,114 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+)
+
+// RegistryOptions says how to run a registry. The zero value is an empty one on
+// a free port.
+type RegistryOptions struct {
+	// Storage is the root directory of its storage. Empty: a new one of the lab.
+	Storage string
+	// Addr is the loopback address to listen on. Empty: a free port.
+	Addr string
+	// DescriptorCache turns on the in-memory cache of blob descriptors that the
+	// registry's official image turns on.
+	DescriptorCache bool
+	// YAML is added to its configuration.
+	YAML string
+}
+
+// Registry is a CNCF distribution registry with filesystem storage, plain HTTP,
+// with deletes allowed.
+type Registry struct {
+	*Process
+	// Addr is host:port, as in image references.
+	Addr string
+	// Storage is the root directory of its storage.
+	Storage string
+}
+
+var listeningOn = regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)`)
+
+// StartRegistry runs a registry and waits until it answers.
+func (l *Lab) StartRegistry(ctx context.Context, opts RegistryOptions) (*Registry, error) {
+	path, err := Bin("registry")
+	if err != nil {
+		return nil, err
+	}
+	dir, err := l.subdir("registry")
+	if err != nil {
+		return nil, err
+	}
+	r := &Registry{Storage: opts.Storage}
+	if r.Storage == "" {
+		r.Storage = filepath.Join(dir, "storage")
+	}
+	listen := opts.Addr
+	if listen == "" {
+		listen = "127.0.0.1:0"
+	}
+	config := filepath.Join(dir, "config.yml")
+	if err := os.WriteFile(config, []byte(registryYAML(r.Storage, listen, opts)), 0o600); err != nil {
+		return nil, fmt.Errorf("lab: %w", err)
+	}
+	r.Process, err = l.Run(Command{
+		Name: filepath.Base(dir), Path: path, Args: []string{"serve", config}, Env: OTLPEnv("", ""),
+	})
+	if err != nil {
+		return nil, err
+	}
+	return r, poll(ctx, r.Process, "waiting for the registry", func(ctx context.Context) error {
+		m := listeningOn.FindStringSubmatch(r.Output())
+		if m == nil {
+			return fmt.Errorf("lab: %s does not listen yet", r.Name)
+		}
+		r.Addr = m[1]
+		return getOK(ctx, "http://"+r.Addr+"/v2/")
+	})
+}
+
+func registryYAML(storage, listen string, opts RegistryOptions) string {
+	cache := ""
+	if opts.DescriptorCache {
+		cache = "  cache:\n    blobdescriptor: inmemory\n"
+	}
+	return fmt.Sprintf(`version: 0.1
+log:
+  level: info
+  accesslog:
+    disabled: true
+storage:
+%s  filesystem:
+    rootdirectory: %q
+  delete:
+    enabled: true
+http:
+  addr: %q
+`, cache, storage, listen) + opts.YAML
+}
+
+// getOK is nil when a GET of url answers 200.
+func getOK(ctx context.Context, url string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return fmt.Errorf("lab: %w", err)
+	}
+	req.Close = true // Leave no idle connection behind.
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return fmt.Errorf("lab: %w", err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	_, _ = io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<20))
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("lab: GET %s: %s", url, resp.Status)
+	}
+	return nil
+}

@@ -1,0 +1,126 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+)
+
+// Service is one of the three services, run as its binary.
+type Service struct {
+	*Process
+	// Addr is the address of its gRPC server: "host:port", or "unix:///path".
+	Addr string
+	// HTTPAddr is the address of its HTTP server, host:port.
+	HTTPAddr string
+}
+
+// ServiceOptions says how to run a service.
+type ServiceOptions struct {
+	// Env is added to the environment; see OTLPEnv.
+	Env []string
+	// Unhealthy: come back as soon as the service answers, also NOT_SERVING.
+	Unhealthy bool
+}
+
+// StartBuilder runs kiln-builder with a configuration and waits until it serves.
+// Listen addresses that are not set are chosen.
+func (l *Lab) StartBuilder(ctx context.Context, cfg *configv1.BuilderConfig, opts ServiceOptions) (*Service, error) {
+	cfg = proto.CloneOf(cfg)
+	return l.startService(ctx, "kiln-builder", cfg, opts, func(s *configv1.ServerConfig) *configv1.ServerConfig {
+		cfg.Server = withDefaults(cfg.GetServer(), s)
+		return cfg.GetServer()
+	})
+}
+
+// StartCacheManager runs kiln-cachemanager as StartBuilder runs the builder.
+func (l *Lab) StartCacheManager(ctx context.Context, cfg *configv1.CacheManagerConfig, opts ServiceOptions) (*Service, error) {
+	cfg = proto.CloneOf(cfg)
+	return l.startService(ctx, "kiln-cachemanager", cfg, opts, func(s *configv1.ServerConfig) *configv1.ServerConfig {
+		cfg.Server = withDefaults(cfg.GetServer(), s)
+		return cfg.GetServer()
+	})
+}
+
+// StartJanitor runs kiln-janitor as StartBuilder runs the builder.
+func (l *Lab) StartJanitor(ctx context.Context, cfg *configv1.JanitorConfig, opts ServiceOptions) (*Service, error) {
+	cfg = proto.CloneOf(cfg)
+	return l.startService(ctx, "kiln-janitor", cfg, opts, func(s *configv1.ServerConfig) *configv1.ServerConfig {
+		cfg.Server = withDefaults(cfg.GetServer(), s)
+		return cfg.GetServer()
+	})
+}
+
+// withDefaults returns a copy of the configured server with the addresses that
+// it does not set taken from free.
+func withDefaults(server, free *configv1.ServerConfig) *configv1.ServerConfig {
+	merged := proto.CloneOf(free)
+	proto.Merge(merged, server)
+	return merged
+}
+
+// startService runs a service until it answers, on other ports when another
+// process was faster on the chosen ones.
+func (l *Lab) startService(ctx context.Context, bin string, cfg proto.Message, opts ServiceOptions,
+	listen func(free *configv1.ServerConfig) *configv1.ServerConfig,
+) (*Service, error) {
+	path, err := Bin(bin)
+	if err != nil {
+		return nil, err
+	}
+	dir, err := l.subdir(bin)
+	if err != nil {
+		return nil, err
+	}
+	original := proto.Clone(cfg)
+	for try := 1; ; try++ {
+		proto.Reset(cfg)
+		proto.Merge(cfg, original)
+		s, err := l.tryService(ctx, path, dir, cfg, opts, listen)
+		if err == nil {
+			return s, nil
+		}
+		if s == nil || try == 3 || !strings.Contains(s.Output(), "address already in use") {
+			return nil, err
+		}
+	}
+}
+
+func (l *Lab) tryService(ctx context.Context, path, dir string, cfg proto.Message, opts ServiceOptions,
+	listen func(free *configv1.ServerConfig) *configv1.ServerConfig,
+) (*Service, error) {
+	grpcAddr, err1 := FreeAddr()
+	httpAddr, err2 := FreeAddr()
+	if err := errors.Join(err1, err2); err != nil {
+		return nil, err
+	}
+	server := listen(&configv1.ServerConfig{Listen: grpcAddr, HttpListen: httpAddr})
+	// JSON is YAML, and it is the form that needs no further library.
+	data, err := protojson.MarshalOptions{UseProtoNames: true, Multiline: true}.Marshal(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("lab: %w", err)
+	}
+	file := filepath.Join(dir, "config.yaml")
+	if err := os.WriteFile(file, data, 0o600); err != nil {
+		return nil, fmt.Errorf("lab: %w", err)
+	}
+	p, err := l.Run(Command{
+		Name: filepath.Base(dir), Path: path, Args: []string{"--config", file},
+		Env: append(OTLPEnv("", ""), opts.Env...),
+	})
+	if err != nil {
+		return nil, err
+	}
+	s := &Service{Process: p, Addr: server.GetListen(), HTTPAddr: server.GetHttpListen()}
+	return s, waitHealth(ctx, p, s.Addr, func(h grpc_health_v1.HealthCheckResponse_ServingStatus) bool {
+		return opts.Unhealthy || h == grpc_health_v1.HealthCheckResponse_SERVING
+	})
+}
