@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 )
@@ -44,8 +43,8 @@ func (l *Lab) StartBuildkitd(ctx context.Context, opts BuildkitdOptions) (*Build
 	if err != nil {
 		return nil, err
 	}
-	if _, err := exec.LookPath("runc"); err != nil {
-		return nil, fmt.Errorf("lab: buildkitd needs runc: run `make tools`: %w", err)
+	if _, err := lookRunc(); err != nil {
+		return nil, err
 	}
 	dir, err := l.subdir("buildkitd")
 	if err != nil {
@@ -64,7 +63,7 @@ func (l *Lab) StartBuildkitd(ctx context.Context, opts BuildkitdOptions) (*Build
 		cmd: Command{Name: filepath.Base(dir), Path: path, Args: []string{"--config", config}, Env: OTLPEnv(opts.OTLP, "buildkitd")},
 	}
 	// Registered first, so that it runs after the daemon's end.
-	l.OnClose(b.cmd.Name+" state", func(context.Context) error { return Clean(dir) })
+	l.OnClose(b.cmd.Name+" state", func(ctx context.Context) error { return Clean(ctx, dir) })
 	return b, b.Start(ctx)
 }
 
@@ -81,7 +80,9 @@ func (b *Buildkitd) Start(ctx context.Context) error {
 // Kill ends the daemon as a crash would, with SIGKILL, and clears the containers
 // and mounts that it leaves. Its state stays, for Start.
 func (b *Buildkitd) Kill() error {
-	return errors.Join(b.Process.Kill(), Clean(b.Dir))
+	ctx, cancel := context.WithTimeout(context.Background(), stopGrace)
+	defer cancel()
+	return errors.Join(b.Process.Kill(), Clean(ctx, b.Dir))
 }
 
 func buildkitdTOML(dir, sock string, opts BuildkitdOptions) string {

@@ -3,6 +3,7 @@ package lab
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -61,12 +62,16 @@ func Mounts(dir string) ([]string, error) {
 
 // Clean removes what a killed buildkitd leaves behind: the containers, with their
 // processes, and the mounts below dir.
-func Clean(dir string) error {
+func Clean(ctx context.Context, dir string) error {
 	var errs []error
 	ids, err := Containers(dir)
 	errs = append(errs, err)
 	for _, id := range ids {
-		out, err := exec.Command("runc", "delete", "--force", id).CombinedOutput() //nolint:noctx // Ends by itself.
+		runc, err := lookRunc()
+		if err != nil {
+			return err
+		}
+		out, err := exec.CommandContext(ctx, runc, "delete", "--force", id).CombinedOutput()
 		if err != nil {
 			errs = append(errs, fmt.Errorf("lab: runc delete %s: %w: %s", id, err, bytes.TrimSpace(out)))
 		}
@@ -80,6 +85,16 @@ func Clean(dir string) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// lookRunc finds runc, which distributions put in sbin.
+func lookRunc() (string, error) {
+	for _, name := range []string{"runc", "/usr/local/sbin/runc", "/usr/sbin/runc", "/sbin/runc"} {
+		if path, err := exec.LookPath(name); err == nil {
+			return path, nil
+		}
+	}
+	return "", errors.New("lab: no runc on this machine: run `make tools`, or install the package runc")
 }
 
 // removeAll removes a directory, but never what is mounted in it.

@@ -28,7 +28,7 @@ func FreeAddr() (string, error) {
 // ports of connections, so that no client can grab one in between.
 func freePorts(offsets []int) (int, error) {
 	for range 200 {
-		base := 20000 + rand.IntN(12000) //nolint:gosec // No secret.
+		base := 20000 + rand.IntN(12000)
 		if bindAll(base, offsets) == nil {
 			return base, nil
 		}
@@ -38,7 +38,7 @@ func freePorts(offsets []int) (int, error) {
 
 func bindAll(base int, offsets []int) error {
 	for _, o := range offsets {
-		ln, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(base+o))) //nolint:noctx // Immediate.
+		ln, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(base+o)))
 		if err != nil {
 			return fmt.Errorf("lab: %w", err)
 		}

@@ -42,7 +42,8 @@ type Process struct {
 
 // Environ returns the environment that the lab's processes get: this one's
 // without what would change how they behave (telemetry, Kiln and BuildKit
-// settings, Docker credentials).
+// settings, Docker credentials), and with the directories in which distributions
+// put runc at the end of PATH.
 func Environ() []string {
 	var env []string
 	for _, kv := range os.Environ() {
@@ -54,7 +55,7 @@ func Environ() []string {
 			env = append(env, kv)
 		}
 	}
-	return append(env, "DOCKER_CONFIG=/nonexistent")
+	return append(env, "DOCKER_CONFIG=/nonexistent", "PATH="+os.Getenv("PATH")+":/usr/local/sbin:/usr/sbin:/sbin")
 }
 
 // Run starts a command as a part of the lab: in its own process group, killed
@@ -83,8 +84,9 @@ func start(c Command, logPath string) (*Process, error) {
 	if err != nil {
 		return nil, fmt.Errorf("lab: %s: %w", c.Name, err)
 	}
-	defer func() { _ = log.Close() }()     // The child has its own.
-	cmd := exec.Command(c.Path, c.Args...) //nolint:noctx // It lives until Stop, not as long as a call.
+	defer func() { _ = log.Close() }() // The child has its own.
+	// It lives until Stop, not as long as a call.
+	cmd := exec.CommandContext(context.Background(), c.Path, c.Args...)
 	cmd.Env = append(Environ(), c.Env...)
 	cmd.Dir = c.Dir
 	cmd.Stdout, cmd.Stderr = log, log

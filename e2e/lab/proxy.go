@@ -31,7 +31,7 @@ type Proxy struct {
 // StartProxy listens on a free port and passes every connection on to target,
 // "host:port" or "unix:///path".
 func (l *Lab) StartProxy(target string) (*Proxy, error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0") //nolint:noctx // Immediate.
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
 	}
@@ -106,7 +106,7 @@ func (p *Proxy) accept() {
 
 func (p *Proxy) serve(client net.Conn) {
 	defer func() { _ = client.Close() }()
-	server, err := net.DialTimeout(p.network, p.target, 10*time.Second) //nolint:noctx // Bounded.
+	server, err := net.DialTimeout(p.network, p.target, 10*time.Second)
 	if err != nil {
 		return
 	}
@@ -165,6 +165,6 @@ func (p *Proxy) wait() {
 		<-held
 	}
 	if d := p.delay.Load(); d > 0 {
-		time.Sleep(time.Duration(d))
+		<-time.After(time.Duration(d))
 	}
 }

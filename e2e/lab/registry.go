@@ -101,7 +101,7 @@ func getOK(ctx context.Context, url string) error {
 		return fmt.Errorf("lab: %w", err)
 	}
 	req.Close = true // Leave no idle connection behind.
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := (&http.Client{Timeout: startTimeout}).Do(req)
 	if err != nil {
 		return fmt.Errorf("lab: %w", err)
 	}

@@ -8,10 +8,11 @@ import (
 	"path/filepath"
 	"strings"
 
-	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+
+	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 )
 
 // Service is one of the three services, run as its binary.

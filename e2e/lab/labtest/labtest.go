@@ -56,9 +56,12 @@ func Must[V any](v V, err error) func(testing.TB) V {
 // Eventually fails the test when cond does not become true within d.
 func Eventually(t testing.TB, d time.Duration, what string, cond func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(d); !cond(); time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
+	late := time.After(d)
+	for !cond() {
+		select {
+		case <-late:
 			t.Fatalf("not within %s: %s", d, what)
+		case <-time.After(20 * time.Millisecond):
 		}
 	}
 }

@@ -1,0 +1,125 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// UpOptions says how to run `kiln up`.
+type UpOptions struct {
+	// DataDir keeps its state. Empty: a new directory of the lab.
+	DataDir string
+	// Detach runs it with --detach and ends it with `kiln down`, as scripts do;
+	// else it is a process of the lab.
+	Detach bool
+	// Args are added to its arguments.
+	Args []string
+	// Env is added to its environment.
+	Env []string
+}
+
+// Up is a running `kiln up`.
+type Up struct {
+	// Process is `kiln up` itself. Nil when it is detached.
+	*Process
+	// DataDir keeps its state.
+	DataDir string
+	// Base is the port that all others are relative to.
+	Base int
+	// Builder, CacheManager and Janitor are gRPC addresses, host:port.
+	Builder, CacheManager, Janitor string
+	// Registry is host:port, as in image references.
+	Registry string
+	// Buildkitd is the daemon's own address, "unix:///…".
+	Buildkitd string
+}
+
+// StartUp runs `kiln up` on free ports and waits until all three services serve.
+func (l *Lab) StartUp(ctx context.Context, opts UpOptions) (*Up, error) {
+	path, err := Bin("kiln")
+	if err != nil {
+		return nil, err
+	}
+	if opts.DataDir == "" {
+		if opts.DataDir, err = l.subdir("up"); err != nil {
+			return nil, err
+		}
+	}
+	for try := 1; ; try++ {
+		up, err := l.tryUp(ctx, path, opts)
+		if err == nil {
+			return up, nil
+		}
+		if try == 3 || !strings.Contains(err.Error(), "in use") || ctx.Err() != nil {
+			return nil, err
+		}
+	}
+}
+
+func (l *Lab) tryUp(ctx context.Context, path string, opts UpOptions) (*Up, error) {
+	base, err := FreeBase()
+	if err != nil {
+		return nil, err
+	}
+	port := func(offset int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(base+offset)) }
+	up := &Up{
+		DataDir: opts.DataDir, Base: base,
+		Builder: port(0), CacheManager: port(1), Janitor: port(2), Registry: port(20),
+		Buildkitd: "unix://" + filepath.Join(opts.DataDir, "buildkitd.sock"),
+	}
+	args := append([]string{"up", "--data-dir", opts.DataDir, "--listen-base", strconv.Itoa(base)}, opts.Args...)
+	// Registered before anything can go wrong, so that it runs last.
+	l.OnClose("kiln up state", func(ctx context.Context) error { return Clean(ctx, opts.DataDir) })
+	if opts.Detach {
+		l.OnClose("kiln up", func(ctx context.Context) error { return Down(ctx, opts.DataDir) })
+		if out, err := Output(ctx, Command{Path: path, Args: append(args, "--detach"), Env: opts.Env}); err != nil {
+			return nil, fmt.Errorf("lab: kiln up --detach: %w\n%s", err, out)
+		}
+	} else if up.Process, err = l.Run(Command{Name: "kiln-up", Path: path, Args: args, Env: opts.Env}); err != nil {
+		return nil, err
+	}
+	for _, addr := range []string{up.Builder, up.CacheManager, up.Janitor} {
+		if err := WaitServing(ctx, up.Process, addr); err != nil {
+			return nil, err
+		}
+	}
+	return up, nil
+}
+
+// Down runs `kiln down` for a data directory.
+func Down(ctx context.Context, dataDir string) error {
+	path, err := Bin("kiln")
+	if err != nil {
+		return err
+	}
+	if out, err := Output(ctx, Command{Path: path, Args: []string{"down", "--data-dir", dataDir}}); err != nil {
+		return fmt.Errorf("lab: kiln down: %w\n%s", err, out)
+	}
+	return nil
+}
+
+// Output runs a command to its end and returns what it wrote, standard output and
+// error together. It is killed, with its process group, when ctx ends.
+func Output(ctx context.Context, c Command) (string, error) {
+	cmd := exec.CommandContext(ctx, c.Path, c.Args...)
+	cmd.Env, cmd.Dir = append(Environ(), c.Env...), c.Dir
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
+	cmd.WaitDelay = 5 * time.Second
+	out, err := cmd.CombinedOutput()
+	if err != nil && ctx.Err() != nil {
+		err = errors.Join(ctx.Err(), err)
+	}
+	if err != nil {
+		return string(out), fmt.Errorf("%s: %w", filepath.Base(c.Path), err)
+	}
+	return string(out), nil
+}
