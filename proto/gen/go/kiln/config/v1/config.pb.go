@@ -246,7 +246,8 @@ type JanitorConfig struct {
 	Log *LogConfig `protobuf:"bytes,2,opt,name=log,proto3" json:"log,omitempty"`
 	// The registry that the janitor keeps.
 	Registry *RegistryConfig `protobuf:"bytes,3,opt,name=registry,proto3" json:"registry,omitempty"`
-	// A cache reference neither pushed nor pulled for longer goes. Default: 168h.
+	// A cache reference neither pushed nor pulled for longer goes. Held, and not
+	// yet enforced: this version does not schedule pruning. Default: 168h.
 	KeepAge *durationpb.Duration `protobuf:"bytes,4,opt,name=keep_age,json=keepAge,proto3" json:"keep_age,omitempty"`
 	// How often the registry is checked for the health status. Default: 15s.
 	CheckInterval *durationpb.Duration `protobuf:"bytes,5,opt,name=check_interval,json=checkInterval,proto3" json:"check_interval,omitempty"`
