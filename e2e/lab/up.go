@@ -2,15 +2,10 @@ package lab
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"net"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
-	"time"
 )
 
 // UpOptions says how to run `kiln up`.
@@ -80,8 +75,8 @@ func (l *Lab) tryUp(ctx context.Context, path string, opts UpOptions) (*Up, erro
 	l.OnClose("kiln up state", func(ctx context.Context) error { return Clean(ctx, opts.DataDir) })
 	if opts.Detach {
 		l.OnClose("kiln up", func(ctx context.Context) error { return Down(ctx, opts.DataDir) })
-		if out, err := Output(ctx, Command{Path: path, Args: append(args, "--detach"), Env: opts.Env}); err != nil {
-			return nil, fmt.Errorf("lab: kiln up --detach: %w\n%s", err, out)
+		if _, err := Exec(ctx, Command{Path: path, Args: append(args, "--detach"), Env: opts.Env}); err != nil {
+			return nil, err
 		}
 	} else if up.Process, err = l.Run(Command{Name: "kiln-up", Path: path, Args: args, Env: opts.Env}); err != nil {
 		return nil, err
@@ -100,26 +95,6 @@ func Down(ctx context.Context, dataDir string) error {
 	if err != nil {
 		return err
 	}
-	if out, err := Output(ctx, Command{Path: path, Args: []string{"down", "--data-dir", dataDir}}); err != nil {
-		return fmt.Errorf("lab: kiln down: %w\n%s", err, out)
-	}
-	return nil
-}
-
-// Output runs a command to its end and returns what it wrote, standard output and
-// error together. It is killed, with its process group, when ctx ends.
-func Output(ctx context.Context, c Command) (string, error) {
-	cmd := exec.CommandContext(ctx, c.Path, c.Args...)
-	cmd.Env, cmd.Dir = append(Environ(), c.Env...), c.Dir
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = 5 * time.Second
-	out, err := cmd.CombinedOutput()
-	if err != nil && ctx.Err() != nil {
-		err = errors.Join(ctx.Err(), err)
-	}
-	if err != nil {
-		return string(out), fmt.Errorf("%s: %w", filepath.Base(c.Path), err)
-	}
-	return string(out), nil
+	_, err = Exec(ctx, Command{Path: path, Args: []string{"down", "--data-dir", dataDir}})
+	return err
 }

@@ -141,12 +141,12 @@ func (d *demo) tag(name string) string { return d.registry + "/guide-app-" + nam
 
 // buildWithKiln runs the guide's two commands.
 func (d *demo) buildWithKiln(ctx context.Context, on daemon, name string, withCache bool) (string, error) {
-	command := "build"
+	command := []string{"build"}
 	if withCache {
-		command = "build-registry"
+		command = []string{"build-registry", "--cache-repository", d.registry + "/cache"}
 	}
-	out, err := d.output(ctx, d.kiln, command, d.app, d.app, d.tag(name),
-		"--builder", on.builder, "--build-arg", "BASE="+d.base, "--push", "--progress", "quiet", "--format", "json")
+	out, err := d.output(ctx, d.kiln, append(command, d.app, d.app, d.tag(name),
+		"--builder", on.builder, "--build-arg", "BASE="+d.base, "--push", "--progress", "quiet", "--format", "json")...)
 	if err != nil {
 		return "", err
 	}
@@ -156,15 +156,15 @@ func (d *demo) buildWithKiln(ctx context.Context, on daemon, name string, withCa
 // outcomeDigest reads what `kiln build --format json` prints.
 func outcomeDigest(out string) (string, error) {
 	var outcome struct {
-		Outputs []struct{ Digest string }
+		State, Digest string
 	}
 	if err := json.Unmarshal([]byte(out), &outcome); err != nil {
 		return "", fmt.Errorf("kiln build: reading its outcome: %w\n%s", err, out)
 	}
-	if len(outcome.Outputs) != 1 {
-		return "", fmt.Errorf("kiln build: %d outputs in its outcome, not 1\n%s", len(outcome.Outputs), out)
+	if outcome.State != "SUCCEEDED" || outcome.Digest == "" {
+		return "", fmt.Errorf("kiln build: no digest in its outcome\n%s", out)
 	}
-	return outcome.Outputs[0].Digest, nil
+	return outcome.Digest, nil
 }
 
 // buildWithBuildctl runs plain buildctl on the daemon's own socket.

@@ -127,13 +127,10 @@ func (d *demo) emptied(ctx context.Context, on daemon) error {
 	return nil
 }
 
-// output runs a command, and has its words in the error when it fails.
+// output runs a command and returns its standard output.
 func (d *demo) output(ctx context.Context, path string, args ...string) (string, error) {
-	out, err := lab.Output(ctx, lab.Command{Path: path, Args: args})
-	if err != nil {
-		return "", fmt.Errorf("%s %s: %w\n%s", filepath.Base(path), strings.Join(args, " "), err, out)
-	}
-	return out, nil
+	out, err := lab.Exec(ctx, lab.Command{Path: path, Args: args})
+	return out.Stdout, err
 }
 
 // checkImage asks the registry what it serves under the tag that was built.
