@@ -1,0 +1,65 @@
+package auth
+
+import (
+	"context"
+	"strings"
+
+	"github.com/kilnbuild/kiln/pkg/fault"
+	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
+)
+
+// Authorizer decides on a call: nil allows it. FullMethod is as in
+// "/kiln.builder.v1.BuilderService/Build".
+type Authorizer func(ctx context.Context, fullMethod string, id Identity) error
+
+// FromRules makes the Authorizer of a configuration: the first rule that names
+// both the caller and the method allows the call, and what no rule allows is
+// denied. Without any rule, all calls are allowed or denied by defaultAllow.
+func FromRules(rules []*configv1.AccessRule, defaultAllow bool) Authorizer {
+	if len(rules) == 0 && defaultAllow {
+		return func(context.Context, string, Identity) error { return nil }
+	}
+	compiled := make([]rule, len(rules))
+	for i, r := range rules {
+		compiled[i] = rule{identities: r.GetIdentities(), methods: r.GetMethods()}
+	}
+	return func(_ context.Context, fullMethod string, id Identity) error {
+		for _, r := range compiled {
+			if matches(r.identities, id.Name) && matches(r.methods, fullMethod) {
+				return nil
+			}
+		}
+		return denied(fullMethod, id)
+	}
+}
+
+type rule struct{ identities, methods []string }
+
+// matches says whether a pattern fits. Only the pattern "*" fits a name that is
+// empty.
+func matches(patterns []string, name string) bool {
+	for _, pattern := range patterns {
+		prefix, wildcard := strings.CutSuffix(pattern, "*")
+		switch {
+		case wildcard && prefix == "":
+			return true
+		case name == "":
+		case wildcard && strings.HasPrefix(name, prefix):
+			return true
+		case !wildcard && pattern == name:
+			return true
+		}
+	}
+	return false
+}
+
+func denied(fullMethod string, id Identity) error {
+	if id.Anonymous() {
+		return fault.New(fault.Unauthenticated, "UNAUTHENTICATED",
+			"the caller has no identity, and "+fullMethod+" needs one",
+			"connect with a client certificate that the server's client_ca_file accepts, or have server.access allow identity \"*\"")
+	}
+	return fault.New(fault.PermissionDenied, "DENIED",
+		id.Name+" may not call "+fullMethod,
+		"ask the operator for a rule in server.access that names this identity and this method")
+}

@@ -1,0 +1,154 @@
+package rpc
+
+import (
+	"context"
+	"log/slog"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/kilnbuild/kiln/pkg/auth"
+	"github.com/kilnbuild/kiln/pkg/fault"
+)
+
+// guard stands around each call: outside, it learns who calls, maps the error
+// and logs; inside, it decides whether the call may be served.
+type guard struct {
+	log       *slog.Logger
+	authorize auth.Authorizer
+	limits    limits
+	draining  <-chan struct{}
+}
+
+// healthWatch never ends by itself, so it is ended when the server drains.
+const healthWatch = "/grpc.health.v1.Health/Watch"
+
+// ours says whether a method is of Kiln's own contracts. Those are strict; what
+// clients of other contracts send through us is theirs.
+func ours(method string) bool { return strings.HasPrefix(method, "/kiln.") }
+
+func (g *guard) outerUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	start := time.Now()
+	id := auth.FromPeer(ctx)
+	ctx = auth.NewContext(ctx, id)
+	resp, err := next(ctx, req)
+	err = g.finish(ctx, info.FullMethod, id, start, err)
+	if err != nil {
+		return nil, err
+	}
+	return resp, nil
+}
+
+func (g *guard) innerUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
+	if err := g.authorize(ctx, info.FullMethod, auth.FromContext(ctx)); err != nil {
+		return nil, err
+	}
+	if !ours(info.FullMethod) {
+		return next(ctx, req)
+	}
+	ctx, cancel, err := bound(ctx, g.limits.unaryTimeout)
+	if err != nil {
+		return nil, err
+	}
+	defer cancel()
+	if err := check(req); err != nil {
+		return nil, err
+	}
+	return next(ctx, req)
+}
+
+func (g *guard) outerStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	start := time.Now()
+	id := auth.FromPeer(stream.Context())
+	ctx := auth.NewContext(stream.Context(), id)
+	if info.FullMethod == healthWatch {
+		var cancel context.CancelFunc
+		ctx, cancel = untilClosed(ctx, g.draining)
+		defer cancel()
+	}
+	err := next(srv, &guardedStream{ServerStream: stream, ctx: ctx, strict: ours(info.FullMethod)})
+	return g.finish(ctx, info.FullMethod, id, start, err)
+}
+
+func (g *guard) innerStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
+	ctx := stream.Context()
+	if err := g.authorize(ctx, info.FullMethod, auth.FromContext(ctx)); err != nil {
+		return err
+	}
+	return next(srv, stream)
+}
+
+// finish maps the error of a call and logs the call.
+func (g *guard) finish(ctx context.Context, method string, id auth.Identity, start time.Time, err error) error {
+	if err == nil {
+		if g.log.Enabled(ctx, slog.LevelDebug) {
+			g.log.DebugContext(ctx, "call", "method", method, "code", codes.OK.String(), "duration", time.Since(start), "identity", id.String())
+		}
+		return nil
+	}
+	st := Status(err)
+	if ours(method) {
+		st = explain(ctx, method, st)
+	}
+	g.logFailure(ctx, method, id, start, st, err)
+	return st.Err()
+}
+
+// unknownService answers calls of methods that nothing serves.
+func unknownService(_ any, stream grpc.ServerStream) error {
+	method, _ := grpc.MethodFromServerStream(stream)
+	return notServed(method)
+}
+
+func notServed(method string) error {
+	return fault.New(fault.Unimplemented, "UNIMPLEMENTED", method+" is not served by this version",
+		"call a method that is served, or a server of a later version; the API reference says which methods are")
+}
+
+// explain completes a status with what only the call knows.
+func explain(ctx context.Context, method string, st *status.Status) *status.Status {
+	switch {
+	case st.Code() == codes.Unimplemented && len(st.Proto().GetDetails()) == 0:
+		// From the embedded Unimplemented…Server.
+		return Status(notServed(method))
+	case st.Code() == codes.Internal:
+		return withTraceID(ctx, st)
+	default:
+		return st
+	}
+}
+
+// guardedStream has the context of the call, and checks messages that come in.
+type guardedStream struct {
+	grpc.ServerStream
+	ctx    context.Context
+	strict bool
+}
+
+func (s *guardedStream) Context() context.Context { return s.ctx }
+
+func (s *guardedStream) RecvMsg(m any) error {
+	if err := s.ServerStream.RecvMsg(m); err != nil {
+		return err
+	}
+	if !s.strict {
+		return nil
+	}
+	return check(m)
+}
+
+// untilClosed is ctx, cancelled also when done is closed.
+func untilClosed(ctx context.Context, done <-chan struct{}) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		select {
+		case <-done:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
+}

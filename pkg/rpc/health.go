@@ -1,0 +1,194 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/health"
+	healthgrpc "google.golang.org/grpc/health/grpc_health_v1"
+
+	"github.com/kilnbuild/kiln/pkg/lifecycle"
+)
+
+const (
+	// checkTimeout bounds one check of a dependency.
+	checkTimeout = 5 * time.Second
+	// retryEvery is the longest pause between checks while one fails, so that
+	// a service is ready soon after what it needs.
+	retryEvery = time.Second
+)
+
+var errNotChecked = errors.New("not checked yet")
+
+// readiness is what health says: NOT_SERVING before Run, while a dependency
+// fails, and from the moment the server is told to stop.
+type readiness struct {
+	log      *slog.Logger
+	health   *health.Server
+	draining chan struct{}
+
+	mu       sync.Mutex
+	services []string
+	deps     []*dependency
+	stopped  bool
+	serving  bool
+}
+
+// dependency is something that the service needs. Its error is guarded by
+// readiness.mu.
+type dependency struct {
+	name  string
+	every time.Duration
+	check func(context.Context) error
+	err   error
+}
+
+func newReadiness(log *slog.Logger) *readiness {
+	return &readiness{log: log, health: newHealth(), draining: make(chan struct{}), services: []string{""}}
+}
+
+func (r *readiness) add(service string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.services = append(r.services, service)
+	r.health.SetServingStatus(service, healthgrpc.HealthCheckResponse_NOT_SERVING)
+}
+
+func (r *readiness) depend(name string, every time.Duration, check func(context.Context) error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.deps = append(r.deps, &dependency{name: name, every: every, check: check, err: errNotChecked})
+}
+
+// tasks are the checks, and one that starts things.
+func (r *readiness) tasks() []lifecycle.Task {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.publish()
+	tasks := make([]lifecycle.Task, len(r.deps))
+	for i, dep := range r.deps {
+		tasks[i] = lifecycle.Task{Name: "check of " + dep.name, Run: func(ctx context.Context) error {
+			return r.watch(ctx, dep)
+		}}
+	}
+	return tasks
+}
+
+// watch checks one dependency until ctx ends.
+func (r *readiness) watch(ctx context.Context, dep *dependency) error {
+	for {
+		err := r.once(ctx, dep)
+		if ctx.Err() != nil {
+			return nil
+		}
+		r.record(ctx, dep, err)
+		pause := dep.every
+		if err != nil {
+			pause = min(pause, retryEvery)
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return nil
+		case <-timer.C:
+		}
+	}
+}
+
+// once checks one time. A check that does not heed its context is a failure
+// too, recorded in time, and not started again before it returned.
+func (r *readiness) once(ctx context.Context, dep *dependency) error {
+	bounded, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	result := make(chan error, 1)
+	go func() { result <- lifecycle.Protect(bounded, dep.check) }()
+	select {
+	case err := <-result:
+		if err != nil && bounded.Err() != nil && ctx.Err() == nil {
+			return fmt.Errorf("no answer within %s", checkTimeout)
+		}
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-bounded.Done():
+	}
+	err := fmt.Errorf("no answer within %s", checkTimeout)
+	if ctx.Err() == nil {
+		r.record(ctx, dep, err)
+	}
+	select {
+	case <-result:
+	case <-ctx.Done():
+	}
+	return err
+}
+
+func (r *readiness) record(ctx context.Context, dep *dependency, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	was := dep.err
+	dep.err = err
+	switch {
+	case err == nil && was != nil:
+		r.log.InfoContext(ctx, "dependency answers", "dependency", dep.name)
+	case err != nil && (was == nil || errors.Is(was, errNotChecked)):
+		r.log.WarnContext(ctx, "dependency does not answer", "dependency", dep.name, "error", err)
+	}
+	r.publish()
+}
+
+// publish tells the health service. The caller holds mu.
+func (r *readiness) publish() {
+	r.serving = !r.stopped
+	for _, dep := range r.deps {
+		r.serving = r.serving && dep.err == nil
+	}
+	state := healthgrpc.HealthCheckResponse_NOT_SERVING
+	if r.serving {
+		state = healthgrpc.HealthCheckResponse_SERVING
+	}
+	for _, service := range r.services {
+		r.health.SetServingStatus(service, state)
+	}
+}
+
+// drain turns health to NOT_SERVING for good.
+func (r *readiness) drain() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.stopped {
+		return
+	}
+	r.stopped, r.serving = true, false
+	r.health.Shutdown()
+	close(r.draining)
+}
+
+// answer is /readyz: 200 when serving, else 503, and a line per dependency.
+func (r *readiness) answer(w http.ResponseWriter, _ *http.Request) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	state := "ready"
+	if !r.serving {
+		state = "not ready"
+		w.WriteHeader(http.StatusServiceUnavailable)
+	}
+	_, _ = fmt.Fprintln(w, state)
+	if r.stopped {
+		_, _ = fmt.Fprintln(w, "shutting down")
+	}
+	for _, dep := range r.deps {
+		if dep.err != nil {
+			_, _ = fmt.Fprintf(w, "%s: %v\n", dep.name, dep.err)
+		} else {
+			_, _ = fmt.Fprintf(w, "%s: ok\n", dep.name)
+		}
+	}
+}
