@@ -1,0 +1,106 @@
+// Package builder is Kiln's builder: it takes builds over gRPC and solves them
+// on buildkitd daemons.
+package builder
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/google/uuid"
+	"google.golang.org/grpc"
+
+	"github.com/kilnbuild/kiln/pkg/lifecycle"
+	"github.com/kilnbuild/kiln/pkg/rpc"
+	"github.com/kilnbuild/kiln/pkg/telemetry"
+	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
+	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
+	"github.com/kilnbuild/kiln/services/builder/internal/build"
+	"github.com/kilnbuild/kiln/services/builder/internal/buildkit"
+	"github.com/kilnbuild/kiln/services/builder/internal/buildkit/gateway"
+	"github.com/kilnbuild/kiln/services/builder/internal/grpcapi"
+	"github.com/kilnbuild/kiln/services/builder/internal/metrics"
+	"github.com/kilnbuild/kiln/services/builder/internal/pool"
+)
+
+// Service is a builder that is listening, and serves once Run is called.
+type Service struct {
+	server *rpc.Server
+	fleet  fleet
+	daemon *buildkit.Daemon
+}
+
+// fleet gives the domain and the gateway their view of the pool.
+type fleet struct {
+	*pool.Pool[*buildkit.Daemon]
+}
+
+func (f fleet) Pick(ctx context.Context) (build.Daemon, error) { return f.Pool.Pick(ctx) }
+
+func (f fleet) upstream(ctx context.Context) (gateway.Upstream, error) { return f.Pool.Pick(ctx) }
+
+// New makes a builder from its configuration, whose unset fields get their
+// defaults, and binds its addresses. ctx bounds the making only. A builder that
+// is not Run must be closed.
+func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Telemetry) (_ *Service, err error) {
+	cfg = Complete(cfg)
+	var undo lifecycle.Stack
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, undo.Close(context.WithoutCancel(ctx)))
+		}
+	}()
+
+	daemon, err := buildkit.Dial(ctx, cfg.GetDaemons()[0], cfg.GetAllowedRoots(), tel)
+	if err != nil {
+		return nil, err
+	}
+	undo.Push("daemon", func(context.Context) error { return daemon.Close() })
+	members := fleet{pool.New(daemon, tel.Logger)}
+	counters, err := metrics.New(tel.Meter)
+	if err != nil {
+		return nil, err
+	}
+	builds := build.NewService(members, build.NewRecords(int(cfg.GetMaxBuildsKept())), build.Limits{
+		MaxRunning: int(cfg.GetMaxRunningBuilds()), MaxBuildTime: cfg.GetMaxBuildTime().AsDuration(),
+	}, counters, tel.Logger, uuid.NewString)
+
+	passOn := gateway.New(members.upstream, builds, grpcapi.Caller)
+	server, err := rpc.NewServer(rpc.ServerOptions{
+		Name: "kiln-builder", Config: cfg.GetServer(), Telemetry: tel,
+		GRPC: []grpc.ServerOption{grpc.UnknownServiceHandler(passOn.Handle), grpc.ForceServerCodecV2(gateway.Codec{})},
+	})
+	if err != nil {
+		return nil, err
+	}
+	builderv1.RegisterBuilderServiceServer(server,
+		grpcapi.NewServer(builds, members, grpcapi.Translator{CacheRepository: cfg.GetCacheRepository()}))
+	server.Depend("buildkitd "+daemon.Name(), readyEvery, members.Ready)
+	return &Service{server: server, fleet: members, daemon: daemon}, nil
+}
+
+// readyEvery is how often the health status looks at what the pool knows, which
+// costs nothing.
+const readyEvery = 500 * time.Millisecond
+
+// Addr is the address of the gRPC server.
+func (s *Service) Addr() string { return s.server.Addr() }
+
+// HTTPAddr is the address of the HTTP server, empty when it is off.
+func (s *Service) HTTPAddr() string { return s.server.HTTPAddr() }
+
+// Run serves until ctx ends, then lets the builds that are running end within
+// the grace time of the configuration.
+func (s *Service) Run(ctx context.Context) error {
+	// The pool goes on while the server drains: running builds ask it.
+	checks, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	err := lifecycle.Run(ctx,
+		lifecycle.Task{Name: "server", Run: func(ctx context.Context) error {
+			defer stop()
+			return s.server.Run(ctx)
+		}},
+		lifecycle.Task{Name: "pool", Run: func(context.Context) error { return s.fleet.Run(checks) }},
+	)
+	return errors.Join(err, s.daemon.Close())
+}

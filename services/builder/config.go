@@ -1,0 +1,66 @@
+package builder
+
+import (
+	"cmp"
+	"context"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/kilnbuild/kiln/pkg/service"
+	"github.com/kilnbuild/kiln/pkg/telemetry"
+	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
+)
+
+// DefaultConfig returns the configuration of a builder that was told nothing.
+func DefaultConfig() *configv1.BuilderConfig { return Complete(&configv1.BuilderConfig{}) }
+
+// Complete returns a copy of cfg with a default in each unset field.
+func Complete(cfg *configv1.BuilderConfig) *configv1.BuilderConfig {
+	out := proto.CloneOf(cfg)
+	if out.Server == nil {
+		out.Server = &configv1.ServerConfig{}
+	}
+	out.Server.Listen = cmp.Or(out.Server.Listen, "127.0.0.1:50051")
+	out.Server.HttpListen = cmp.Or(out.Server.HttpListen, "127.0.0.1:9461")
+	if len(out.Daemons) == 0 {
+		out.Daemons = []*configv1.DaemonConfig{{Address: "unix:///run/buildkit/buildkitd.sock"}}
+	}
+	for _, daemon := range out.Daemons {
+		daemon.Name = cmp.Or(daemon.Name, "default")
+	}
+	out.CacheRepository = cmp.Or(out.CacheRepository, "localhost:5000/cache")
+	if out.MaxBuildTime == nil {
+		out.MaxBuildTime = durationpb.New(time.Hour)
+	}
+	out.MaxBuildsKept = cmp.Or(out.MaxBuildsKept, 1000)
+	out.MaxRunningBuilds = cmp.Or(out.MaxRunningBuilds, 64)
+	return out
+}
+
+// Command is the kiln-builder command.
+func Command() *cobra.Command {
+	return service.Command(service.Spec[*configv1.BuilderConfig]{
+		Name:      "kiln-builder",
+		Short:     "Takes builds over gRPC and solves them on buildkitd daemons",
+		EnvPrefix: "KILN_BUILDER",
+		Example: `  # With buildkitd at its usual socket and a registry at localhost:5000:
+  kiln-builder
+
+  # On another port, letting requests name directories below /srv/src:
+  kiln-builder --set server.listen=127.0.0.1:6000 --set 'allowed_roots=["/srv/src"]'
+
+  # See the whole configuration:
+  kiln-builder --config builder.yaml --print-config`,
+		NewConfig: DefaultConfig,
+		Run: func(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Telemetry) error {
+			s, err := New(ctx, cfg, tel)
+			if err != nil {
+				return err
+			}
+			return s.Run(ctx)
+		},
+	})
+}

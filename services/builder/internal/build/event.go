@@ -1,0 +1,87 @@
+package build
+
+import "time"
+
+// Event is one thing that happened in a build. Kind is one of Started,
+// StepEvent, LogEvent, Warning and Outcome.
+type Event struct {
+	Sequence uint64 // 1, 2, 3, … without gaps
+	Time     time.Time
+	Kind     any
+}
+
+// Started is the first event.
+type Started struct {
+	BuildID string
+	Daemon  string
+	TraceID string
+}
+
+// StepState is the state of a step.
+type StepState int
+
+// The states of a step. A step begins once, and ends as cached, done or failed.
+const (
+	StepStarted StepState = iota + 1
+	StepProgress
+	StepCached
+	StepDone
+	StepFailed
+)
+
+// StepEvent says that a step is in a new state.
+type StepEvent struct {
+	Digest       string
+	Name         string
+	State        StepState
+	Start, End   time.Time // zero: unset
+	Error        string
+	Current      int64 // bytes, with StepProgress
+	Total        int64 // bytes; 0: not known
+	ProgressItem string
+}
+
+// LogEvent is what a step wrote.
+type LogEvent struct {
+	StepDigest string
+	Stderr     bool
+	Data       []byte
+}
+
+// Warning is what the frontend warns of.
+type Warning struct {
+	Message    string
+	Details    []string
+	URL        string
+	File       string
+	StartLine  int
+	EndLine    int
+	StepDigest string
+}
+
+// StepCounts counts the steps of a build's graph. BuildKit's bookkeeping
+// (loading the Dockerfile, exporting) is not counted.
+type StepCounts struct {
+	Total, Cached, Completed, Failed int
+}
+
+// PhaseTimes says how long the phases of a build took.
+type PhaseTimes struct {
+	Total, Queue, Context, Solve, Export time.Duration
+}
+
+// Outcome is how a build ended, and its last event.
+type Outcome struct {
+	State   State
+	Failure *Failure // nil if and only if State is Succeeded
+	Outputs []OutputResult
+	Steps   StepCounts
+	Times   PhaseTimes
+}
+
+// OutputResult is what became of one output.
+type OutputResult struct {
+	Digest    string // of the manifest or index
+	MediaType string
+	Tags      []string
+}

@@ -1,0 +1,87 @@
+package build
+
+import (
+	"time"
+
+	"github.com/kilnbuild/kiln/pkg/fault"
+)
+
+// State is where a build stands.
+type State int
+
+// The states of a build. All from Succeeded on are final.
+const (
+	Queued State = iota + 1
+	Running
+	Succeeded
+	Failed
+	Cancelled
+	TimedOut
+	Interrupted
+)
+
+// Final reports whether a build in this state has ended.
+func (s State) Final() bool { return s >= Succeeded }
+
+func (s State) String() string {
+	return [...]string{"unspecified", "queued", "running", "succeeded", "failed", "cancelled", "timed_out", "interrupted"}[s]
+}
+
+// Origin is how a build came.
+type Origin int
+
+// The origins of a build.
+const (
+	OriginAPI Origin = iota + 1
+	OriginGateway
+)
+
+func (o Origin) String() string {
+	return [...]string{"unspecified", "api", "gateway"}[o]
+}
+
+// Record is what is remembered of a build.
+type Record struct {
+	ID       string
+	Project  string
+	State    State
+	Origin   Origin
+	Created  time.Time
+	Started  time.Time // zero: its solve was not sent
+	Ended    time.Time // zero: not ended
+	Daemon   string
+	Tags     []string
+	Outcome  *Outcome // set when State is final
+	TraceID  string
+	Caller   string
+	LastSeq  uint64
+	Steps    StepCounts
+	sequence uint64 // order of coming
+}
+
+// Failure is why a build did not succeed.
+type Failure struct {
+	Kind       fault.Kind
+	Reason     string // name of a kiln.errors.v1.Reason without its prefix
+	Message    string // one line
+	Remedy     string // what to do
+	Step       string
+	StepDigest string
+	Location   *Location
+	ExitCode   *int32
+	LogTail    []string
+	Reference  string
+}
+
+// Location is a place in the Dockerfile.
+type Location struct {
+	File      string
+	StartLine int
+	EndLine   int
+	Snippet   string
+}
+
+// failureOf turns an error of Kiln's own into a failure.
+func failureOf(err *fault.Error) *Failure {
+	return &Failure{Kind: err.Kind, Reason: err.Reason, Message: err.Error(), Remedy: err.Remedy}
+}

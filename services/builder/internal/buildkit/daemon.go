@@ -1,0 +1,83 @@
+// Package buildkit is the builder's only way to buildkitd: it solves builds,
+// tells what happens in them in the domain's words, and, in its subpackage
+// gateway, passes BuildKit's own API on.
+package buildkit
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/containerd/platforms"
+	"github.com/moby/buildkit/client"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/kilnbuild/kiln/pkg/auth"
+	"github.com/kilnbuild/kiln/pkg/rpc"
+	"github.com/kilnbuild/kiln/pkg/telemetry"
+	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
+	"github.com/kilnbuild/kiln/services/builder/internal/hostdir"
+	"github.com/kilnbuild/kiln/services/builder/internal/pool"
+)
+
+// Daemon is one buildkitd daemon.
+type Daemon struct {
+	name, address string
+	roots         hostdir.Roots
+	client        *client.Client
+	conn          *grpc.ClientConn
+}
+
+// Dial prepares the connections to a daemon; they are made when first used.
+// There are two, so that what clients send through the gateway does not stand in
+// the way of the builder's own solves. Neither sends keepalive pings: buildkitd
+// closes connections that ping more often than every five minutes.
+func Dial(ctx context.Context, cfg *configv1.DaemonConfig, roots hostdir.Roots, tel *telemetry.Telemetry) (*Daemon, error) {
+	opts := []client.ClientOpt{client.WithTracerProvider(tel.Tracer)}
+	if cfg.GetTls() != nil {
+		tlsConfig, err := auth.ClientTLS(cfg.GetTls())
+		if err != nil {
+			return nil, err
+		}
+		opts = append(opts, client.WithGRPCDialOption(grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig))))
+	}
+	bk, err := client.New(ctx, cfg.GetAddress(), opts...)
+	if err != nil {
+		return nil, fmt.Errorf("daemon %q: %w", cfg.GetName(), err)
+	}
+	conn, err := rpc.Dial(strings.TrimPrefix(cfg.GetAddress(), "tcp://"), rpc.ClientOptions{TLS: cfg.GetTls(), Telemetry: tel})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("daemon %q: %w", cfg.GetName(), err), bk.Close())
+	}
+	return &Daemon{name: cfg.GetName(), address: cfg.GetAddress(), roots: roots, client: bk, conn: conn}, nil
+}
+
+// Name is the daemon's name.
+func (d *Daemon) Name() string { return d.name }
+
+// Address is where it listens.
+func (d *Daemon) Address() string { return d.address }
+
+// Conn is the connection for the gateway.
+func (d *Daemon) Conn() *grpc.ClientConn { return d.conn }
+
+// Close ends both connections.
+func (d *Daemon) Close() error { return errors.Join(d.client.Close(), d.conn.Close()) }
+
+// Check asks the daemon for its workers.
+func (d *Daemon) Check(ctx context.Context) (pool.Info, error) {
+	workers, err := d.client.ListWorkers(ctx)
+	if err != nil {
+		return pool.Info{}, err
+	}
+	if len(workers) == 0 {
+		return pool.Info{}, errors.New("it has no worker")
+	}
+	info := pool.Info{Version: workers[0].BuildkitVersion.Version}
+	for _, platform := range workers[0].Platforms {
+		info.Platforms = append(info.Platforms, platforms.Format(platform))
+	}
+	return info, nil
+}

@@ -1,0 +1,232 @@
+package buildkit
+
+import (
+	"bytes"
+	"strings"
+	"time"
+
+	"github.com/moby/buildkit/client"
+	"github.com/opencontainers/go-digest"
+
+	"github.com/kilnbuild/kiln/services/builder/internal/build"
+)
+
+// How much of a step's output is kept for the report of its failure.
+const (
+	tailLines     = 20
+	tailLineBytes = 4096
+)
+
+// Progress tells the events of a solve from BuildKit's statuses, and keeps what
+// its outcome needs.
+type Progress struct {
+	steps map[digest.Digest]*step
+}
+
+type step struct {
+	name       string
+	begun      bool
+	ended      build.StepState // 0: it has not
+	start, end time.Time
+	tail       []string
+	partial    []byte // of a line that has not ended
+}
+
+// NewProgress returns a Progress that has seen nothing.
+func NewProgress() *Progress { return &Progress{steps: make(map[digest.Digest]*step)} }
+
+func (p *Progress) step(id digest.Digest) *step {
+	s := p.steps[id]
+	if s == nil {
+		s = &step{}
+		p.steps[id] = s
+	}
+	return s
+}
+
+// Update takes one status and gives its events to sink.
+func (p *Progress) Update(status *client.SolveStatus, sink func(any)) {
+	for _, v := range status.Vertexes {
+		if event, changed := p.vertex(v); changed {
+			sink(event)
+		}
+	}
+	for _, s := range status.Statuses {
+		sink(build.StepEvent{
+			Digest: s.Vertex.String(), Name: p.step(s.Vertex).name, State: build.StepProgress,
+			Start: deref(s.Started), End: deref(s.Completed),
+			Current: s.Current, Total: s.Total, ProgressItem: s.ID,
+		})
+	}
+	for _, l := range status.Logs {
+		p.step(l.Vertex).log(l.Data)
+		sink(build.LogEvent{StepDigest: l.Vertex.String(), Stderr: l.Stream == 2, Data: l.Data})
+	}
+	for _, w := range status.Warnings {
+		sink(warning(w))
+	}
+}
+
+// vertex notes the state of a vertex and reports whether it is news. BuildKit
+// sends a vertex again and again, and again from the start when several builds
+// share it.
+func (p *Progress) vertex(v *client.Vertex) (build.StepEvent, bool) {
+	s := p.step(v.Digest)
+	s.name = v.Name
+	event := build.StepEvent{
+		Digest: v.Digest.String(), Name: v.Name, Start: deref(v.Started), End: deref(v.Completed), Error: v.Error,
+	}
+	switch {
+	case v.Error != "":
+		event.State = build.StepFailed
+	case v.Cached:
+		event.State = build.StepCached
+	case v.Completed != nil:
+		event.State = build.StepDone
+	case v.Started != nil && !s.begun:
+		event.State = build.StepStarted
+	default:
+		return event, false
+	}
+	if v.Started != nil {
+		s.start, s.begun = *v.Started, true
+	}
+	if event.State == build.StepStarted {
+		return event, true
+	}
+	if v.Completed != nil {
+		s.end = *v.Completed
+	}
+	if s.ended >= event.State {
+		return event, false
+	}
+	s.ended = event.State
+	return event, true
+}
+
+func (s *step) log(data []byte) {
+	s.partial = append(s.partial, data...)
+	for {
+		end := bytes.IndexByte(s.partial, '\n')
+		if end < 0 {
+			break
+		}
+		s.tail = append(s.tail, clip(s.partial[:end]))
+		s.partial = s.partial[end+1:]
+	}
+	if len(s.partial) > tailLineBytes {
+		s.tail, s.partial = append(s.tail, clip(s.partial)), nil
+	}
+	if extra := len(s.tail) - tailLines; extra > 0 {
+		s.tail = append([]string(nil), s.tail[extra:]...)
+	}
+}
+
+func clip(line []byte) string {
+	line = bytes.TrimSuffix(line, []byte("\r"))
+	return strings.ToValidUTF8(string(line[:min(len(line), tailLineBytes)]), "\uFFFD")
+}
+
+// lastLines returns the last lines that the step wrote.
+func (s *step) lastLines() []string {
+	lines := s.tail
+	if len(s.partial) > 0 {
+		lines = append(lines[:len(lines):len(lines)], clip(s.partial))
+	}
+	return lines[max(0, len(lines)-tailLines):]
+}
+
+// Counts counts the steps of the Dockerfile's graph.
+func (p *Progress) Counts() build.StepCounts {
+	var c build.StepCounts
+	for _, s := range p.steps {
+		if bookkeeping(s.name) {
+			continue
+		}
+		c.Total++
+		switch s.ended {
+		case build.StepCached:
+			c.Cached++
+		case build.StepDone:
+			c.Completed++
+		case build.StepFailed:
+			c.Failed++
+		}
+	}
+	return c
+}
+
+// bookkeeping reports whether a vertex is BuildKit's own work rather than a step
+// that a user wrote. BuildKit marks it by name only.
+func bookkeeping(name string) bool {
+	return name == "" || strings.HasPrefix(name, "[internal]") || strings.HasPrefix(name, "[auth]") ||
+		strings.HasPrefix(name, "resolve image config for ") || strings.HasPrefix(name, "docker-image://") ||
+		strings.HasPrefix(name, "importing cache manifest from ") || isExport(name)
+}
+
+func isExport(name string) bool {
+	return strings.HasPrefix(name, "exporting ") || strings.HasPrefix(name, "preparing build cache for export") ||
+		strings.HasPrefix(name, "sending tarball") || strings.HasPrefix(name, "pushing ")
+}
+
+// times says how long the phases took that BuildKit knows of, for a solve that
+// was sent at started and has just ended.
+func (p *Progress) times(started time.Time) build.PhaseTimes {
+	var t build.PhaseTimes
+	now := time.Now()
+	var exportStart, exportEnd time.Time
+	for _, s := range p.steps {
+		if s.start.IsZero() {
+			continue
+		}
+		end := s.end
+		if end.IsZero() {
+			end = now
+		}
+		switch {
+		case s.name == "[internal] load build context" || s.name == "[internal] load git context":
+			t.Context = max(t.Context, end.Sub(s.start))
+		case isExport(s.name):
+			if exportStart.IsZero() || s.start.Before(exportStart) {
+				exportStart = s.start
+			}
+			if end.After(exportEnd) {
+				exportEnd = end
+			}
+		}
+	}
+	t.Solve = now.Sub(started)
+	if !exportStart.IsZero() {
+		t.Export = exportEnd.Sub(exportStart)
+		// By durations, not by times: the daemon's clock may differ from ours.
+		t.Solve = max(0, t.Solve-t.Export)
+	}
+	return t
+}
+
+func warning(w *client.VertexWarning) build.Warning {
+	out := build.Warning{Message: string(w.Short), URL: w.URL, StepDigest: w.Vertex.String()}
+	for _, line := range w.Detail {
+		out.Details = append(out.Details, string(line))
+	}
+	if w.SourceInfo != nil {
+		out.File = w.SourceInfo.Filename
+	}
+	for i, r := range w.Range {
+		if r.GetStart() == nil {
+			continue
+		}
+		if line := int(r.Start.Line); i == 0 || line < out.StartLine {
+			out.StartLine = line
+		}
+		out.EndLine = max(out.EndLine, int(r.GetEnd().GetLine()), int(r.Start.Line))
+	}
+	return out
+}
+
+func deref(t *time.Time) time.Time {
+	if t == nil {
+		return time.Time{}
+	}
+	return *t
+}

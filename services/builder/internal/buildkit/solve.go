@@ -1,0 +1,165 @@
+package buildkit
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/exporter/containerimage/exptypes"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/kilnbuild/kiln/services/builder/internal/build"
+)
+
+// letGo is how long a cancelled solve may take to end in the daemon before its
+// build is given its end all the same; BuildKit's client itself waits five
+// seconds for the last status of a daemon that hangs.
+const letGo = 2 * time.Second
+
+// Solve implements build.Daemon.
+func (d *Daemon) Solve(ctx context.Context, id string, spec build.Spec, sink func(any)) build.Result {
+	opt, root, err := d.solveOpt(id, spec)
+	if err != nil {
+		return build.Result{Failure: FailureOf(err, nil)}
+	}
+	progress := NewProgress()
+	statuses := make(chan *client.SolveStatus, 64)
+	type answer struct {
+		res *client.SolveResponse
+		err error
+	}
+	done := make(chan answer, 1)
+	started := time.Now()
+	go func() {
+		res, err := d.client.Solve(ctx, nil, opt, statuses)
+		if root != nil {
+			err = errors.Join(err, root.Close())
+		}
+		done <- answer{res, err}
+	}()
+
+	giveUp := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(letGo, func() { close(giveUp) }) })
+	defer stop()
+	for open := true; open; {
+		select {
+		case status, ok := <-statuses:
+			if open = ok; ok {
+				progress.Update(status, sink)
+			}
+		case <-giveUp:
+			go drain(statuses)
+			return build.Result{Failure: FailureOf(ctx.Err(), progress), Steps: progress.Counts(), Times: progress.times(started)}
+		}
+	}
+	end := <-done
+	result := build.Result{Steps: progress.Counts(), Times: progress.times(started)}
+	if end.err != nil {
+		result.Failure = FailureOf(end.err, progress)
+		return result
+	}
+	if spec.Push != nil {
+		result.Outputs = outputs(spec.Push, end.res.ExporterResponse)
+	}
+	return result
+}
+
+// drain reads what nobody waits for any more: BuildKit's client does not end
+// while its channel is full. The client closes it within its own bounds.
+func drain(statuses <-chan *client.SolveStatus) {
+	for range statuses { //nolint:revive // reading is all there is to do
+	}
+}
+
+func outputs(push *build.Push, response map[string]string) []build.OutputResult {
+	mediaType := ""
+	if raw, err := base64.StdEncoding.DecodeString(response[exptypes.ExporterImageDescriptorKey]); err == nil {
+		var desc ocispecs.Descriptor
+		if json.Unmarshal(raw, &desc) == nil {
+			mediaType = desc.MediaType
+		}
+	}
+	results := make([]build.OutputResult, 0, len(push.Outputs))
+	for _, tags := range push.Outputs {
+		results = append(results, build.OutputResult{
+			Digest: response[exptypes.ExporterImageDigestKey], MediaType: mediaType, Tags: tags,
+		})
+	}
+	return results
+}
+
+// solveOpt says in BuildKit's terms what a spec asks for. The root, when there
+// is one, is open until the solve has ended.
+func (d *Daemon) solveOpt(id string, spec build.Spec) (client.SolveOpt, *os.Root, error) {
+	opt := client.SolveOpt{
+		Ref:           id,
+		Frontend:      "dockerfile.v0",
+		FrontendAttrs: frontendAttrs(spec),
+		// A name that stays makes the daemon ask for the changed files of a
+		// context only, also when the builder has started anew.
+		SharedKey: "kiln:" + spec.Project,
+	}
+	root, err := d.addContext(&opt, spec)
+	if err != nil {
+		return client.SolveOpt{}, nil, err
+	}
+	if spec.Push != nil {
+		attrs := map[string]string{"name": strings.Join(spec.Push.Tags, ","), "push": "true"}
+		if spec.Push.Compression != "" {
+			attrs["compression"], attrs["force-compression"] = spec.Push.Compression, "true"
+		}
+		opt.Exports = []client.ExportEntry{{Type: client.ExporterImage, Attrs: attrs}}
+	}
+	for _, from := range spec.Cache.Imports {
+		opt.CacheImports = append(opt.CacheImports, client.CacheOptionsEntry{
+			Type: "registry", Attrs: map[string]string{"ref": from.Ref},
+		})
+	}
+	switch {
+	case spec.Cache.Export != nil:
+		opt.CacheExports = []client.CacheOptionsEntry{{
+			Type: "registry",
+			Attrs: map[string]string{
+				"ref": spec.Cache.Export.Ref, "mode": "max", "image-manifest": "true", "oci-mediatypes": "true",
+			},
+		}}
+	case spec.Cache.Inline:
+		opt.CacheExports = []client.CacheOptionsEntry{{Type: "inline"}}
+	}
+	return opt, root, nil
+}
+
+func frontendAttrs(spec build.Spec) map[string]string {
+	attrs := make(map[string]string)
+	if spec.Dockerfile.Inline == "" && spec.Dockerfile.Path != "" {
+		attrs["filename"] = spec.Dockerfile.Path
+	}
+	if spec.Target != "" {
+		attrs["target"] = spec.Target
+	}
+	for name, value := range spec.BuildArgs {
+		attrs["build-arg:"+name] = value
+	}
+	for name, value := range spec.Labels {
+		attrs["label:"+name] = value
+	}
+	if len(spec.Platforms) > 0 {
+		attrs["platform"] = strings.Join(spec.Platforms, ",")
+	}
+	switch {
+	case spec.NoCache:
+		attrs["no-cache"] = ""
+	case len(spec.NoCacheStages) > 0:
+		attrs["no-cache"] = strings.Join(spec.NoCacheStages, ",")
+	}
+	if spec.Pull {
+		attrs["image-resolve-mode"] = "pull"
+	}
+	return attrs
+}
+

@@ -1,0 +1,96 @@
+// Package hostdir opens directories of this host that a request may name: those
+// at or below an allowed root, however the path is written.
+package hostdir
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/kilnbuild/kiln/pkg/fault"
+)
+
+// Roots are the directories that may be opened, with all below them.
+type Roots []string
+
+// Open opens the directory at path. What it returns cannot be left by ".." or a
+// symbolic link, also when the directory changes while it is read (os.Root).
+// path may be spelled with links of its own, as long as it ends below a root.
+func (r Roots) Open(path string) (*os.Root, error) {
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		// What is missing outside the roots is none of the caller's business.
+		if !r.names(path) {
+			return nil, r.denied(path)
+		}
+		return nil, r.unreadable(path, err)
+	}
+	for _, root := range r {
+		base, err := filepath.EvalSymlinks(root)
+		if err != nil {
+			continue
+		}
+		rel, err := filepath.Rel(base, real)
+		if err != nil || !filepath.IsLocal(rel) {
+			continue
+		}
+		return r.openBelow(base, rel, path)
+	}
+	return nil, r.denied(path)
+}
+
+// openBelow opens by os.Root, so that a link put in place since EvalSymlinks
+// looked does not lead out.
+func (r Roots) openBelow(base, rel, path string) (*os.Root, error) {
+	root, err := os.OpenRoot(base)
+	if err != nil {
+		return nil, r.unreadable(path, err)
+	}
+	defer root.Close()
+	dir, err := root.OpenRoot(rel)
+	switch {
+	case err == nil:
+		return dir, nil
+	case strings.Contains(err.Error(), "escapes"):
+		return nil, r.denied(path)
+	default:
+		return nil, r.unreadable(path, err)
+	}
+}
+
+// names reports whether the path as it is written lies below a root.
+func (r Roots) names(path string) bool {
+	for _, root := range r {
+		if rel, err := filepath.Rel(root, filepath.Clean(path)); err == nil && filepath.IsLocal(rel) {
+			return true
+		}
+	}
+	return false
+}
+
+func (r Roots) denied(path string) error {
+	allowed := "none is set"
+	if len(r) > 0 {
+		allowed = strings.Join(r, ", ")
+	}
+	err := fault.New(fault.PermissionDenied, "DIRECTORY_NOT_ALLOWED",
+		fmt.Sprintf("directory %q is outside the allowed roots of the builder's host (%s)", path, allowed),
+		"name a directory below an allowed root, or add its root to allowed_roots of the builder")
+	err.Field, err.Value = "spec.context.directory.path", path
+	return err
+}
+
+func (r Roots) unreadable(path string, err error) error {
+	message := "cannot be opened: " + err.Error()
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		message = "does not exist on the builder's host"
+	case errors.Is(err, fs.ErrPermission):
+		message = "cannot be read by the builder"
+	}
+	return fault.Invalid("spec.context.directory.path", path, message,
+		"name a directory of the builder's host, not of the caller's, that the builder's user can read")
+}

@@ -1,0 +1,157 @@
+// Package pool knows the buildkitd daemons of the fleet, asks them again and
+// again how they are, and picks one for each build. It has one member for now.
+package pool
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/kilnbuild/kiln/pkg/fault"
+)
+
+// Member is what the pool needs of a daemon.
+type Member interface {
+	Name() string
+	Address() string
+	// Check asks the daemon how it is. The pool bounds ctx.
+	Check(ctx context.Context) (Info, error)
+}
+
+// Info is what a daemon says of itself.
+type Info struct {
+	Version   string
+	Platforms []string
+}
+
+// Status is how a daemon was when it was last asked.
+type Status struct {
+	Name, Address string
+	Info          Info      // of the last check that went well
+	Err           error     // nil: it answered
+	Checked       time.Time // zero: not asked yet
+	FailingSince  time.Time // zero: it answered
+}
+
+// How often daemons are asked, and how long they may take to answer. A daemon
+// that stops is known to be gone after at most checkEvery + checkTimeout.
+const (
+	checkEvery   = 2 * time.Second
+	checkTimeout = 3 * time.Second
+)
+
+// Pool is a fleet of daemons.
+type Pool[M Member] struct {
+	member M
+	log    *slog.Logger
+
+	mu     sync.Mutex
+	status Status
+}
+
+// New returns a pool of one member. Run asks it how it is.
+func New[M Member](member M, log *slog.Logger) *Pool[M] {
+	return &Pool[M]{
+		member: member, log: log,
+		status: Status{Name: member.Name(), Address: member.Address()},
+	}
+}
+
+// Run checks the members until ctx ends.
+func (p *Pool[M]) Run(ctx context.Context) error {
+	tick := time.NewTicker(checkEvery)
+	defer tick.Stop()
+	for {
+		p.check(ctx)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// Pick returns a member that answers. It asks again when the last answer is old
+// or was an error, and gives an UNAVAILABLE fault within checkTimeout when there
+// is none.
+func (p *Pool[M]) Pick(ctx context.Context) (M, error) {
+	status := p.Statuses()[0]
+	if status.Err != nil || time.Since(status.Checked) > checkEvery+checkTimeout {
+		if err := p.check(ctx); err != nil {
+			var none M
+			if cause := context.Cause(ctx); cause != nil {
+				return none, cause
+			}
+			return none, p.unavailable(err)
+		}
+	}
+	return p.member, nil
+}
+
+// Health returns nil when the last check of the member went well; else since
+// when it fails, and an UNAVAILABLE fault.
+func (p *Pool[M]) Health(string) (time.Time, error) {
+	status := p.Statuses()[0]
+	if status.Err == nil {
+		return time.Time{}, nil
+	}
+	return status.FailingSince, p.unavailable(status.Err)
+}
+
+// Statuses returns how the members were when they were last asked, by name.
+func (p *Pool[M]) Statuses() []Status {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return []Status{p.status}
+}
+
+// Ready returns nil when a member answers: the builder's health check.
+func (p *Pool[M]) Ready(context.Context) error {
+	status := p.Statuses()[0]
+	if status.Checked.IsZero() {
+		return fmt.Errorf("buildkitd %q has not answered yet", status.Name)
+	}
+	return status.Err
+}
+
+func (p *Pool[M]) check(ctx context.Context) error {
+	asked, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	info, err := p.member.Check(asked)
+	if ctx.Err() != nil {
+		return ctx.Err() // the caller went away: that says nothing of the daemon
+	}
+	if err != nil && asked.Err() != nil {
+		err = fmt.Errorf("no answer within %s", checkTimeout)
+	}
+	p.remember(info, err)
+	return err
+}
+
+func (p *Pool[M]) remember(info Info, err error) {
+	now := time.Now()
+	p.mu.Lock()
+	was := p.status
+	p.status.Checked, p.status.Err = now, err
+	if err == nil {
+		p.status.Info, p.status.FailingSince = info, time.Time{}
+	} else if was.Err == nil {
+		p.status.FailingSince = now
+	}
+	p.mu.Unlock()
+
+	switch {
+	case err != nil && (was.Err == nil || was.Checked.IsZero()):
+		p.log.Warn("buildkitd does not answer", "daemon", was.Name, "address", was.Address, "error", err)
+	case err == nil && (was.Err != nil || was.Checked.IsZero()):
+		p.log.Info("buildkitd is ready", "daemon", was.Name, "address", was.Address, "version", info.Version)
+	}
+}
+
+func (p *Pool[M]) unavailable(err error) error {
+	return fault.Wrap(err, fault.Unavailable, "DAEMON_UNAVAILABLE",
+		fmt.Sprintf("buildkitd %q at %s does not answer", p.member.Name(), p.member.Address()),
+		"check that buildkitd runs and listens at that address (systemctl status buildkit, or the log of kiln up), and that the builder may open its socket; then call again")
+}
