@@ -15,10 +15,16 @@ import (
 type Daemon interface {
 	// Name is the daemon's name in records and metrics.
 	Name() string
+	// Prepare opens what the build reads on this host. Its errors are the
+	// caller's, not the build's: a directory that may not be named, for example.
+	Prepare(id string, spec Spec) (Job, error)
+}
+
+// Job is a build that is ready to be solved, once.
+type Job interface {
 	// Solve builds, calls sink for each event in order, from one goroutine, and
-	// returns when the daemon has ended the solve. A build that fails gives a
-	// *Failure in the result, never an error; a cancelled ctx may give either.
-	Solve(ctx context.Context, id string, spec Spec, sink func(kind any)) Result
+	// returns when the daemon has ended the solve, or seconds after ctx ended.
+	Solve(ctx context.Context, sink func(kind any)) Result
 }
 
 // Result is what a solve came to.
@@ -95,8 +101,13 @@ func (s *Service) Build(ctx context.Context, spec Spec, caller Caller, emit func
 		return err
 	}
 
+	id := s.newID()
+	job, err := daemon.Prepare(id, spec)
+	if err != nil {
+		return err
+	}
 	rec := Record{
-		ID: s.newID(), Project: spec.Project, State: Running, Origin: OriginAPI, Created: created,
+		ID: id, Project: spec.Project, State: Running, Origin: OriginAPI, Created: created,
 		Started: time.Now(), Daemon: daemon.Name(), TraceID: caller.TraceID, Caller: caller.Identity,
 	}
 	if spec.Push != nil {
@@ -111,7 +122,7 @@ func (s *Service) Build(ctx context.Context, spec Spec, caller Caller, emit func
 	events.push(Started{BuildID: rec.ID, Daemon: rec.Daemon, TraceID: rec.TraceID})
 	go func() {
 		defer events.close()
-		outcome := s.solve(ctx, rec, spec, daemon, events.push)
+		outcome := s.solve(ctx, rec, spec.Timeout, job, events.push)
 		s.end(context.WithoutCancel(ctx), rec.ID, outcome, events.pushed()+1)
 		events.push(outcome)
 	}()
@@ -153,7 +164,7 @@ func (s *Service) admit() (release func(), err error) {
 
 // solve runs the build on the daemon, bounded in time and watched, and says how
 // it ended. A panic of the adapter fails this build alone.
-func (s *Service) solve(ctx context.Context, rec Record, spec Spec, daemon Daemon, sink func(any)) (outcome Outcome) {
+func (s *Service) solve(ctx context.Context, rec Record, wanted time.Duration, job Job, sink func(any)) (outcome Outcome) {
 	defer func() {
 		if p := recover(); p != nil {
 			s.log.ErrorContext(ctx, "panic in a build", "build", rec.ID, "panic", fmt.Sprint(p))
@@ -162,18 +173,18 @@ func (s *Service) solve(ctx context.Context, rec Record, spec Spec, daemon Daemo
 		}
 	}()
 	timeout := s.limits.MaxBuildTime
-	if spec.Timeout > 0 && (timeout <= 0 || spec.Timeout < timeout) {
-		timeout = spec.Timeout
+	if wanted > 0 && (timeout <= 0 || wanted < timeout) {
+		timeout = wanted
 	}
 	if timeout > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeoutCause(ctx, timeout, timedOut(timeout))
 		defer cancel()
 	}
-	ctx, answered, stop := s.watch(ctx, daemon.Name())
+	ctx, answered, stop := s.watch(ctx, rec.Daemon)
 	defer stop()
 
-	result := daemon.Solve(ctx, rec.ID, spec, func(kind any) {
+	result := job.Solve(ctx, func(kind any) {
 		answered()
 		sink(kind)
 	})
@@ -270,7 +281,7 @@ func (s *Service) end(ctx context.Context, id string, outcome Outcome, lastSeq u
 	s.metrics.BuildEnded(ctx, ended)
 	attrs := []any{
 		"build", ended.ID, "project", ended.Project, "origin", ended.Origin.String(), "daemon", ended.Daemon,
-		"state", ended.State.String(), "duration", ended.Ended.Sub(ended.Created).Round(time.Millisecond),
+		"state", ended.State.String(), "duration", ended.Ended.Sub(ended.Created).Round(time.Millisecond).String(),
 		"steps", outcome.Steps.Total, "cached", outcome.Steps.Cached,
 	}
 	if outcome.Failure != nil {

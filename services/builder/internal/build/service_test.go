@@ -24,10 +24,18 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // events and the one end of each build.
 type daemon func(ctx context.Context, sink func(any)) build.Result
 
-func (daemon) Name() string { return "d1" }
-func (d daemon) Solve(ctx context.Context, _ string, _ build.Spec, sink func(any)) build.Result {
+func (daemon) Name() string                                    { return "d1" }
+func (d daemon) Prepare(string, build.Spec) (build.Job, error) { return d, nil }
+func (d daemon) Solve(ctx context.Context, sink func(any)) build.Result {
 	return d(ctx, sink)
 }
+
+type refusing struct {
+	daemon
+	err error
+}
+
+func (r refusing) Prepare(string, build.Spec) (build.Job, error) { return nil, r.err }
 
 type pool struct {
 	daemon build.Daemon
@@ -252,6 +260,16 @@ func TestBuildNotAccepted(t *testing.T) {
 		err := s.Build(t.Context(), build.Spec{}, build.Caller{}, func(build.Event) error { t.Error("an event"); return nil })
 		if !errors.Is(err, down) || counters.started != 0 {
 			t.Errorf("err = %v, %d started", err, counters.started)
+		}
+	})
+	t.Run("its context is refused", func(t *testing.T) {
+		denied := fault.New(fault.PermissionDenied, "DIRECTORY_NOT_ALLOWED", "no", "another")
+		s, counters := newService(t, &pool{daemon: refusing{err: denied}}, build.Limits{MaxRunning: 1})
+		for range 2 { // a refused build takes no place
+			err := s.Build(t.Context(), build.Spec{}, build.Caller{}, func(build.Event) error { t.Error("an event"); return nil })
+			if !errors.Is(err, denied) || counters.started != 0 {
+				t.Errorf("err = %v, %d started", err, counters.started)
+			}
 		}
 	})
 	t.Run("full", func(t *testing.T) {

@@ -21,12 +21,25 @@ import (
 // seconds for the last status of a daemon that hangs.
 const letGo = 2 * time.Second
 
-// Solve implements build.Daemon.
-func (d *Daemon) Solve(ctx context.Context, id string, spec build.Spec, sink func(any)) build.Result {
+// Prepare implements build.Daemon.
+func (d *Daemon) Prepare(id string, spec build.Spec) (build.Job, error) {
 	opt, root, err := d.solveOpt(id, spec)
 	if err != nil {
-		return build.Result{Failure: FailureOf(err, nil)}
+		return nil, err
 	}
+	return &job{client: d.client, opt: opt, root: root, push: spec.Push}, nil
+}
+
+// job is one solve that is ready.
+type job struct {
+	client *client.Client
+	opt    client.SolveOpt
+	root   *os.Root // of a directory context; may be nil
+	push   *build.Push
+}
+
+// Solve implements build.Job.
+func (j *job) Solve(ctx context.Context, sink func(any)) build.Result {
 	progress := NewProgress()
 	statuses := make(chan *client.SolveStatus, 64)
 	type answer struct {
@@ -36,9 +49,9 @@ func (d *Daemon) Solve(ctx context.Context, id string, spec build.Spec, sink fun
 	done := make(chan answer, 1)
 	started := time.Now()
 	go func() {
-		res, err := d.client.Solve(ctx, nil, opt, statuses)
-		if root != nil {
-			err = errors.Join(err, root.Close())
+		res, err := j.client.Solve(ctx, nil, j.opt, statuses)
+		if j.root != nil {
+			err = errors.Join(err, j.root.Close())
 		}
 		done <- answer{res, err}
 	}()
@@ -63,8 +76,8 @@ func (d *Daemon) Solve(ctx context.Context, id string, spec build.Spec, sink fun
 		result.Failure = FailureOf(end.err, progress)
 		return result
 	}
-	if spec.Push != nil {
-		result.Outputs = outputs(spec.Push, end.res.ExporterResponse)
+	if j.push != nil {
+		result.Outputs = outputs(j.push, end.res.ExporterResponse)
 	}
 	return result
 }
@@ -162,4 +175,3 @@ func frontendAttrs(spec build.Spec) map[string]string {
 	}
 	return attrs
 }
-

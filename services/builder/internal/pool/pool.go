@@ -107,11 +107,12 @@ func (p *Pool[M]) Statuses() []Status {
 	return []Status{p.status}
 }
 
-// Ready returns nil when a member answers: the builder's health check.
-func (p *Pool[M]) Ready(context.Context) error {
+// Ready returns nil when a member answers: the builder's health check. It asks
+// by itself when nobody has asked yet.
+func (p *Pool[M]) Ready(ctx context.Context) error {
 	status := p.Statuses()[0]
 	if status.Checked.IsZero() {
-		return fmt.Errorf("buildkitd %q has not answered yet", status.Name)
+		return p.check(ctx)
 	}
 	return status.Err
 }
