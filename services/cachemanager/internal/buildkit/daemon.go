@@ -1,0 +1,124 @@
+// Package buildkit is the cache manager's only way to buildkitd.
+package buildkit
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/moby/buildkit/client"
+	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+
+	"github.com/kilnbuild/kiln/pkg/auth"
+	"github.com/kilnbuild/kiln/pkg/telemetry"
+	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/enforce"
+)
+
+// Daemon is one buildkitd daemon.
+type Daemon struct {
+	name, address string
+	client        *client.Client
+}
+
+// Dial prepares the connection to a daemon; it is made, and made again, when it
+// is needed. It sends no keepalive pings: buildkitd closes connections that ping
+// more often than every five minutes.
+func Dial(ctx context.Context, cfg *configv1.DaemonConfig, tel *telemetry.Telemetry) (*Daemon, error) {
+	opts := []client.ClientOpt{
+		// The spans of the daemon join the trace of the call.
+		client.WithTracerProvider(tel.Tracer),
+		// gRPC's own back-off grows to two minutes: too long for a daemon that is back.
+		client.WithGRPCDialOption(grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 3 * time.Second},
+			MinConnectTimeout: 5 * time.Second,
+		})),
+	}
+	if cfg.GetTls() != nil {
+		creds, err := auth.ClientCredentials(cfg.GetTls(), tel.Logger)
+		if err != nil {
+			return nil, fmt.Errorf("daemon %q: %w", cfg.GetName(), err)
+		}
+		opts = append(opts, client.WithGRPCDialOption(grpc.WithTransportCredentials(creds)))
+		if name := cfg.GetTls().GetServerName(); name != "" {
+			opts = append(opts, client.WithGRPCDialOption(grpc.WithAuthority(name)))
+		}
+	}
+	bk, err := client.New(ctx, cfg.GetAddress(), opts...)
+	if err != nil {
+		return nil, fmt.Errorf("daemon %q: %w", cfg.GetName(), err)
+	}
+	return &Daemon{name: cfg.GetName(), address: cfg.GetAddress(), client: bk}, nil
+}
+
+// Name is the daemon's name.
+func (d *Daemon) Name() string { return d.name }
+
+// Close ends the connection.
+func (d *Daemon) Close() error { return d.client.Close() }
+
+// Ping asks whether the daemon answers. It leaves no span: it is asked too often.
+func (d *Daemon) Ping(ctx context.Context) error {
+	_, err := d.client.Info(unsampled(ctx))
+	return d.explain(ctx, err, "answer")
+}
+
+// Records lists the daemon's cache as it is now. It asks twice: the listing that
+// follows a use of a mutable record still shows the use before, and makes the
+// next one right.
+func (d *Daemon) Records(ctx context.Context) ([]cache.Record, error) {
+	if _, err := d.list(ctx); err != nil {
+		return nil, d.explain(ctx, err, "list its cache")
+	}
+	infos, err := d.list(ctx)
+	if err != nil {
+		return nil, d.explain(ctx, err, "list its cache")
+	}
+	records := make([]cache.Record, 0, len(infos))
+	for _, info := range infos {
+		records = append(records, recordOf(*info))
+	}
+	return records, nil
+}
+
+// Prune implements enforce.Daemon.
+func (d *Daemon) Prune(ctx context.Context, limits enforce.Limits, freed func(cache.Record)) error {
+	gone := make(chan client.UsageInfo)
+	done := make(chan error, 1)
+	go func() {
+		defer close(gone)
+		done <- d.client.Prune(ctx, gone, client.PruneAll,
+			client.WithKeepOpt(limits.KeepDuration, 0, limits.MaxUsedBytes, 0))
+	}()
+	for info := range gone { // To the end, or Prune would wait for a reader.
+		freed(recordOf(info))
+	}
+	return d.explain(ctx, <-done, "prune its cache")
+}
+
+// recordOf translates a record of BuildKit's.
+func recordOf(info client.UsageInfo) cache.Record {
+	r := cache.Record{
+		ID: info.ID, Type: cache.ParseType(string(info.RecordType)), Description: info.Description,
+		Bytes: info.Size, Parents: info.Parents, Mutable: info.Mutable, InUse: info.InUse, Shared: info.Shared,
+		Created: info.CreatedAt, UsageCount: info.UsageCount,
+	}
+	if info.LastUsedAt != nil {
+		r.LastUsed = *info.LastUsedAt
+	}
+	return r
+}
+
+// unsampled makes calls within ctx leave no spans, here and in the daemon, unless
+// they are part of a trace that is recorded anyway.
+func unsampled(ctx context.Context) context.Context {
+	if trace.SpanContextFromContext(ctx).IsValid() {
+		return ctx
+	}
+	return trace.ContextWithSpanContext(ctx, trace.NewSpanContext(trace.SpanContextConfig{
+		TraceID: trace.TraceID{1}, SpanID: trace.SpanID{1}, Remote: true,
+	}))
+}

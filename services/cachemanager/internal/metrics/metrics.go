@@ -1,0 +1,78 @@
+// Package metrics shows what the caches hold and what runs do. Labels are bounded
+// by the configuration: daemons, and fixed sets of types, reasons and outcomes.
+package metrics
+
+import (
+	"context"
+	"errors"
+
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
+
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/enforce"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/usage"
+)
+
+// Runs implements enforce.Metrics with OpenTelemetry.
+type Runs struct {
+	runs         metric.Int64Counter
+	duration     metric.Float64Histogram
+	freedBytes   metric.Int64Counter
+	freedRecords metric.Int64Counter
+	lastSuccess  metric.Float64Gauge
+	bytes        metric.Int64Gauge
+	records      metric.Int64Gauge
+}
+
+// New makes the instruments.
+func New(provider metric.MeterProvider) (*Runs, error) {
+	meter := provider.Meter("github.com/kilnbuild/kiln/services/cachemanager")
+	var r Runs
+	var errs [7]error
+	r.runs, errs[0] = meter.Int64Counter("kiln.cache.runs",
+		metric.WithDescription("Runs of the policy on a daemon, by outcome"), metric.WithUnit("{run}"))
+	r.duration, errs[1] = meter.Float64Histogram("kiln.cache.run.duration",
+		metric.WithDescription("Time that a run took"), metric.WithUnit("s"),
+		metric.WithExplicitBucketBoundaries(0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600))
+	r.freedBytes, errs[2] = meter.Int64Counter("kiln.cache.freed",
+		metric.WithDescription("Bytes of records that runs have removed, by reason"), metric.WithUnit("By"))
+	r.freedRecords, errs[3] = meter.Int64Counter("kiln.cache.freed.records",
+		metric.WithDescription("Records that runs have removed, by reason"), metric.WithUnit("{record}"))
+	r.lastSuccess, errs[4] = meter.Float64Gauge("kiln.cache.run.last_success",
+		metric.WithDescription("When the last run ended well, in seconds since 1970"), metric.WithUnit("s"))
+	r.bytes, errs[5] = meter.Int64Gauge("kiln.cache.usage",
+		metric.WithDescription("Bytes of the records of a daemon after the last run, by type"), metric.WithUnit("By"))
+	r.records, errs[6] = meter.Int64Gauge("kiln.cache.records",
+		metric.WithDescription("Records of a daemon after the last run, by type"), metric.WithUnit("{record}"))
+	return &r, errors.Join(errs[:]...)
+}
+
+// RunEnded implements enforce.Metrics.
+func (r *Runs) RunEnded(ctx context.Context, run enforce.Run) {
+	daemon := attribute.String("daemon", run.Daemon)
+	outcome := attribute.String("outcome", "succeeded")
+	if run.Err != nil {
+		outcome = attribute.String("outcome", "failed")
+	}
+	r.runs.Add(ctx, 1, metric.WithAttributes(daemon, outcome))
+	r.duration.Record(ctx, run.Ended.Sub(run.Started).Seconds(), metric.WithAttributes(daemon, outcome))
+	for _, freed := range run.Freed {
+		reason := metric.WithAttributes(daemon, attribute.String("reason", string(freed.Reason)))
+		r.freedBytes.Add(ctx, freed.Bytes, reason)
+		r.freedRecords.Add(ctx, freed.Records, reason)
+	}
+	if run.Err != nil {
+		return
+	}
+	r.lastSuccess.Record(ctx, float64(run.Ended.UnixMilli())/1000, metric.WithAttributes(daemon))
+	byType := map[cache.Type]usage.Totals{}
+	for _, t := range run.After.Types {
+		byType[t.Type] = t.Totals
+	}
+	for _, t := range cache.Types() { // Also those that have no records any more.
+		attrs := metric.WithAttributes(daemon, attribute.String("type", string(t)))
+		r.bytes.Record(ctx, byType[t].Bytes, attrs)
+		r.records.Record(ctx, byType[t].Records, attrs)
+	}
+}
