@@ -16,6 +16,12 @@ import (
 // out, since it quotes the request; the fields are named instead.
 func (g *guard) logFailure(ctx context.Context, method string, id auth.Identity, start time.Time, st *status.Status, cause error) {
 	level := levelOf(st.Code())
+	passedOn := !ours(method)
+	if passedOn && st.Code() != codes.Unavailable {
+		// What fails in a call that is passed on is the business of the two ends,
+		// and its text may quote a user's command lines.
+		level = slog.LevelDebug
+	}
 	if !g.log.Enabled(ctx, level) {
 		return
 	}
@@ -35,7 +41,7 @@ func (g *guard) logFailure(ctx context.Context, method string, id auth.Identity,
 			}
 		}
 	}
-	if st.Code() != codes.InvalidArgument {
+	if st.Code() != codes.InvalidArgument && (!passedOn || st.Code() == codes.Unavailable) {
 		attrs = append(attrs, slog.String("error", cause.Error()))
 	}
 	g.log.LogAttrs(ctx, level, "call failed", attrs...)

@@ -20,12 +20,13 @@ type Started struct {
 // StepState is the state of a step.
 type StepState int
 
-// The states of a step. A step begins once, and ends as cached, done or failed.
+// The states of a step, in the order in which one may follow another: BuildKit
+// says of some steps that they are done before it says that they were cached.
 const (
 	StepStarted StepState = iota + 1
 	StepProgress
-	StepCached
 	StepDone
+	StepCached
 	StepFailed
 )
 

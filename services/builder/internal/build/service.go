@@ -143,7 +143,7 @@ func (s *Service) deliver(events *queue, emit func(Event) error, cancel context.
 			continue
 		}
 		if err := emit(event); err != nil {
-			failed = err
+			failed = fault.Wrap(err, fault.Canceled, "CANCELLED", "the caller ended the call", "read the stream to its end")
 			cancel(errCallerGone)
 		}
 	}

@@ -27,6 +27,7 @@ type step struct {
 	name       string
 	begun      bool
 	ended      build.StepState // 0: it has not
+	pulled     bool            // it moved layers, rather than only resolving a name
 	start, end time.Time
 	tail       []string
 	partial    []byte // of a line that has not ended
@@ -52,6 +53,9 @@ func (p *Progress) Update(status *client.SolveStatus, sink func(any)) {
 		}
 	}
 	for _, s := range status.Statuses {
+		if !strings.HasPrefix(s.ID, "resolve ") {
+			p.step(s.Vertex).pulled = true
+		}
 		sink(build.StepEvent{
 			Digest: s.Vertex.String(), Name: p.step(s.Vertex).name, State: build.StepProgress,
 			Start: deref(s.Started), End: deref(s.Completed),
@@ -136,7 +140,8 @@ func (s *step) lastLines() []string {
 	return lines[max(0, len(lines)-tailLines):]
 }
 
-// Counts counts the steps of the Dockerfile's graph.
+// Counts counts the steps of the Dockerfile's graph. An image of which nothing
+// was pulled counts as cached.
 func (p *Progress) Counts() build.StepCounts {
 	var c build.StepCounts
 	for _, s := range p.steps {
@@ -144,12 +149,13 @@ func (p *Progress) Counts() build.StepCounts {
 			continue
 		}
 		c.Total++
-		switch s.ended {
-		case build.StepCached:
+		switch {
+		case s.ended == build.StepCached, s.ended == build.StepDone && isImage(s.name) && !s.pulled:
+			// BuildKit resolves an image again and again, and calls that done.
 			c.Cached++
-		case build.StepDone:
+		case s.ended == build.StepDone:
 			c.Completed++
-		case build.StepFailed:
+		case s.ended == build.StepFailed:
 			c.Failed++
 		}
 	}
@@ -163,6 +169,8 @@ func bookkeeping(name string) bool {
 		strings.HasPrefix(name, "resolve image config for ") || strings.HasPrefix(name, "docker-image://") ||
 		strings.HasPrefix(name, "importing cache manifest from ") || isExport(name)
 }
+
+func isImage(name string) bool { return strings.Contains(name, "] FROM ") }
 
 func isExport(name string) bool {
 	return strings.HasPrefix(name, "exporting ") || strings.HasPrefix(name, "preparing build cache for export") ||

@@ -63,10 +63,16 @@ func TestProgressCountsAndTimes(t *testing.T) {
 	vertex("[2/3] COPY . .", 3, 3, cached)
 	vertex("[3/3] RUN make", 3, 7, nil)
 	vertex("[4/3] RUN false", 7, 8, func(v *client.Vertex) { v.Error = "exit code: 1" })
+	vertex("[other 1/1] FROM localhost:5000/new", 1, 2, nil)
+	vertex("[same 1/1] FROM localhost:5000/old", 1, 2, nil)
+	p.Update(&client.SolveStatus{Statuses: []*client.VertexStatus{
+		{Vertex: digest.FromString("[other 1/1] FROM localhost:5000/new"), ID: "sha256:abc"},
+		{Vertex: digest.FromString("[same 1/1] FROM localhost:5000/old"), ID: "resolve localhost:5000/old"},
+	}}, func(any) {})
 	vertex("exporting to image", 8, 10, nil)
 	vertex("exporting cache to registry", 9, 12, nil)
 
-	if got, want := p.Counts(), (build.StepCounts{Total: 4, Cached: 2, Completed: 1, Failed: 1}); got != want {
+	if got, want := p.Counts(), (build.StepCounts{Total: 6, Cached: 3, Completed: 2, Failed: 1}); got != want {
 		t.Errorf("counts = %+v, want %+v", got, want)
 	}
 	times := p.times(time.Now().Add(-20 * time.Second))

@@ -37,9 +37,11 @@ type Status struct {
 
 // How often daemons are asked, and how long they may take to answer. A daemon
 // that stops is known to be gone after at most checkEvery + checkTimeout.
+// A build is sent to a daemon on an answer no older than fresh.
 const (
 	checkEvery   = 2 * time.Second
 	checkTimeout = 3 * time.Second
+	fresh        = time.Second
 )
 
 // Pool is a fleet of daemons.
@@ -78,7 +80,7 @@ func (p *Pool[M]) Run(ctx context.Context) error {
 // is none.
 func (p *Pool[M]) Pick(ctx context.Context) (M, error) {
 	status := p.Statuses()[0]
-	if status.Err != nil || time.Since(status.Checked) > checkEvery+checkTimeout {
+	if status.Err != nil || time.Since(status.Checked) > fresh {
 		if err := p.check(ctx); err != nil {
 			var none M
 			if cause := context.Cause(ctx); cause != nil {

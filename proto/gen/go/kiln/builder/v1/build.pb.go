@@ -152,7 +152,8 @@ func (BuildOrigin) EnumDescriptor() ([]byte, []int) {
 	return file_kiln_builder_v1_build_proto_rawDescGZIP(), []int{1}
 }
 
-// The state of a step.
+// The state of a step. BuildKit may say that a step is DONE and then that its
+// result was CACHED; the last state counts.
 type StepState int32
 
 const (
@@ -1109,12 +1110,13 @@ func (x *Outcome) GetTimes() *PhaseTimes {
 	return nil
 }
 
-// Counts of steps.
+// Counts of the steps that a user wrote: BuildKit's own work, such as loading the
+// Dockerfile or exporting, is not counted.
 type StepCounts struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// All steps that were seen.
 	Total int32 `protobuf:"varint,1,opt,name=total,proto3" json:"total,omitempty"`
-	// Those whose result was in the cache.
+	// Those whose result was in the cache; images of which nothing was pulled count.
 	Cached int32 `protobuf:"varint,2,opt,name=cached,proto3" json:"cached,omitempty"`
 	// Those that ran to their end.
 	Completed int32 `protobuf:"varint,3,opt,name=completed,proto3" json:"completed,omitempty"`

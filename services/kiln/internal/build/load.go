@@ -1,0 +1,45 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+
+	"github.com/moby/buildkit/session/filesync"
+)
+
+// dockerLoad streams an image into `docker load`, without a file in between.
+func dockerLoad(ctx context.Context, stderr io.Writer) (filesync.FileOutputFunc, error) {
+	docker, err := exec.LookPath("docker")
+	if err != nil {
+		return nil, errors.New("--load needs the docker command, which is not in PATH; use --push")
+	}
+	return func(map[string]string) (io.WriteCloser, error) {
+		cmd := exec.CommandContext(ctx, docker, "load")
+		cmd.Stdout, cmd.Stderr = stderr, stderr
+		stdin, err := cmd.StdinPipe()
+		if err != nil {
+			return nil, err
+		}
+		if err := cmd.Start(); err != nil {
+			return nil, fmt.Errorf("docker load: %w", err)
+		}
+		return &loading{WriteCloser: stdin, cmd: cmd}, nil
+	}, nil
+}
+
+type loading struct {
+	io.WriteCloser
+	cmd *exec.Cmd
+}
+
+// Close ends the stream and waits for what docker says of it.
+func (l *loading) Close() error {
+	closed := l.WriteCloser.Close()
+	if err := l.cmd.Wait(); err != nil {
+		return fmt.Errorf("docker load: %w; check that the Docker Engine runs", err)
+	}
+	return closed
+}

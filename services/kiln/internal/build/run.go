@@ -1,0 +1,203 @@
+package build
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/google/uuid"
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/moby/buildkit/util/grpcerrors"
+	"github.com/moby/buildkit/util/progress/progressui"
+	"go.opentelemetry.io/otel/attribute"
+	otelcodes "go.opentelemetry.io/otel/codes"
+	"go.opentelemetry.io/otel/trace"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+
+	"github.com/kilnbuild/kiln/pkg/rpc"
+	"github.com/kilnbuild/kiln/pkg/telemetry"
+	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
+)
+
+// outcome is what `--format json` prints. The names are part of the interface.
+type outcome struct {
+	BuildID     string  `json:"build_id"`
+	State       string  `json:"state"`
+	Digest      string  `json:"digest,omitempty"`
+	Tag         string  `json:"tag"`
+	Pushed      bool    `json:"pushed"`
+	TotalSteps  int32   `json:"total_steps"`
+	CachedSteps int32   `json:"cached_steps"`
+	DurationS   float64 `json:"duration_s"`
+	TraceID     string  `json:"trace_id,omitempty"`
+	Error       string  `json:"error,omitempty"`
+}
+
+// run builds, shows progress on stderr and the outcome on stdout.
+func run(ctx context.Context, o *options, stdout, stderr io.Writer) (err error) {
+	tel, err := telemetry.Setup(ctx, telemetry.Options{Service: "kiln", LogWriter: stderr, LogLevel: "warn", LogFormat: "text"})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		// Without the caller's cancellation: what was traced of a cancelled build
+		// matters too.
+		flush, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+		defer cancel()
+		err = errors.Join(err, tel.Shutdown(flush))
+	}()
+	ctx, span := tel.Tracer.Tracer("github.com/kilnbuild/kiln/services/kiln").Start(ctx, "kiln build",
+		trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(attribute.String("kiln.project", o.project)))
+	defer span.End()
+
+	started := time.Now()
+	ref := uuid.NewString()
+	res, err := o.solve(ctx, ref, tel, stderr)
+	out := outcome{BuildID: ref, State: "SUCCEEDED", Tag: o.tag, DurationS: time.Since(started).Seconds()}
+	if span.SpanContext().IsSampled() {
+		out.TraceID = span.SpanContext().TraceID().String()
+	}
+	if err != nil {
+		span.SetStatus(otelcodes.Error, "build failed")
+		out.State, out.Error = stateOf(ctx, err), plain(err)
+	} else {
+		out.Digest, out.Pushed = res.ExporterResponse["containerimage.digest"], o.push
+	}
+	o.addSteps(context.WithoutCancel(ctx), ref, &out, tel)
+	if printErr := o.print(stdout, stderr, out); printErr != nil {
+		return printErr
+	}
+	return o.explain(ctx, err, stderr)
+}
+
+// solve runs the build with its progress display.
+func (o *options) solve(ctx context.Context, ref string, tel *telemetry.Telemetry, stderr io.Writer) (*client.SolveResponse, error) {
+	display, err := progressui.NewDisplay(stderr, progressui.DisplayMode(o.progress))
+	if err != nil {
+		return nil, fmt.Errorf("--progress %s: %w", o.progress, err)
+	}
+	opt, err := o.solveOpt(ctx, ref, stderr)
+	if err != nil {
+		return nil, err
+	}
+	c, err := client.New(ctx, address(o.builder), client.WithTracerProvider(tel.Tracer))
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	ctx = metadata.AppendToOutgoingContext(ctx, "kiln-project", o.project)
+
+	var res *client.SolveResponse
+	statuses := make(chan *client.SolveStatus, 64)
+	var group errgroup.Group
+	group.Go(func() error {
+		var err error
+		res, err = c.Solve(ctx, nil, opt, statuses)
+		return err
+	})
+	group.Go(func() error {
+		// Not bound to ctx: what is left to show of a cancelled build is shown, and
+		// Solve closes the channel.
+		_, err := display.UpdateFrom(context.WithoutCancel(ctx), statuses)
+		return err
+	})
+	return res, group.Wait()
+}
+
+// address gives BuildKit's client the scheme that it wants.
+func address(builder string) string {
+	if strings.Contains(builder, "://") {
+		return builder
+	}
+	return "tcp://" + builder
+}
+
+// addSteps asks the builder for what it has counted. It is no failure of the
+// build when the builder does not answer.
+func (o *options) addSteps(ctx context.Context, ref string, out *outcome, tel *telemetry.Telemetry) {
+	conn, err := rpc.Dial(strings.TrimPrefix(o.builder, "tcp://"), rpc.ClientOptions{Telemetry: tel})
+	if err != nil {
+		return
+	}
+	defer conn.Close()
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	res, err := builderv1.NewBuilderServiceClient(conn).GetBuild(ctx, &builderv1.GetBuildRequest{BuildId: ref})
+	if err == nil {
+		out.TotalSteps, out.CachedSteps = res.GetBuild().GetSteps().GetTotal(), res.GetBuild().GetSteps().GetCached()
+	}
+}
+
+func (o *options) print(stdout, stderr io.Writer, out outcome) error {
+	if o.format == "json" {
+		return json.NewEncoder(stdout).Encode(out)
+	}
+	if out.State != "SUCCEEDED" {
+		return nil
+	}
+	verb := "built"
+	switch {
+	case o.push:
+		verb = "pushed"
+	case o.load:
+		verb = "loaded"
+	}
+	name := o.tag
+	if out.Digest != "" {
+		name += "@" + out.Digest
+	}
+	_, err := fmt.Fprintf(stdout, "%s %s in %.2fs (%d of %d steps cached)\n",
+		verb, name, out.DurationS, out.CachedSteps, out.TotalSteps)
+	if err == nil && !o.push && !o.load {
+		_, err = fmt.Fprintln(stderr, "note: the result stays in the build cache; use --push or --load to have the image")
+	}
+	return err
+}
+
+func stateOf(ctx context.Context, err error) string {
+	if ctx.Err() != nil || errors.Is(err, context.Canceled) {
+		return "CANCELLED"
+	}
+	return "FAILED"
+}
+
+// plain is the error without the words that every failure begins with.
+func plain(err error) string {
+	return strings.TrimPrefix(err.Error(), "failed to solve: ")
+}
+
+// explain turns the error of a build into what the user reads: the place in the
+// Dockerfile, what went wrong, and what to check when it was no fault of theirs.
+func (o *options) explain(ctx context.Context, err error, stderr io.Writer) error {
+	switch {
+	case err == nil:
+		return nil
+	case ctx.Err() != nil:
+		return errors.New("the build was cancelled; its solve has ended in the daemon")
+	case grpcerrors.Code(err) == codes.Unavailable:
+		return fmt.Errorf("cannot build through the builder at %s: %s; check that it runs (`kiln up` starts one), or name another with --builder",
+			o.builder, innermost(err))
+	}
+	for _, source := range errdefs.Sources(err) {
+		if printErr := source.Print(stderr); printErr != nil {
+			return printErr
+		}
+	}
+	return errors.New(plain(err))
+}
+
+// innermost is the last of the causes that gRPC strings together.
+func innermost(err error) string {
+	text := err.Error()
+	if at := strings.LastIndex(text, "desc = "); at >= 0 {
+		text = text[at+len("desc = "):]
+	}
+	return strings.Trim(text, `"`)
+}
