@@ -8,7 +8,6 @@ import (
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/keepalive"
 
@@ -38,7 +37,7 @@ func Dial(target string, opts ClientOptions) (*grpc.ClientConn, error) {
 	if tel == nil {
 		tel = telemetry.Discard()
 	}
-	var creds credentials.TransportCredentials = insecure.NewCredentials()
+	creds := insecure.NewCredentials()
 	if opts.TLS != nil {
 		var err error
 		if creds, err = auth.ClientCredentials(opts.TLS, tel.Logger); err != nil {

@@ -23,7 +23,10 @@ const (
 	retryEvery = time.Second
 )
 
-var errNotChecked = errors.New("not checked yet")
+var (
+	errNotChecked = errors.New("not checked yet")
+	errNoAnswer   = fmt.Errorf("no answer within %s", checkTimeout)
+)
 
 // readiness is what health says: NOT_SERVING before Run, while a dependency
 // fails, and from the moment the server is told to stop.
@@ -82,13 +85,8 @@ func (r *readiness) tasks() []lifecycle.Task {
 // watch checks one dependency until ctx ends.
 func (r *readiness) watch(ctx context.Context, dep *dependency) error {
 	for {
-		err := r.once(ctx, dep)
-		if ctx.Err() != nil {
-			return nil
-		}
-		r.record(ctx, dep, err)
 		pause := dep.every
-		if err != nil {
+		if err := r.once(ctx, dep); err != nil {
 			pause = min(pause, retryEvery)
 		}
 		timer := time.NewTimer(pause)
@@ -101,35 +99,40 @@ func (r *readiness) watch(ctx context.Context, dep *dependency) error {
 	}
 }
 
-// once checks one time. A check that does not heed its context is a failure
-// too, recorded in time, and not started again before it returned.
+// once checks one time and records the outcome. A check that does not heed its
+// context is a failure too, recorded in time, and not started again before it
+// has returned.
 func (r *readiness) once(ctx context.Context, dep *dependency) error {
 	bounded, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
-	result := make(chan error, 1)
-	go func() { result <- lifecycle.Protect(bounded, dep.check) }()
+	var err error
+	returned := make(chan struct{})
+	go func() {
+		defer close(returned)
+		err = lifecycle.Protect(bounded, dep.check)
+	}()
 	select {
-	case err := <-result:
-		if err != nil && bounded.Err() != nil && ctx.Err() == nil {
-			return fmt.Errorf("no answer within %s", checkTimeout)
+	case <-returned:
+		if err != nil && bounded.Err() != nil {
+			err = errNoAnswer
 		}
-		return err
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-bounded.Done():
-	}
-	err := fmt.Errorf("no answer within %s", checkTimeout)
-	if ctx.Err() == nil {
 		r.record(ctx, dep, err)
+		return err
+	case <-bounded.Done():
+		r.record(ctx, dep, errNoAnswer)
 	}
 	select {
-	case <-result:
+	case <-returned:
 	case <-ctx.Done():
 	}
-	return err
+	return errNoAnswer
 }
 
+// record remembers the outcome of a check, unless that ended because all ends.
 func (r *readiness) record(ctx context.Context, dep *dependency, err error) {
+	if ctx.Err() != nil {
+		return
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	was := dep.err

@@ -3,7 +3,6 @@ package rpc
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"io"
 	"log/slog"
 	"net/http"
@@ -36,12 +35,11 @@ func (s *Server) serveHTTP(ctx context.Context) error {
 	<-s.drained // Bounded: see Server.stop.
 	bounded, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer cancel()
-	err := s.http.Shutdown(bounded)
-	if err != nil {
-		err = errors.Join(err, s.http.Close())
+	if err := s.http.Shutdown(bounded); err != nil {
+		s.log.WarnContext(ctx, "HTTP requests were cut off", "error", err)
+		return s.http.Close()
 	}
-	<-served
-	return err
+	return nil
 }
 
 // forProbes is the server's TLS for HTTP, where callers need no certificate:

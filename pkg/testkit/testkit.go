@@ -27,7 +27,7 @@ func VerifyNoLeaks(t testing.TB) {
 // that such a path may have. It is removed after the test.
 func TempUnixSocket(t testing.TB) string {
 	t.Helper()
-	dir, err := os.MkdirTemp("/tmp", "kiln")
+	dir, err := os.MkdirTemp("/tmp", "kiln") //nolint:usetesting // t.TempDir is too long for a socket's path.
 	if err != nil {
 		t.Fatalf("making a directory for a socket: %v", err)
 	}
@@ -51,6 +51,6 @@ func Eventually(t testing.TB, within time.Duration, cond func() bool) {
 		if time.Now().After(end) {
 			t.Fatalf("it did not happen within %s", within)
 		}
-		time.Sleep(pause)
+		<-time.After(pause)
 	}
 }
