@@ -33,23 +33,30 @@ func (o *Observed) End(ctx context.Context, state State, failure *Failure, outpu
 	outcome := Outcome{State: state, Failure: failure, Outputs: outputs}
 	outcome.Times.Total = time.Since(o.created)
 	if rec, err := o.service.records.Get(o.id); err == nil {
-		outcome.Steps = rec.Steps
+		outcome.Steps, outcome.Times = rec.Steps, rec.times.within(outcome.Times.Total)
 	}
 	o.service.end(ctx, o.id, outcome, 0)
 }
 
-// ObserveSteps remembers the steps of a build through the gateway. They may come
-// after its end: a client reads the status until it has it all.
-func (s *Service) ObserveSteps(id string, steps StepCounts) {
+// ObserveProgress remembers how far a build through the gateway has come. It may
+// do so after the build's end: a client reads the status until it has it all.
+func (s *Service) ObserveProgress(id string, steps StepCounts, times PhaseTimes) {
 	s.records.Update(id, func(rec *Record) {
 		if rec.Origin != OriginGateway {
 			return
 		}
-		rec.Steps = steps
+		rec.Steps, rec.times = steps, times
 		if rec.Outcome != nil {
-			outcome := *rec.Outcome
-			outcome.Steps = steps
+			outcome := *rec.Outcome // others may read the old one
+			outcome.Steps, outcome.Times = steps, times.within(outcome.Times.Total)
 			rec.Outcome = &outcome
 		}
 	})
+}
+
+// within gives the times a total. The solve cannot have taken longer than all.
+func (t PhaseTimes) within(total time.Duration) PhaseTimes {
+	t.Total = total
+	t.Solve = max(0, min(t.Solve, total-t.Export))
+	return t
 }

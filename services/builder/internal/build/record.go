@@ -56,7 +56,8 @@ type Record struct {
 	Caller   string
 	LastSeq  uint64
 	Steps    StepCounts
-	sequence uint64 // order of coming
+	sequence uint64     // order of coming
+	times    PhaseTimes // of a build through the gateway, so far
 }
 
 // Failure is why a build did not succeed.

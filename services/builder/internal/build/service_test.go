@@ -309,15 +309,15 @@ func TestObserved(t *testing.T) {
 	if s.Observe(t.Context(), "ref", "d1", "web", nil, build.Caller{}) != nil {
 		t.Error("a ref that is known was observed again")
 	}
-	s.ObserveSteps("ref", build.StepCounts{Total: 3})
+	s.ObserveProgress("ref", build.StepCounts{Total: 3}, build.PhaseTimes{})
 	o.End(t.Context(), build.Succeeded, nil, nil)
 	o.End(t.Context(), build.Failed, nil, nil) // there is one end
-	s.ObserveSteps("ref", build.StepCounts{Total: 5, Cached: 5})
+	s.ObserveProgress("ref", build.StepCounts{Total: 5, Cached: 5}, build.PhaseTimes{Solve: time.Hour})
 	rec, err := s.Records().Get("ref")
 	if err != nil {
 		t.Fatal(err)
 	}
-	if rec.State != build.Succeeded || rec.Steps.Total != 5 || rec.Outcome.Steps.Cached != 5 || counters.ended != 1 {
+	if rec.State != build.Succeeded || rec.Steps.Total != 5 || rec.Outcome.Steps.Cached != 5 || rec.Outcome.Times.Solve > rec.Outcome.Times.Total || counters.ended != 1 {
 		t.Errorf("record %+v, counted %+v", rec, counters)
 	}
 }

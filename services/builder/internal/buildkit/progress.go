@@ -177,9 +177,9 @@ func isExport(name string) bool {
 		strings.HasPrefix(name, "sending tarball") || strings.HasPrefix(name, "pushing ")
 }
 
-// times says how long the phases took that BuildKit knows of, for a solve that
+// Times says how long the phases took that BuildKit knows of, for a solve that
 // was sent at started and has just ended.
-func (p *Progress) times(started time.Time) build.PhaseTimes {
+func (p *Progress) Times(started time.Time) build.PhaseTimes {
 	var t build.PhaseTimes
 	now := time.Now()
 	var exportStart, exportEnd time.Time

@@ -75,7 +75,7 @@ func TestProgressCountsAndTimes(t *testing.T) {
 	if got, want := p.Counts(), (build.StepCounts{Total: 6, Cached: 3, Completed: 2, Failed: 1}); got != want {
 		t.Errorf("counts = %+v, want %+v", got, want)
 	}
-	times := p.times(time.Now().Add(-20 * time.Second))
+	times := p.Times(time.Now().Add(-20 * time.Second))
 	if times.Context != 2*time.Second || times.Export != 4*time.Second || times.Solve.Round(time.Second) != 16*time.Second {
 		t.Errorf("times = %+v", times)
 	}

@@ -67,11 +67,11 @@ func (j *job) Solve(ctx context.Context, sink func(any)) build.Result {
 			}
 		case <-giveUp:
 			go drain(statuses)
-			return build.Result{Failure: FailureOf(ctx.Err(), progress), Steps: progress.Counts(), Times: progress.times(started)}
+			return build.Result{Failure: FailureOf(ctx.Err(), progress), Steps: progress.Counts(), Times: progress.Times(started)}
 		}
 	}
 	end := <-done
-	result := build.Result{Steps: progress.Counts(), Times: progress.times(started)}
+	result := build.Result{Steps: progress.Counts(), Times: progress.Times(started)}
 	if end.err != nil {
 		result.Failure = FailureOf(end.err, progress)
 		return result

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"strings"
 	"sync"
+	"time"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client"
@@ -38,7 +39,7 @@ func (g *Gateway) watch(ctx context.Context, service, method, daemon string) wat
 		case "Solve":
 			return &solveWatcher{ctx: ctx, gateway: g, daemon: daemon}
 		case "Status":
-			return &statusWatcher{gateway: g, progress: buildkit.NewProgress()}
+			return &statusWatcher{gateway: g, progress: buildkit.NewProgress(), started: time.Now()}
 		}
 	}
 	return blind{}
@@ -141,6 +142,7 @@ func (w *solveWatcher) outputs() []build.OutputResult {
 type statusWatcher struct {
 	gateway  *Gateway
 	progress *buildkit.Progress
+	started  time.Time
 
 	mu  sync.Mutex
 	ref string
@@ -163,7 +165,7 @@ func (w *statusWatcher) response(f frame) {
 	w.progress.Update(client.NewSolveStatus(&res), func(any) {})
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.gateway.builds.ObserveSteps(w.ref, w.progress.Counts())
+	w.gateway.builds.ObserveProgress(w.ref, w.progress.Counts(), w.progress.Times(w.started))
 }
 
 func (w *statusWatcher) ended(error) {}

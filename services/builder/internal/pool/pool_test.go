@@ -1,0 +1,131 @@
+package pool_test
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/services/builder/internal/pool"
+)
+
+// member answers, fails, or hangs, as it is told.
+type member struct {
+	mu    sync.Mutex
+	err   error
+	hangs bool
+	asked int
+}
+
+func (*member) Name() string    { return "d1" }
+func (*member) Address() string { return "unix:///d1.sock" }
+func (m *member) Check(ctx context.Context) (pool.Info, error) {
+	m.mu.Lock()
+	m.asked++
+	err, hangs := m.err, m.hangs
+	m.mu.Unlock()
+	if hangs {
+		<-ctx.Done()
+		return pool.Info{}, ctx.Err()
+	}
+	return pool.Info{Version: "v1"}, err
+}
+
+func (m *member) set(err error, hangs bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.err, m.hangs = err, hangs
+}
+
+// run starts the pool's checks and returns what stops them.
+func run(t *testing.T, p *pool.Pool[*member]) func() {
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	synctest.Wait()
+	return func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestPickFollowsTheDaemon(t *testing.T) {
+	for name, broken := range map[string]func(*member){
+		"it refuses": func(m *member) { m.set(errors.New("connection refused"), false) },
+		"it hangs":   func(m *member) { m.set(nil, true) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				m := &member{}
+				p := pool.New(m, slog.New(slog.DiscardHandler))
+				defer run(t, p)()
+				if _, err := p.Pick(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				broken(m)
+				time.Sleep(6 * time.Second)
+				start := time.Now()
+				_, err := p.Pick(t.Context())
+				var refused *fault.Error
+				if !errors.As(err, &refused) || refused.Kind != fault.Unavailable || refused.Remedy == "" {
+					t.Fatalf("err = %v, want UNAVAILABLE with a remedy", err)
+				}
+				if took := time.Since(start); took > 4*time.Second {
+					t.Errorf("said so after %v", took)
+				}
+				if since, err := p.Health("d1"); err == nil || since.IsZero() {
+					t.Errorf("health: since %v, %v", since, err)
+				}
+				if p.Ready(t.Context()) == nil {
+					t.Error("ready without a daemon")
+				}
+				m.set(nil, false)
+				if _, err := p.Pick(t.Context()); err != nil {
+					t.Errorf("it is back, and: %v", err)
+				}
+				if _, err := p.Health("d1"); err != nil {
+					t.Errorf("it is back, and its health: %v", err)
+				}
+			})
+		})
+	}
+}
+
+// A fresh answer is used again: builds in a row must not each wait for one.
+func TestPickAsksSeldom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &member{}
+		p := pool.New(m, slog.New(slog.DiscardHandler))
+		defer run(t, p)()
+		for range 100 {
+			if _, err := p.Pick(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if m.asked != 1 {
+			t.Errorf("asked %d times", m.asked)
+		}
+	})
+}
+
+// A caller that goes away says nothing of the daemon.
+func TestPickCancelled(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &member{hangs: true}
+		p := pool.New(m, slog.New(slog.DiscardHandler))
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := p.Pick(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("err = %v", err)
+		}
+		if status := p.Statuses()[0]; !status.Checked.IsZero() || status.Err != nil {
+			t.Errorf("status = %+v", status)
+		}
+	})
+}
