@@ -83,13 +83,20 @@ func (l *Lab) Close() error {
 }
 
 // Logs returns the end of the log of every part that was started, for failures.
+// The registry's lines about single requests are left out.
 func (l *Lab) Logs(lines int) string {
 	l.mu.Lock()
 	procs := append([]*Process(nil), l.procs...)
 	l.mu.Unlock()
 	var b strings.Builder
 	for _, p := range procs {
-		fmt.Fprintf(&b, "--- %s\n%s\n", p.Name, p.Tail(lines))
+		fmt.Fprintf(&b, "--- %s\n", p.Name)
+		for line := range strings.Lines(p.Tail(lines)) {
+			if !strings.Contains(line, `msg="response completed`) {
+				b.WriteString(line)
+			}
+		}
+		b.WriteByte('\n')
 	}
 	return b.String()
 }
