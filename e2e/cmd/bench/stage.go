@@ -147,7 +147,7 @@ func (s *stage) goClient(ctx context.Context, push bool) error {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for range statuses { //nolint:revive // A client must read them.
+		for range statuses {
 		}
 	}()
 	_, err = s.bk.Solve(ctx, nil, opt, statuses)
