@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 
 	"buf.build/go/protoyaml"
@@ -74,15 +75,20 @@ func (l *loader) prepare(from source, node *yaml.Node, msg protoreflect.Message,
 	if node.Kind != yaml.MappingNode {
 		return // For the decoder to complain about, or null.
 	}
-	seen := map[string]bool{}
+	seen := map[protoreflect.Name]bool{}
 	for i := 0; i+1 < len(node.Content); i += 2 {
 		key, value := node.Content[i], node.Content[i+1]
-		if seen[key.Value] {
-			l.problem(from.place(key), "%s is there twice: keep one", join(path, key.Value))
-			continue
-		}
-		seen[key.Value] = true
-		if field := fieldOf(msg.Descriptor(), key.Value); field != nil {
+		field := fieldOf(msg.Descriptor(), key.Value)
+		switch {
+		case field == nil:
+			// The decoder refuses what is unknown, but takes field numbers.
+			if _, err := strconv.Atoi(key.Value); err == nil {
+				l.problem(from.place(key), "unknown field %q", key.Value)
+			}
+		case seen[field.Name()]:
+			l.problem(from.place(key), "%s is there twice: keep one", join(path, string(field.Name())))
+		default:
+			seen[field.Name()] = true
 			l.prepareField(from, value, msg, field, join(path, string(field.Name())))
 		}
 	}
@@ -107,10 +113,13 @@ func (l *loader) prepareField(from source, node *yaml.Node, msg protoreflect.Mes
 		return
 	}
 	msg.Clear(field)
-	if field.IsList() && field.Message() != nil {
-		for i, item := range node.Content {
-			itemPath := fmt.Sprintf("%s[%d]", path, i)
-			l.origins[itemPath] = from.place(item)
+	if !field.IsList() {
+		return
+	}
+	for i, item := range node.Content {
+		itemPath := fmt.Sprintf("%s[%d]", path, i)
+		l.origins[itemPath] = from.place(item)
+		if field.Message() != nil {
 			l.prepare(from, item, msg.NewField(field).List().NewElement().Message(), itemPath)
 		}
 	}

@@ -3,7 +3,6 @@ package rpc
 import (
 	"context"
 	"errors"
-	"maps"
 
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -77,9 +76,11 @@ func build(f *fault.Error, message string, violations []*errdetails.BadRequest_F
 		reason = f.Reason
 	}
 	info := &errdetails.ErrorInfo{Domain: Domain, Reason: reason, Metadata: map[string]string{}}
-	maps.Copy(info.Metadata, f.Metadata)
+	for key, value := range f.Metadata {
+		info.Metadata[clip(key, maxShown)] = clip(value, maxText)
+	}
 	if f.Remedy != "" {
-		info.Metadata["remedy"] = f.Remedy
+		info.Metadata["remedy"] = clip(f.Remedy, maxText)
 	}
 	details := []protoadapt.MessageV1{info}
 	if len(violations) > 0 {
@@ -92,7 +93,7 @@ func build(f *fault.Error, message string, violations []*errdetails.BadRequest_F
 	if full, err := st.WithDetails(details...); err == nil {
 		return full
 	}
-	return st // A text that is not UTF-8: the message alone still says it.
+	return st // The message alone still says it.
 }
 
 // unnamed is the reason of an error that should have named one.

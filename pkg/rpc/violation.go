@@ -26,7 +26,7 @@ func violationOf(field, wrong, value, remedy string) *errdetails.BadRequest_Fiel
 	if remedy != "" {
 		text += ": " + remedy
 	}
-	return &errdetails.BadRequest_FieldViolation{Field: field, Description: clip(text, maxText)}
+	return &errdetails.BadRequest_FieldViolation{Field: clip(field, maxText), Description: clip(text, maxText)}
 }
 
 // sentence is a violation as the message of a status.
