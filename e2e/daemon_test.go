@@ -49,6 +49,13 @@ func TestUnavailableDaemon(t *testing.T) {
 					t.Errorf("%s: the caller learnt it after %s", when, took.Round(time.Millisecond))
 				}
 			}
+			start := time.Now()
+			out, err := lab.Exec(labtest.Context(t, time.Minute), lab.Command{
+				Path: labtest.Must(lab.Bin("buildctl"))(t), Args: []string{"--addr", "tcp://" + s.Builder.Addr, "debug", "workers"},
+			})
+			if err == nil || !strings.Contains(out.Stderr, "buildkitd") || time.Since(start) > soon {
+				t.Errorf("through the gateway: %v after %s, want an error that says what is gone:\n%s", err, time.Since(start), out.Stderr)
+			}
 			if err := tc.back(); err != nil {
 				t.Fatal(err)
 			}

@@ -40,7 +40,7 @@ func TestFailingRun(t *testing.T) {
 	r, failure := s.fail(t, dockerfile("FROM "+s.base+`
 RUN true
 RUN for i in $(seq 30); do echo "line $i"; done; \
-    echo "it is broken" >&2; \
+    echo "it is broken"; \
     exit 42
 `))
 	if failure.GetReason() != errorsv1.Reason_REASON_STEP_FAILED || r.outcome.GetError().GetCode() != int32(codes.FailedPrecondition) {

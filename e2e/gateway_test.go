@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -15,13 +17,16 @@ import (
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
 )
 
+// canary is a secret that must show nowhere.
+const canary = "canary-7f3a9c"
+
 // gatewayFiles is a build with what goes through a client's session: a context, a
 // secret, and log lines.
 func gatewayFiles(s *stack) map[string]string {
 	return map[string]string{
 		"Dockerfile": "FROM " + s.base + "\nCOPY data /data\n" +
 			"RUN --mount=type=secret,id=token wc -c </run/secrets/token >/length && echo made-a-step\n",
-		"data": unique(), "token": "0123456789",
+		"data": unique(), "token": canary,
 	}
 }
 
@@ -43,10 +48,13 @@ func TestBuildctlThroughTheGateway(t *testing.T) {
 	if served := labtest.Must(image.Digest(t.Context(), s.ref("by-buildctl")))(t); served != digest {
 		t.Errorf("buildctl says %s, the registry serves %s", digest, served)
 	}
-	if got := strings.TrimSpace(file(t, s.ref("by-buildctl"), "", "/length")); got != "10" {
+	if got := strings.TrimSpace(file(t, s.ref("by-buildctl"), "", "/length")); got != strconv.Itoa(len(canary)) {
 		t.Errorf("the secret had %s bytes in the build", got)
 	}
 	listed(t, s, s.ref("by-buildctl"), digest)
+	if strings.Contains(s.Builder.Output()+out.Stderr, canary) {
+		t.Error("the secret is in a log")
+	}
 }
 
 // The same with docker buildx and its remote driver.
@@ -77,7 +85,7 @@ func TestBuildxThroughTheGateway(t *testing.T) {
 	if served := labtest.Must(image.Digest(t.Context(), s.ref("by-buildx")))(t); served != digest {
 		t.Errorf("buildx says %s, the registry serves %s", digest, served)
 	}
-	if got := strings.TrimSpace(file(t, s.ref("by-buildx"), "linux/amd64", "/length")); got != "10" {
+	if got := strings.TrimSpace(file(t, s.ref("by-buildx"), "linux/amd64", "/length")); got != strconv.Itoa(len(canary)) {
 		t.Errorf("the secret had %s bytes in the build", got)
 	}
 	listed(t, s, s.ref("by-buildx"), digest)
@@ -86,7 +94,7 @@ func TestBuildxThroughTheGateway(t *testing.T) {
 	dest := t.TempDir()
 	buildx("build", "--builder", "kiln", "--output", "type=local,dest="+dest,
 		"--secret", "id=token,src="+filepath.Join(dir, "token"), dir)
-	if data := labtest.Must(os.ReadFile(filepath.Join(dest, "length")))(t); strings.TrimSpace(string(data)) != "10" {
+	if data := labtest.Must(os.ReadFile(filepath.Join(dest, "length")))(t); strings.TrimSpace(string(data)) != strconv.Itoa(len(canary)) {
 		t.Errorf("length: %q", data)
 	}
 }
@@ -112,6 +120,38 @@ func TestFailingBuildThroughTheGateway(t *testing.T) {
 	if !strings.Contains(rec.GetOutcome().GetError().GetMessage(), "exit code: 7") {
 		t.Errorf("outcome: %v", rec.GetOutcome())
 	}
+}
+
+// Several clients at once, each with a session, a solve, a status and a frontend's
+// calls of its own, which come in any order: none gets another's.
+func TestManyClientsThroughTheGatewayAtOnce(t *testing.T) {
+	s := sharedStack(t)
+	const clients = 8
+	var wg sync.WaitGroup
+	for i := range clients {
+		content := fmt.Sprint(i, unique())
+		dir := s.dir(t, map[string]string{"Dockerfile": "FROM " + s.base + "\nCOPY data /data\nRUN cat /data && echo\n", "data": content})
+		wg.Go(func() {
+			ref := s.ref(fmt.Sprint("many-", i))
+			out, err := lab.Exec(labtest.Context(t, 2*time.Minute), buildctl(t, "tcp://"+s.Builder.Addr, dir, "--output", "type=image,push=true,name="+ref))
+			if err != nil {
+				t.Errorf("client %d: %v", i, err)
+				return
+			}
+			if !strings.Contains(out.Stderr, content) {
+				t.Errorf("client %d did not see its own log:\n%s", i, out.Stderr)
+			}
+			img, err := image.Pull(labtest.Context(t, time.Minute), ref, "")
+			if err != nil {
+				t.Errorf("client %d: %v", i, err)
+				return
+			}
+			if got, err := image.ReadFile(img, "/data"); err != nil || string(got) != content {
+				t.Errorf("client %d: /data is %q (%v), want %q", i, got, err, content)
+			}
+		})
+	}
+	wg.Wait()
 }
 
 // The rest of buildctl works through the gateway as well.
