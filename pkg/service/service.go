@@ -50,7 +50,7 @@ type Spec[M proto.Message] struct {
 // Command makes the command. Add subcommands to it as needed.
 func Command[M proto.Message](spec Spec[M]) *cobra.Command {
 	if spec.Version == "" {
-		spec.Version = buildVersion()
+		spec.Version = Version()
 	}
 	var (
 		opts  = config.Options{EnvPrefix: spec.EnvPrefix, Environ: os.Environ()}
@@ -134,8 +134,15 @@ func oneLine(text string) string {
 	return strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r == '\n' || r == '\r' }), "; ")
 }
 
-// buildVersion is the version of the main module, as the Go tool recorded it.
-func buildVersion() string {
+// version is set by the linker: -X github.com/kilnbuild/kiln/pkg/service.version=v1.2.3.
+var version string
+
+// Version is the version of this build: what the linker was told, else what the
+// Go tool recorded of the main module.
+func Version() string {
+	if version != "" {
+		return version
+	}
 	if info, ok := debug.ReadBuildInfo(); ok && info.Main.Version != "" {
 		return info.Main.Version
 	}
