@@ -2,7 +2,6 @@ package supervise
 
 import (
 	"bytes"
-	"errors"
 	"io"
 	"os"
 	"strings"
@@ -17,8 +16,9 @@ const (
 	tailLines = 15
 )
 
-// openLog opens a log file for appending.
-func openLog(path string) (*os.File, error) {
+// OpenLog opens a log file for appending. A file that has grown large is put
+// aside first.
+func OpenLog(path string) (*os.File, error) {
 	if info, err := os.Stat(path); err == nil && info.Size() > maxLog {
 		if err := os.Rename(path, path+".1"); err != nil {
 			return nil, err
@@ -27,34 +27,26 @@ func openLog(path string) (*os.File, error) {
 	return os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640)
 }
 
-// Tail returns the last lines of a log file, empty when there is nothing.
-func Tail(path string) string {
+// tailFrom returns the last lines of what a log file has from an offset on, empty
+// when that is nothing.
+func tailFrom(path string, offset int64) string {
 	file, err := os.Open(path)
 	if err != nil {
 		return ""
 	}
 	defer file.Close()
-	whole := false
-	if _, err := file.Seek(-tailBytes, io.SeekEnd); err != nil {
-		// Shorter than that: Seek left the offset at the start.
-		whole = true
+	info, err := file.Stat()
+	if err != nil {
+		return ""
 	}
-	data, err := io.ReadAll(io.LimitReader(file, tailBytes))
-	if err != nil && !errors.Is(err, io.EOF) {
+	start := max(offset, info.Size()-tailBytes)
+	data, err := io.ReadAll(io.NewSectionReader(file, start, tailBytes))
+	if err != nil {
 		return ""
 	}
 	lines := strings.Split(string(bytes.TrimSpace(data)), "\n")
-	if !whole && len(lines) > 1 {
+	if start > offset && len(lines) > 1 {
 		lines = lines[1:] // The first one is cut.
 	}
 	return strings.Join(lines[max(0, len(lines)-tailLines):], "\n")
-}
-
-// tailOf is Tail as the end of a message, with the path.
-func tailOf(path string) string {
-	tail := Tail(path)
-	if tail == "" {
-		return "; its log is " + path
-	}
-	return "; the end of " + path + ":\n" + tail
 }

@@ -61,10 +61,29 @@ const (
 	readyTimeout = 2 * time.Second
 )
 
+// StartError is a child that ended before it was ever ready.
+type StartError struct {
+	// Name is the child's name, LogPath its log, which says why.
+	Name, LogPath string
+	// Tail is the last lines that it wrote. It may be empty.
+	Tail string
+	// Err is how it ended.
+	Err error
+}
+
+// Error names the child, how it ended, and its log.
+func (e *StartError) Error() string {
+	return fmt.Sprintf("%s did not start: %v; its log is %s", e.Name, e.Err, e.LogPath)
+}
+
+// Unwrap is how the child ended.
+func (e *StartError) Unwrap() error { return e.Err }
+
 // Child is one supervised program. Make one with New, and Run it once.
 type Child struct {
-	spec  Spec
-	ready chan struct{}
+	spec     Spec
+	ready    chan struct{}
+	logStart int64 // Size of the log before the last start. Run's alone.
 
 	mu   sync.Mutex
 	pid  int  // Of the running process, which leads its group; 0: none.
@@ -104,7 +123,7 @@ func (c *Child) killed() bool {
 // Run starts the child, starts it again whenever it ends, and returns nil after
 // ctx has ended and the child has too: SIGTERM, the grace time, SIGKILL to its
 // whole process group. A child that ends before it was ever ready is not started
-// again: Run returns an error that shows the end of its log.
+// again: Run returns a *StartError.
 func (c *Child) Run(ctx context.Context) error {
 	var wait time.Duration
 	for {
@@ -116,7 +135,7 @@ func (c *Child) Run(ctx context.Context) error {
 		select {
 		case <-c.ready:
 		default:
-			return fmt.Errorf("%s did not start: %w%s", c.spec.Name, err, tailOf(c.spec.LogPath))
+			return &StartError{Name: c.spec.Name, LogPath: c.spec.LogPath, Tail: tailFrom(c.spec.LogPath, c.logStart), Err: err}
 		}
 		wait = c.spec.Backoff.next(wait, time.Since(begun))
 		c.spec.Report(fmt.Sprintf("%s ended (%v); starting it again in %s", c.spec.Name, err, wait))
@@ -137,11 +156,14 @@ func (c *Child) once(ctx context.Context) error {
 			return err
 		}
 	}
-	log, err := openLog(c.spec.LogPath)
+	log, err := OpenLog(c.spec.LogPath)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
+	if info, err := log.Stat(); err == nil {
+		c.logStart = info.Size()
+	}
 
 	ended := make(chan error, 1)
 	go func() {

@@ -2,6 +2,7 @@ package supervise
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -133,12 +134,16 @@ func TestBackoffStartsAgainAfterALongRun(t *testing.T) {
 
 func TestFailedStartShowsTheLog(t *testing.T) {
 	spec, said := shell(t, "echo the reason; exit 3")
+	if err := os.WriteFile(spec.LogPath, []byte("of an earlier start\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	spec.Ready = func(context.Context) error { return fmt.Errorf("not yet") }
 	_, stop := start(t, spec)
-	eventually(t, "the child's log", func() bool { return Tail(spec.LogPath) != "" })
+	eventually(t, "the child's log", func() bool { return strings.Contains(tailFrom(spec.LogPath, 0), "reason") })
 	time.Sleep(50 * time.Millisecond) // Let Run return by itself before stop does.
 	err := stop()
-	if err == nil || !strings.Contains(err.Error(), "part did not start: exit status 3") || !strings.Contains(err.Error(), "the reason") {
+	failed, ok := errors.AsType[*StartError](err)
+	if !ok || !strings.Contains(err.Error(), "part did not start: exit status 3") || failed.Tail != "the reason" {
 		t.Errorf("err = %v", err)
 	}
 	if lines := said.all(); len(lines) > 0 {
@@ -176,7 +181,7 @@ func TestStubbornGroupIsKilled(t *testing.T) {
 	<-child.Ready()
 	var grandchild int
 	eventually(t, "the grandchild's pid", func() bool {
-		_, err := fmt.Sscan(Tail(spec.LogPath), &grandchild)
+		_, err := fmt.Sscan(tailFrom(spec.LogPath, 0), &grandchild)
 		return err == nil
 	})
 	begun := time.Now()
@@ -234,7 +239,7 @@ func running(pid int) bool {
 
 func TestTail(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "log")
-	if got := Tail(path); got != "" {
+	if got := tailFrom(path, 0); got != "" {
 		t.Errorf("no file: %q", got)
 	}
 	var all strings.Builder
@@ -244,8 +249,14 @@ func TestTail(t *testing.T) {
 	if err := os.WriteFile(path, []byte(all.String()), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	lines := strings.Split(Tail(path), "\n")
+	lines := strings.Split(tailFrom(path, 0), "\n")
 	if len(lines) != tailLines || lines[0] != "line 1985" || lines[len(lines)-1] != "line 1999" {
 		t.Errorf("tail = %q", lines)
+	}
+	if got, want := tailFrom(path, int64(all.Len()-len("line 1998\nline 1999\n"))), "line 1998\nline 1999"; got != want {
+		t.Errorf("tail from an offset = %q", got)
+	}
+	if got := tailFrom(path, int64(all.Len())); got != "" {
+		t.Errorf("tail from the end = %q", got)
 	}
 }

@@ -1,0 +1,36 @@
+// Package cli puts the kiln command together from its subcommands.
+package cli
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/kilnbuild/kiln/pkg/service"
+	"github.com/kilnbuild/kiln/services/kiln/internal/build"
+	"github.com/kilnbuild/kiln/services/kiln/internal/up"
+)
+
+// New returns the kiln command.
+func New() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "kiln",
+		Short: "Builds images with BuildKit, and keeps its caches and the registry in order",
+		Long: `Kiln is a build system over BuildKit.
+
+"kiln up" runs all of it on this machine: a registry, buildkitd and the three
+services. The other commands are clients of a builder, wherever it runs.`,
+		Version:       service.Version(),
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Args:          cobra.NoArgs,
+	}
+	root.SetVersionTemplate("{{.Name}} {{.Version}}\n")
+	for _, subcommand := range []func() *cobra.Command{
+		build.Command,
+		build.RegistryCommand,
+		up.Command,
+		up.DownCommand,
+	} {
+		root.AddCommand(subcommand())
+	}
+	return root
+}

@@ -1,0 +1,64 @@
+package up
+
+import (
+	"bytes"
+	_ "embed" // The templates.
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"text/template"
+)
+
+//go:embed buildkitd.toml.tmpl
+var buildkitdText string
+
+//go:embed registry.yml.tmpl
+var registryText string
+
+// buildkitdFile is what buildkitd's configuration depends on.
+type buildkitdFile struct {
+	Root, Address, TraceSocket string
+	Registries                 []string // host:port, spoken to over HTTP
+}
+
+// registryFile is what the registry's configuration depends on.
+type registryFile struct {
+	Root, Listen string
+}
+
+// render fills a template. Strings are quoted as JSON does, which is right in
+// TOML and in YAML.
+func render(text string, values any) ([]byte, error) {
+	quote := func(s string) (string, error) {
+		quoted, err := json.Marshal(s)
+		return string(quoted), err
+	}
+	parsed, err := template.New("").Funcs(template.FuncMap{"quote": quote}).Parse(text)
+	if err != nil {
+		return nil, err
+	}
+	var out bytes.Buffer
+	err = parsed.Execute(&out, values)
+	return out.Bytes(), err
+}
+
+// writeConfigs writes the configuration files of the children.
+func (r *runner) writeConfigs() error {
+	daemon, err := render(buildkitdText, buildkitdFile{
+		Root:        r.paths.buildkit(),
+		Address:     "unix://" + r.paths.buildkitSocket(),
+		TraceSocket: filepath.Join(r.paths.sockets, "otel-grpc.sock"),
+		Registries:  r.addrs.registryNames(),
+	})
+	if err != nil {
+		return err
+	}
+	registry, err := render(registryText, registryFile{Root: r.paths.registry(), Listen: r.addrs.registry})
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(r.paths.config("buildkitd.toml"), daemon, 0o600); err != nil {
+		return err
+	}
+	return os.WriteFile(r.paths.config("registry.yml"), registry, 0o600)
+}

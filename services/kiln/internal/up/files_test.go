@@ -1,0 +1,48 @@
+package up
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"testing"
+)
+
+// The files as the daemons get them; UPDATE_GOLDEN=1 writes them anew.
+func TestConfigFiles(t *testing.T) {
+	odd := `/srv/a "b" \c`
+	tests := map[string]struct {
+		text   string
+		values any
+	}{
+		"buildkitd.toml": {buildkitdText, buildkitdFile{
+			Root: "/var/lib/kiln/buildkit", Address: "unix:///var/lib/kiln/run/buildkitd.sock",
+			TraceSocket: "/var/lib/kiln/run/otel-grpc.sock", Registries: []string{"localhost:5000", "127.0.0.1:5000"},
+		}},
+		"buildkitd-odd.toml": {buildkitdText, buildkitdFile{
+			Root: odd, Address: "unix://" + odd, TraceSocket: odd, Registries: []string{"[::1]:5000"},
+		}},
+		"registry.yml":     {registryText, registryFile{Root: "/var/lib/kiln/registry", Listen: "127.0.0.1:5000"}},
+		"registry-odd.yml": {registryText, registryFile{Root: odd, Listen: "[::1]:5000"}},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			got, err := render(test.text, test.values)
+			if err != nil {
+				t.Fatal(err)
+			}
+			golden := filepath.Join("testdata", name)
+			if os.Getenv("UPDATE_GOLDEN") != "" {
+				if err := os.WriteFile(golden, got, 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(golden)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(got, want) {
+				t.Errorf("got:\n%s\nwant:\n%s", got, want)
+			}
+		})
+	}
+}

@@ -1,0 +1,65 @@
+package up
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/kilnbuild/kiln/pkg/fault"
+)
+
+// maxSocketPath leaves room below the 107 bytes that a unix socket's path may
+// have, for buildkitd's own use.
+const maxSocketPath = 100
+
+// paths is the layout of the data directory.
+type paths struct {
+	root    string
+	sockets string // In root, or elsewhere when the path would be too long.
+}
+
+func (p paths) lock() string              { return filepath.Join(p.root, "lock") }
+func (p paths) config(name string) string { return filepath.Join(p.root, "config", name) }
+func (p paths) log(name string) string    { return filepath.Join(p.root, "logs", name+".log") }
+func (p paths) buildkit() string          { return filepath.Join(p.root, "buildkit") }
+func (p paths) registry() string          { return filepath.Join(p.root, "registry") }
+func (p paths) tmp() string               { return filepath.Join(p.root, "tmp") }
+func (p paths) buildkitSocket() string    { return filepath.Join(p.sockets, "buildkitd.sock") }
+
+// outside says whether the sockets are not in the data directory.
+func (p paths) outside() bool { return p.sockets != filepath.Join(p.root, "run") }
+
+// makePaths makes the data directory and what is in it. The path that it returns
+// has no symbolic links, as the kernel shows it in its tables.
+func makePaths(dataDir string) (paths, error) {
+	cannot := func(err error) (paths, error) {
+		return paths{}, fault.Wrap(err, fault.FailedPrecondition, "", "cannot use the data directory "+dataDir, "choose another one with --data-dir")
+	}
+	if err := os.MkdirAll(dataDir, 0o700); err != nil {
+		return cannot(err)
+	}
+	root, err := filepath.EvalSymlinks(dataDir)
+	if err != nil {
+		return cannot(err)
+	}
+	p := paths{root: root, sockets: socketDir(root, "/run")}
+	for _, dir := range []string{p.config(""), filepath.Dir(p.log("")), p.buildkit(), p.registry(), p.tmp()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return cannot(err)
+		}
+	}
+	return p, nil
+}
+
+// socketDir is run in the data directory, or a short directory of the system's
+// that is this data directory's alone.
+func socketDir(root, system string) string {
+	dir := filepath.Join(root, "run")
+	if len(filepath.Join(dir, "buildkitd.sock")) <= maxSocketPath {
+		return dir
+	}
+	sum := sha256.Sum256([]byte(root))
+	return filepath.Join(system, fmt.Sprintf("kiln-%s", hex.EncodeToString(sum[:6])))
+}

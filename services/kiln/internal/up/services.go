@@ -1,0 +1,125 @@
+package up
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/kilnbuild/kiln/pkg/lifecycle"
+	"github.com/kilnbuild/kiln/pkg/telemetry"
+	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
+	"github.com/kilnbuild/kiln/services/builder"
+	"github.com/kilnbuild/kiln/services/cachemanager"
+	"github.com/kilnbuild/kiln/services/janitor"
+	"github.com/kilnbuild/kiln/services/kiln/internal/supervise"
+)
+
+// serviceGrace is how long running builds may go on after the end was asked for.
+const serviceGrace = 15 * time.Second
+
+// flushTimeout bounds how long the telemetry of a service may take to go out.
+const flushTimeout = 5 * time.Second
+
+// service is one of the three services, in this process.
+type service interface {
+	Addr() string
+	HTTPAddr() string
+	Run(ctx context.Context) error
+	Close() error
+}
+
+// part is a service and what the user calls it.
+type part struct {
+	name, log string
+	service   service
+}
+
+// newServices makes the three services, which listen from now on, and returns
+// how to end their telemetry after they have run.
+func (r *runner) newServices(ctx context.Context) (_ []part, _ *lifecycle.Stack, err error) {
+	made, telemetries := &lifecycle.Stack{}, &lifecycle.Stack{}
+	defer func() {
+		if err != nil {
+			ctx := context.WithoutCancel(ctx)
+			err = errors.Join(err, made.Close(ctx), telemetries.Close(ctx))
+		}
+	}()
+	var parts []part
+	for _, kind := range []struct {
+		name, log, telemetry string
+		make                 func(context.Context, *telemetry.Telemetry) (service, error)
+	}{
+		{"builder", "builder", "kiln-builder", r.newBuilder},
+		{"cache manager", "cachemanager", "kiln-cachemanager", r.newCacheManager},
+		{"janitor", "janitor", "kiln-janitor", r.newJanitor},
+	} {
+		tel, err := r.newTelemetry(ctx, kind.telemetry, kind.log, telemetries)
+		if err != nil {
+			return nil, nil, err
+		}
+		service, err := kind.make(ctx, tel)
+		if err != nil {
+			return nil, nil, err
+		}
+		made.Push(kind.name, func(context.Context) error { return service.Close() })
+		parts = append(parts, part{kind.name, kind.log, service})
+	}
+	return parts, telemetries, nil
+}
+
+// newTelemetry makes the telemetry of a service, which logs to a file of its own.
+func (r *runner) newTelemetry(ctx context.Context, name, log string, closers *lifecycle.Stack) (*telemetry.Telemetry, error) {
+	file, err := supervise.OpenLog(r.paths.log(log))
+	if err != nil {
+		return nil, err
+	}
+	closers.Push(name+" log", func(context.Context) error { return file.Close() })
+	tel, err := telemetry.Setup(ctx, telemetry.Options{Service: name, LogLevel: r.opts.LogLevel, LogFormat: "text", LogWriter: file})
+	if err != nil {
+		return nil, err
+	}
+	closers.Push(name+" telemetry", func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, flushTimeout)
+		defer cancel()
+		return tel.Shutdown(ctx)
+	})
+	return tel, nil
+}
+
+func (r *runner) newBuilder(ctx context.Context, tel *telemetry.Telemetry) (service, error) {
+	return builder.New(ctx, &configv1.BuilderConfig{
+		Server:          server(r.addrs.builder, r.addrs.builderHTTP),
+		Daemons:         r.daemons(),
+		AllowedRoots:    r.opts.AllowRoots,
+		CacheRepository: r.addrs.registryName() + "/cache",
+	}, tel)
+}
+
+func (r *runner) newCacheManager(ctx context.Context, tel *telemetry.Telemetry) (service, error) {
+	return cachemanager.New(ctx, &configv1.CacheManagerConfig{
+		Server:  server(r.addrs.cacheManager, r.addrs.cacheManagerHTTP),
+		Daemons: r.daemons(),
+	}, tel)
+}
+
+func (r *runner) newJanitor(ctx context.Context, tel *telemetry.Telemetry) (service, error) {
+	return janitor.New(ctx, &configv1.JanitorConfig{
+		Server: server(r.addrs.janitor, r.addrs.janitorHTTP),
+		Registry: &configv1.RegistryConfig{
+			Address: r.addrs.registryName(), PlainHttp: true, StorageRoot: r.paths.registry(),
+		},
+	}, tel)
+}
+
+func server(listen, http string) *configv1.ServerConfig {
+	return &configv1.ServerConfig{
+		Listen: listen, HttpListen: http,
+		Limits: &configv1.LimitsConfig{ShutdownGrace: durationpb.New(serviceGrace)},
+	}
+}
+
+func (r *runner) daemons() []*configv1.DaemonConfig {
+	return []*configv1.DaemonConfig{{Name: "local", Address: "unix://" + r.paths.buildkitSocket()}}
+}

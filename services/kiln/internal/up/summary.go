@@ -1,0 +1,40 @@
+package up
+
+import (
+	"fmt"
+	"strings"
+)
+
+// summary says what listens where, and what to try next.
+func (r *runner) summary(parts []wait) string {
+	http := map[string]string{
+		"builder": r.addrs.builderHTTP, "cache manager": r.addrs.cacheManagerHTTP, "janitor": r.addrs.janitorHTTP,
+		"registry": r.addrs.registry + "/v2/_catalog",
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "\nKiln is up.\n\n")
+	for _, part := range parts {
+		line := fmt.Sprintf("  %-14s %-24s", part.name, part.at)
+		if at := http[part.name]; at != "" {
+			if part.name != "registry" {
+				at += "/metrics"
+			}
+			line += " http://" + at
+		}
+		fmt.Fprintln(&b, strings.TrimRight(line, " "))
+	}
+	fmt.Fprintf(&b, "  %-14s %s (logs in logs/)\n", "state", r.paths.root)
+	fmt.Fprintf(&b, "  %-14s %s\n", "contexts from", strings.Join(r.opts.AllowRoots, ", "))
+
+	builder := ""
+	if r.opts.ListenBase != 0 {
+		builder = "--builder " + r.addrs.builder + " "
+	}
+	fmt.Fprintf(&b, `
+Try:
+  kiln build %s--push . . %s/hello:dev
+  buildctl --addr tcp://%s du
+  grpcurl -plaintext %s list
+`, builder, r.addrs.registryName(), r.addrs.builder, r.addrs.builder)
+	return b.String()
+}
