@@ -21,7 +21,7 @@ MODULES := proto pkg services/builder services/cachemanager services/janitor ser
 ALL_MODULES := $(MODULES) tools/gen
 UNIT_PACKAGES := $(addprefix ./,$(addsuffix /...,$(filter-out e2e,$(MODULES))))
 COMMANDS := $(addprefix ./services/,$(addsuffix /cmd/...,builder cachemanager janitor kiln))
-LDFLAGS := -X github.com/kilnbuild/kiln/pkg/service.Version=$(VERSION)
+LDFLAGS := -X github.com/kilnbuild/kiln/pkg/service.version=$(VERSION)
 
 .PHONY: help
 help: ## List the targets

@@ -89,6 +89,9 @@ func (s *Service) Addr() string { return s.server.Addr() }
 // HTTPAddr is the address of the HTTP server, empty when it is off.
 func (s *Service) HTTPAddr() string { return s.server.HTTPAddr() }
 
+// Close gives back what a builder holds that is not Run.
+func (s *Service) Close() error { return errors.Join(s.server.Close(), s.daemon.Close()) }
+
 // Run serves until ctx ends, then lets the builds that are running end within
 // the grace time of the configuration.
 func (s *Service) Run(ctx context.Context) error {
