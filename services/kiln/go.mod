@@ -21,6 +21,7 @@ require (
 	github.com/kilnbuild/kiln/proto v0.0.0
 	github.com/kilnbuild/kiln/services/builder v0.0.0-00010101000000-000000000000
 	github.com/kilnbuild/kiln/services/cachemanager v0.0.0-00010101000000-000000000000
+	github.com/kilnbuild/kiln/services/janitor v0.0.0-00010101000000-000000000000
 	github.com/moby/buildkit v0.34.2
 	github.com/spf13/cobra v1.10.2
 	github.com/tonistiigi/fsutil v0.0.0-20261103091533-a72de9dcf763
@@ -59,6 +60,7 @@ require (
 	github.com/go-logr/logr v1.4.4 // indirect
 	github.com/go-logr/stdr v1.2.2 // indirect
 	github.com/gofrs/flock v0.13.1 // indirect
+	github.com/google/go-containerregistry v0.22.1 // indirect
 	github.com/google/shlex v0.0.0-20191202100458-e7afc7fbc510 // indirect
 	github.com/grpc-ecosystem/go-grpc-middleware/v2 v2.3.4 // indirect
 	github.com/grpc-ecosystem/grpc-gateway/v2 v2.31.0 // indirect
@@ -119,5 +121,4 @@ require (
 	golang.org/x/time v0.16.0 // indirect
 	google.golang.org/genproto/googleapis/api v0.0.0-20261104224025-d1e00e9f33ab // indirect
 	google.golang.org/genproto/googleapis/rpc v0.0.0-20261104224025-d1e00e9f33ab // indirect
-	gotest.tools/v3 v3.5.2 // indirect
 )

@@ -5,7 +5,6 @@ import (
 	_ "embed" // The templates.
 	"encoding/json"
 	"os"
-	"path/filepath"
 	"text/template"
 )
 
@@ -47,7 +46,7 @@ func (r *runner) writeConfigs() error {
 	daemon, err := render(buildkitdText, buildkitdFile{
 		Root:        r.paths.buildkit(),
 		Address:     "unix://" + r.paths.buildkitSocket(),
-		TraceSocket: filepath.Join(r.paths.sockets, "otel-grpc.sock"),
+		TraceSocket: r.paths.traceSocket(),
 		Registries:  r.addrs.registryNames(),
 	})
 	if err != nil {

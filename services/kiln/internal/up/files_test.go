@@ -15,8 +15,8 @@ func TestConfigFiles(t *testing.T) {
 		values any
 	}{
 		"buildkitd.toml": {buildkitdText, buildkitdFile{
-			Root: "/var/lib/kiln/buildkit", Address: "unix:///var/lib/kiln/run/buildkitd.sock",
-			TraceSocket: "/var/lib/kiln/run/otel-grpc.sock", Registries: []string{"localhost:5000", "127.0.0.1:5000"},
+			Root: "/var/lib/kiln/buildkit", Address: "unix:///var/lib/kiln/buildkitd.sock",
+			TraceSocket: "/var/lib/kiln/otel-grpc.sock", Registries: []string{"localhost:5000", "127.0.0.1:5000"},
 		}},
 		"buildkitd-odd.toml": {buildkitdText, buildkitdFile{
 			Root: odd, Address: "unix://" + odd, TraceSocket: odd, Registries: []string{"[::1]:5000"},

@@ -92,7 +92,7 @@ func TestComplete(t *testing.T) {
 }
 
 func TestSocketDir(t *testing.T) {
-	if got := socketDir("/var/lib/kiln", "/run"); got != "/var/lib/kiln/run" {
+	if got := socketDir("/var/lib/kiln", "/run"); got != "/var/lib/kiln" {
 		t.Errorf("short: %q", got)
 	}
 	long, other := "/"+strings.Repeat("x", 90), "/"+strings.Repeat("y", 90)

@@ -17,7 +17,7 @@ const maxSocketPath = 100
 // paths is the layout of the data directory.
 type paths struct {
 	root    string
-	sockets string // In root, or elsewhere when the path would be too long.
+	sockets string // The root, or elsewhere when the path would be too long.
 }
 
 func (p paths) lock() string              { return filepath.Join(p.root, "lock") }
@@ -27,9 +27,10 @@ func (p paths) buildkit() string          { return filepath.Join(p.root, "buildk
 func (p paths) registry() string          { return filepath.Join(p.root, "registry") }
 func (p paths) tmp() string               { return filepath.Join(p.root, "tmp") }
 func (p paths) buildkitSocket() string    { return filepath.Join(p.sockets, "buildkitd.sock") }
+func (p paths) traceSocket() string       { return filepath.Join(p.sockets, "otel-grpc.sock") }
 
 // outside says whether the sockets are not in the data directory.
-func (p paths) outside() bool { return p.sockets != filepath.Join(p.root, "run") }
+func (p paths) outside() bool { return p.sockets != p.root }
 
 // makePaths makes the data directory and what is in it. The path that it returns
 // has no symbolic links, as the kernel shows it in its tables.
@@ -53,12 +54,11 @@ func makePaths(dataDir string) (paths, error) {
 	return p, nil
 }
 
-// socketDir is run in the data directory, or a short directory of the system's
-// that is this data directory's alone.
+// socketDir is the data directory, or a short directory of the system's that is
+// this data directory's alone.
 func socketDir(root, system string) string {
-	dir := filepath.Join(root, "run")
-	if len(filepath.Join(dir, "buildkitd.sock")) <= maxSocketPath {
-		return dir
+	if len(filepath.Join(root, "buildkitd.sock")) <= maxSocketPath {
+		return root
 	}
 	sum := sha256.Sum256([]byte(root))
 	return filepath.Join(system, fmt.Sprintf("kiln-%s", hex.EncodeToString(sum[:6])))

@@ -139,5 +139,5 @@ func taken(name, address, flag string) error {
 	if flag != "--listen-base" {
 		remedy = "stop it, or choose another port with " + flag + " or --listen-base"
 	}
-	return fault.New(fault.FailedPrecondition, "", fmt.Sprintf("%s, for %s, is taken by %s", address, name, by), remedy)
+	return fault.New(fault.FailedPrecondition, "", fmt.Sprintf("%s, for %s, is in use by %s", address, name, by), remedy)
 }

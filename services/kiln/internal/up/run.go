@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"time"
@@ -156,7 +155,7 @@ func (r *runner) cleanUp(ctx context.Context) error {
 	if r.paths.outside() {
 		return errors.Join(err, os.RemoveAll(r.paths.sockets))
 	}
-	return errors.Join(err, os.RemoveAll(r.paths.buildkitSocket()), os.RemoveAll(filepath.Join(r.paths.sockets, "otel-grpc.sock")))
+	return errors.Join(err, os.RemoveAll(r.paths.buildkitSocket()), os.RemoveAll(r.paths.traceSocket()))
 }
 
 // serve runs the three services until ctx ends, and announces when all serve.
