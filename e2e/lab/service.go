@@ -89,7 +89,7 @@ func (l *Lab) startService(ctx context.Context, bin string, cfg proto.Message, o
 		if err == nil {
 			return s, nil
 		}
-		if s == nil || try == 3 || !strings.Contains(s.Output(), "address already in use") {
+		if s == nil || try == 3 || !strings.Contains(s.Output(), "in use") {
 			return nil, err
 		}
 	}

@@ -2,8 +2,11 @@ package lab
 
 import (
 	"context"
+	"fmt"
 	"net"
+	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 )
@@ -48,6 +51,14 @@ func (l *Lab) StartUp(ctx context.Context, opts UpOptions) (*Up, error) {
 			return nil, err
 		}
 	}
+	if err := os.MkdirAll(opts.DataDir, 0o700); err != nil {
+		return nil, fmt.Errorf("lab: %w", err)
+	}
+	if opts.DataDir, err = filepath.EvalSymlinks(opts.DataDir); err != nil {
+		return nil, fmt.Errorf("lab: %w", err)
+	}
+	// Registered before anything can go wrong, so that it runs last.
+	l.OnClose("kiln up state", func(ctx context.Context) error { return Clean(ctx, opts.DataDir) })
 	for try := 1; ; try++ {
 		up, err := l.tryUp(ctx, path, opts)
 		if err == nil {
@@ -68,11 +79,18 @@ func (l *Lab) tryUp(ctx context.Context, path string, opts UpOptions) (*Up, erro
 	up := &Up{
 		DataDir: opts.DataDir, Base: base,
 		Builder: port(0), CacheManager: port(1), Janitor: port(2), Registry: port(20),
-		Buildkitd: "unix://" + filepath.Join(opts.DataDir, "buildkitd.sock"),
 	}
-	args := append([]string{"up", "--data-dir", opts.DataDir, "--listen-base", strconv.Itoa(base)}, opts.Args...)
-	// Registered before anything can go wrong, so that it runs last.
-	l.OnClose("kiln up state", func(ctx context.Context) error { return Clean(ctx, opts.DataDir) })
+	buildkitd, err := Bin("buildkitd")
+	if err != nil {
+		return nil, err
+	}
+	registry, err := Bin("registry")
+	if err != nil {
+		return nil, err
+	}
+	args := append([]string{
+		"up", "--data-dir", opts.DataDir, "--listen-base", strconv.Itoa(base), "--buildkitd", buildkitd, "--registry", registry,
+	}, opts.Args...)
 	if opts.Detach {
 		l.OnClose("kiln up", func(ctx context.Context) error { return Down(ctx, opts.DataDir) })
 		if _, err := Exec(ctx, Command{Path: path, Args: append(args, "--detach"), Env: opts.Env}); err != nil {
@@ -86,7 +104,25 @@ func (l *Lab) tryUp(ctx context.Context, path string, opts UpOptions) (*Up, erro
 			return nil, err
 		}
 	}
-	return up, nil
+	up.Buildkitd, err = buildkitdOf(opts.DataDir)
+	return up, err
+}
+
+var addressLine = regexp.MustCompile(`(?m)^ *address = \[ *"(unix://[^"]+)"`)
+
+// buildkitdOf reads the daemon's address from the configuration that `kiln up`
+// wrote: its socket is not in the data directory when that has a long path.
+func buildkitdOf(dataDir string) (string, error) {
+	path := filepath.Join(dataDir, "config", "buildkitd.toml")
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return "", fmt.Errorf("lab: %w", err)
+	}
+	m := addressLine.FindSubmatch(data)
+	if m == nil {
+		return "", fmt.Errorf("lab: no unix address in %s", path)
+	}
+	return string(m[1]), nil
 }
 
 // Down runs `kiln down` for a data directory.

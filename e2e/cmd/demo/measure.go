@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -83,9 +84,9 @@ func (d *demo) measure(ctx context.Context) (*figures, error) {
 		return nil, err
 	}
 	return &figures{
-		Cold: cold[0], Warm: warm[0], Registry: far[0], Digest: digest,
-		WarmReduction: 1 - warm[0]/cold[0], RegistryReduction: 1 - far[0]/cold[0],
-		BuildctlWarm: warm[1], buildctlCold: cold[1], buildctlRegistry: far[1],
+		Cold: rounded(cold[0]), Warm: rounded(warm[0]), Registry: rounded(far[0]), Digest: digest,
+		WarmReduction: rounded(1 - warm[0]/cold[0]), RegistryReduction: rounded(1 - far[0]/cold[0]),
+		BuildctlWarm: rounded(warm[1]), buildctlCold: cold[1], buildctlRegistry: far[1],
 	}, nil
 }
 
@@ -209,6 +210,9 @@ func (f *figures) write(path string) error {
 	}
 	return nil
 }
+
+// rounded leaves four digits after the point: more are noise.
+func rounded(v float64) float64 { return math.Round(v*1e4) / 1e4 }
 
 func median(values []float64) float64 {
 	s := slices.Sorted(slices.Values(values))

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/kilnbuild/kiln/e2e/lab"
@@ -50,14 +51,18 @@ func startDemo(ctx context.Context) (*demo, error) {
 			return nil, err
 		}
 	}
-	dataDir := filepath.Join(root, ".run", "demo", "up")
-	if err := forget(ctx, dataDir); err != nil {
-		return nil, err
-	}
+	dir := filepath.Join(root, ".run", "demo")
 	if d.lab, err = lab.New(); err != nil {
 		return nil, err
 	}
-	d.lab.OnClose("data directory", func(context.Context) error { return os.RemoveAll(filepath.Dir(dataDir)) })
+	if err := d.own(dir); err != nil {
+		return d, err
+	}
+	dataDir := filepath.Join(dir, "up")
+	if err := forget(ctx, dataDir); err != nil {
+		return d, err
+	}
+	d.lab.OnClose("data directory", func(context.Context) error { return os.RemoveAll(dataDir) })
 	return d, d.start(ctx, dataDir)
 }
 
@@ -92,6 +97,22 @@ func (d *demo) close() error {
 		return nil
 	}
 	return d.lab.Close()
+}
+
+// own makes the demo's directory this demo's alone until the end.
+func (d *demo) own(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("%w", err)
+	}
+	lock, err := os.Open(dir)
+	if err != nil {
+		return fmt.Errorf("%w", err)
+	}
+	d.lab.OnClose("lock", func(context.Context) error { return lock.Close() })
+	if err := syscall.Flock(int(lock.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		return fmt.Errorf("another demo is running in %s: wait for its end", dir)
+	}
+	return nil
 }
 
 // forget ends what an earlier demo, killed before it could clean up, left.

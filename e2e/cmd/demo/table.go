@@ -8,7 +8,7 @@ import (
 
 // printTable shows the figures beside the guide's and buildctl's.
 func printTable(w io.Writer, f *figures) {
-	fmt.Fprintf(w, "\n%-34s %10s %12s %12s %14s\n", "", "guide", "kiln", "buildctl", "off, by kiln")
+	fmt.Fprintf(w, "\n%-36s %8s %12s %12s %16s\n", "", "guide", "kiln", "buildctl", "off, by kiln")
 	for _, row := range []struct {
 		what                  string
 		guide, kiln, buildctl float64
@@ -23,7 +23,7 @@ func printTable(w io.Writer, f *figures) {
 		if row.off {
 			off = fmt.Sprintf("%.1f %% (>%.0f)", 100*row.reduction, 100*row.promised)
 		}
-		fmt.Fprintf(w, "%-34s %8.2f s %10.3f s %10.3f s %14s\n", row.what, row.guide, row.kiln, row.buildctl, off)
+		fmt.Fprintf(w, "%-36s %6.2f s %10.3f s %10.3f s %16s\n", row.what, row.guide, row.kiln, row.buildctl, off)
 	}
 }
 
