@@ -215,8 +215,8 @@ type CheckRegistryResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Address of the registry, "host:port".
 	Registry string `protobuf:"bytes,1,opt,name=registry,proto3" json:"registry,omitempty"`
-	// The worst state of the checks, where FAIL is worse than WARN, and WARN than
-	// UNKNOWN.
+	// The worst state of what could be found out: FAIL, else WARN, else OK. UNKNOWN
+	// when nothing could be.
 	State CheckState `protobuf:"varint,2,opt,name=state,proto3,enum=kiln.janitor.v1.CheckState" json:"state,omitempty"`
 	// One for each check, in this order: "reachable", "auth", "latency",
 	// "catalog", "delete", "disk". Later versions add to them, among others

@@ -578,7 +578,7 @@ type TagUsage struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its name.
 	Tag string `protobuf:"bytes,1,opt,name=tag,proto3" json:"tag,omitempty"`
-	// Digest of its manifest: "sha256:…".
+	// Digest of its manifest: "sha256:…". Empty when the tag leads nowhere.
 	Digest string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
 	// Bytes that it reaches, each blob counted once.
 	OwnBytes int64 `protobuf:"varint,3,opt,name=own_bytes,json=ownBytes,proto3" json:"own_bytes,omitempty"`

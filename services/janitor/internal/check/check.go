@@ -1,0 +1,237 @@
+// Package check finds out whether a registry is well.
+package check
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/kilnbuild/kiln/pkg/fault"
+)
+
+// State is what a check found. A higher one is worse.
+type State int
+
+// The states.
+const (
+	OK      State = iota // All is well.
+	Unknown              // It could not be found out.
+	Warn                 // It works, but will not for long, or not as it should.
+	Fail                 // It does not work.
+)
+
+// States are all states.
+func States() []State { return []State{OK, Unknown, Warn, Fail} }
+
+// String is the name of the state.
+func (s State) String() string { return [...]string{"ok", "unknown", "warn", "fail"}[s] }
+
+// Result is what one check found.
+type Result struct {
+	Name    string
+	State   State
+	Message string // a sentence, with the figures
+	Remedy  string // a sentence; empty when OK
+	Took    time.Duration
+
+	// The figures of the checks that have some.
+	Latency       *time.Duration
+	Repositories  *int
+	DeleteEnabled *bool
+	Disk          *Disk
+}
+
+// Disk is a file system, in bytes.
+type Disk struct{ Total, Free int64 }
+
+// Report is what all checks found.
+type Report struct {
+	State   State
+	Results []Result // in the order of Names
+	Time    time.Time
+}
+
+// The names of the checks.
+const (
+	Reachable = "reachable"
+	Auth      = "auth"
+	Latency   = "latency"
+	Catalog   = "catalog"
+	Delete    = "delete"
+	DiskSpace = "disk"
+)
+
+// Names are the names of all checks, in the order in which they are done.
+func Names() []string { return []string{Reachable, Auth, Latency, Catalog, Delete, DiskSpace} }
+
+// Registry is what is asked of a registry here.
+type Registry interface {
+	// Address is host and port.
+	Address() string
+	// User is who the janitor is there. Empty: anonymous.
+	User() string
+	// Ping asks for an answer, also one that demands credentials.
+	Ping(ctx context.Context) error
+	// Login asks for an answer with the credentials there are.
+	Login(ctx context.Context) error
+	// Repositories lists the catalogue.
+	Repositories(ctx context.Context) ([]string, error)
+	// TryDelete asks to delete something that cannot exist: nil when the registry
+	// would delete it if it did, content.ErrUnsupported when it would not.
+	TryDelete(ctx context.Context) error
+}
+
+// Storage is what is asked of a registry's storage here.
+type Storage interface {
+	// Root is its directory.
+	Root() string
+	// Disk is the file system that it is on.
+	Disk() (Disk, error)
+	// Has says whether the repository is there.
+	Has(repository string) (bool, error)
+}
+
+// How long checks may take: the first, and each that follows when that went well.
+const (
+	reachTimeout = 5 * time.Second
+	timeout      = 10 * time.Second
+)
+
+// Checker checks one registry.
+type Checker struct {
+	registry Registry
+	storage  Storage // nil: out of reach
+}
+
+// New returns a checker. A nil storage is out of reach.
+func New(registry Registry, storage Storage) *Checker {
+	return &Checker{registry: registry, storage: storage}
+}
+
+// Check does the checks of these names, or all when there is none. A name that
+// does not exist is an error; a registry that is away is not.
+func (c *Checker) Check(ctx context.Context, names []string) (Report, error) {
+	for _, name := range names {
+		if !slices.Contains(Names(), name) {
+			return Report{}, fault.Invalid("checks", name, "there is no such check", "name some of reachable, auth, latency, catalog, delete, disk, or none for all")
+		}
+	}
+	run := &run{checker: c, repositories: sync.OnceValues(func() ([]string, error) {
+		ctx, cancel := context.WithTimeout(ctx, timeout)
+		defer cancel()
+		return c.registry.Repositories(ctx)
+	})}
+	started := time.Now()
+	reachable := timed(ctx, reachTimeout, Reachable, run.reachable)
+	run.away = reachable.State == Fail
+	steps := map[string]func(context.Context) Result{
+		Auth: run.auth, Latency: run.latency, Catalog: run.catalog, Delete: run.delete, DiskSpace: run.disk,
+	}
+	var results []Result
+	for _, name := range Names() {
+		switch {
+		case len(names) > 0 && !slices.Contains(names, name):
+		case name == Reachable:
+			results = append(results, reachable)
+		case run.away && name != DiskSpace:
+			results = append(results, Result{
+				Name: name, State: Unknown, Message: "the registry does not answer", Remedy: reachable.Remedy,
+			})
+		default:
+			results = append(results, timed(ctx, timeout, name, steps[name]))
+		}
+	}
+	return Report{State: worst(results), Results: results, Time: started}, ctx.Err()
+}
+
+func timed(ctx context.Context, within time.Duration, name string, step func(context.Context) Result) Result {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	started := time.Now()
+	r := step(ctx)
+	r.Name, r.Took = name, time.Since(started)
+	return r
+}
+
+// worst is the worst state of what could be found out, and Unknown when nothing
+// could.
+func worst(results []Result) State {
+	state, known := OK, false
+	for _, r := range results {
+		if r.State != Unknown {
+			state, known = max(state, r.State), true
+		}
+	}
+	if !known {
+		return Unknown
+	}
+	return state
+}
+
+// run is one round of checks.
+type run struct {
+	checker      *Checker
+	repositories func() ([]string, error)
+	away         bool // the registry did not answer
+}
+
+func (r *run) reachable(ctx context.Context) Result {
+	return judgeReachable(r.checker.registry.Address(), r.checker.registry.Ping(ctx))
+}
+
+func (r *run) auth(ctx context.Context) Result {
+	return judgeAuth(r.checker.registry.User(), r.checker.registry.Login(ctx))
+}
+
+// latencyCalls is how often an answer is asked for; the first may have to connect.
+const latencyCalls = 5
+
+func (r *run) latency(ctx context.Context) Result {
+	var took []time.Duration
+	for range latencyCalls {
+		started := time.Now()
+		if err := r.checker.registry.Ping(ctx); err != nil {
+			return judgeReachable(r.checker.registry.Address(), err)
+		}
+		took = append(took, time.Since(started))
+	}
+	slices.Sort(took)
+	return judgeLatency(took[len(took)/2])
+}
+
+func (r *run) catalog(context.Context) Result {
+	repositories, err := r.repositories()
+	return judgeCatalog(len(repositories), err)
+}
+
+func (r *run) delete(ctx context.Context) Result {
+	return judgeDelete(r.checker.registry.TryDelete(ctx))
+}
+
+func (r *run) disk(context.Context) Result {
+	storage := r.checker.storage
+	if storage == nil {
+		return judgeDisk("", Disk{}, nil, nil)
+	}
+	disk, err := storage.Disk()
+	return judgeDisk(storage.Root(), disk, err, r.foreign(storage))
+}
+
+// foreign is an error when the storage is not the registry's. It looks at a few
+// repositories: the last of a busy registry may just have gone.
+func (r *run) foreign(storage Storage) error {
+	if r.away {
+		return nil
+	}
+	repositories, err := r.repositories()
+	if err != nil || len(repositories) == 0 {
+		return nil
+	}
+	for _, name := range repositories[:min(len(repositories), 3)] {
+		if has, err := storage.Has(name); err != nil || has {
+			return err
+		}
+	}
+	return errForeign{repositories[0]}
+}

@@ -1,0 +1,132 @@
+// Package content has the words of the janitor: what a registry holds, and how
+// to read it.
+package content
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+)
+
+// Digest names bytes by what they are, such as "sha256:…".
+type Digest string
+
+var digestForm = regexp.MustCompile(`^[a-z0-9]+([+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]{32,}$`)
+
+// Valid says whether the digest has the form of one.
+func (d Digest) Valid() bool { return digestForm.MatchString(string(d)) }
+
+// Blob names bytes that a registry stores.
+type Blob struct {
+	Digest Digest
+	Bytes  int64
+}
+
+// Manifest is what a manifest names.
+type Manifest struct {
+	Blob               // the manifest's own bytes
+	Blobs    []Blob    // configs and layers that the registry stores
+	Children []Digest  // manifests inside an index
+	Kind     MediaType // as it says itself, or as the registry says
+}
+
+// MediaType is the type of a manifest or blob.
+type MediaType string
+
+// The media types of manifests.
+const (
+	OCIManifest    MediaType = "application/vnd.oci.image.manifest.v1+json"
+	OCIIndex       MediaType = "application/vnd.oci.image.index.v1+json"
+	DockerManifest MediaType = "application/vnd.docker.distribution.manifest.v2+json"
+	DockerList     MediaType = "application/vnd.docker.distribution.manifest.list.v2+json"
+	OCIArtifact    MediaType = "application/vnd.oci.artifact.manifest.v1+json"
+)
+
+// IsManifest says whether bytes of this type are a manifest.
+func (m MediaType) IsManifest() bool {
+	return slices.Contains([]MediaType{OCIManifest, OCIIndex, DockerManifest, DockerList, OCIArtifact}, m)
+}
+
+// What can be wrong with a request to a registry, found with errors.Is.
+var (
+	ErrNotFound    = errors.New("the registry does not have it")
+	ErrDenied      = errors.New("the registry does not allow it")
+	ErrUnsupported = errors.New("the registry does not support it")
+	ErrBroken      = errors.New("it cannot be read")
+)
+
+// descriptor is a reference inside a manifest.
+type descriptor struct {
+	MediaType MediaType `json:"mediaType"`
+	Digest    Digest    `json:"digest"`
+	Size      int64     `json:"size"`
+	URLs      []string  `json:"urls"`
+}
+
+// document is every form of manifest at once.
+type document struct {
+	MediaType MediaType     `json:"mediaType"`
+	Config    *descriptor   `json:"config"`
+	Layers    *[]descriptor `json:"layers"`
+	Manifests *[]descriptor `json:"manifests"`
+	Blobs     *[]descriptor `json:"blobs"`
+}
+
+// Parse reads a manifest. Served is the media type that the registry says, which
+// counts when the manifest does not say its own.
+func Parse(digest Digest, served MediaType, raw []byte) (Manifest, error) {
+	var doc document
+	if err := json.Unmarshal(raw, &doc); err != nil {
+		return Manifest{}, fmt.Errorf("%w: manifest %s of %d bytes is no JSON object: %w", ErrBroken, digest, len(raw), err)
+	}
+	if doc.Layers == nil && doc.Manifests == nil && doc.Blobs == nil {
+		return Manifest{}, fmt.Errorf("%w: manifest %s names neither layers nor manifests", ErrBroken, digest)
+	}
+	m := Manifest{Blob: Blob{Digest: digest, Bytes: int64(len(raw))}, Kind: doc.MediaType}
+	if m.Kind == "" {
+		m.Kind = served
+	}
+	for _, d := range doc.references() {
+		if !d.Digest.Valid() || d.Size < 0 {
+			return Manifest{}, fmt.Errorf("%w: manifest %s names %q of %d bytes, which cannot be", ErrBroken, digest, d.Digest, d.Size)
+		}
+		switch {
+		case d.child:
+			m.Children = append(m.Children, d.Digest)
+		case len(d.URLs) > 0:
+			// A foreign layer: it lives at its URLs, not in the registry.
+		default:
+			m.Blobs = append(m.Blobs, Blob{Digest: d.Digest, Bytes: d.Size})
+		}
+	}
+	return m, nil
+}
+
+type reference struct {
+	descriptor
+	child bool // a manifest
+}
+
+// references are all that the document names. What an index lists need not be
+// manifests: the older form of BuildKit's cache lists layers there.
+func (d document) references() []reference {
+	var all []reference
+	if d.Config != nil {
+		all = append(all, reference{descriptor: *d.Config})
+	}
+	for _, list := range []*[]descriptor{d.Layers, d.Blobs} {
+		if list != nil {
+			for _, one := range *list {
+				all = append(all, reference{descriptor: one})
+			}
+		}
+	}
+	if d.Manifests != nil {
+		for _, one := range *d.Manifests {
+			all = append(all, reference{descriptor: one, child: one.MediaType == "" || one.MediaType.IsManifest()})
+		}
+	}
+	return all
+}

@@ -1,0 +1,111 @@
+package content
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func digest(c string) Digest { return Digest("sha256:" + strings.Repeat(c, 64)) }
+
+func ref(mediaType, c string, size int) string {
+	return fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":%d}`, mediaType, digest(c), size)
+}
+
+func TestParse(t *testing.T) {
+	layer := "application/vnd.oci.image.layer.v1.tar+gzip"
+	tests := []struct {
+		name string
+		raw  string
+		want Manifest
+	}{
+		{
+			name: "image",
+			raw: `{"mediaType":"` + string(OCIManifest) + `","config":` + ref("application/vnd.oci.image.config.v1+json", "c", 5) +
+				`,"layers":[` + ref(layer, "1", 10) + `,` + ref(layer, "2", 20) + `]}`,
+			want: Manifest{Kind: OCIManifest, Blobs: []Blob{{digest("c"), 5}, {digest("1"), 10}, {digest("2"), 20}}},
+		},
+		{
+			name: "image without layers and without a media type",
+			raw:  `{"config":` + ref("x", "c", 5) + `,"layers":[]}`,
+			want: Manifest{Kind: "served", Blobs: []Blob{{digest("c"), 5}}},
+		},
+		{
+			name: "index",
+			raw: `{"mediaType":"` + string(OCIIndex) + `","manifests":[` + ref(string(OCIManifest), "a", 7) + `,` +
+				ref(string(DockerManifest), "b", 8) + `,` + ref("", "d", 9) + `]}`,
+			want: Manifest{Kind: OCIIndex, Children: []Digest{digest("a"), digest("b"), digest("d")}},
+		},
+		{
+			name: "BuildKit's cache in the form of an index",
+			raw: `{"mediaType":"` + string(OCIIndex) + `","manifests":[` + ref(layer, "1", 10) + `,` +
+				ref("application/vnd.buildkit.cacheconfig.v0", "c", 3) + `]}`,
+			want: Manifest{Kind: OCIIndex, Blobs: []Blob{{digest("1"), 10}, {digest("c"), 3}}},
+		},
+		{
+			name: "a foreign layer is not in the registry",
+			raw: `{"mediaType":"` + string(DockerManifest) + `","layers":[{"mediaType":"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip","digest":"` +
+				string(digest("f")) + `","size":9,"urls":["https://example.org/f"]}]}`,
+			want: Manifest{Kind: DockerManifest},
+		},
+		{
+			name: "artifact",
+			raw:  `{"mediaType":"` + string(OCIArtifact) + `","blobs":[` + ref("text/plain", "1", 4) + `]}`,
+			want: Manifest{Kind: OCIArtifact, Blobs: []Blob{{digest("1"), 4}}},
+		},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			got, err := Parse(digest("0"), "served", []byte(test.raw))
+			if err != nil {
+				t.Fatal(err)
+			}
+			test.want.Blob = Blob{Digest: digest("0"), Bytes: int64(len(test.raw))}
+			if diff := cmp.Diff(test.want, got); diff != "" {
+				t.Error(diff)
+			}
+		})
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	tests := map[string]string{
+		"no bytes":          ``,
+		"no JSON":           `hello`,
+		"truncated":         `{"layers":[`,
+		"no manifest":       `{"hello":"world"}`,
+		"a list":            `[]`,
+		"a bad digest":      `{"layers":[{"digest":"../../etc/passwd","size":1}]}`,
+		"a negative size":   `{"layers":[` + ref("x", "1", -1) + `]}`,
+		"a digest is short": `{"layers":[{"digest":"sha256:abc","size":1}]}`,
+	}
+	for name, raw := range tests {
+		if m, err := Parse(digest("0"), OCIManifest, []byte(raw)); err == nil {
+			t.Errorf("%s: %+v", name, m)
+		}
+	}
+}
+
+// No input makes the parser panic, or gives a digest that is none.
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(`{"layers":[` + ref("x", "1", 1) + `]}`))
+	f.Add([]byte(`{"manifests":[{}]}`))
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		m, err := Parse(digest("0"), OCIManifest, raw)
+		if err != nil {
+			return
+		}
+		for _, b := range m.Blobs {
+			if !b.Digest.Valid() || b.Bytes < 0 {
+				t.Errorf("blob %+v", b)
+			}
+		}
+		for _, c := range m.Children {
+			if !c.Valid() {
+				t.Errorf("child %q", c)
+			}
+		}
+	})
+}

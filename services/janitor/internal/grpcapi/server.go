@@ -1,0 +1,154 @@
+// Package grpcapi serves the Janitor API: it translates between the contract and
+// the domain, and decides nothing.
+package grpcapi
+
+import (
+	"context"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/pkg/rpc"
+	janitorv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/janitor/v1"
+	"github.com/kilnbuild/kiln/services/janitor/internal/check"
+	"github.com/kilnbuild/kiln/services/janitor/internal/usage"
+)
+
+// Checker checks the registry.
+type Checker interface {
+	Check(ctx context.Context, names []string) (check.Report, error)
+}
+
+// Surveyor looks at the whole registry.
+type Surveyor interface {
+	Page(ctx context.Context, q usage.Query) (usage.Page, error)
+}
+
+// Server serves kiln.janitor.v1.JanitorService.
+type Server struct {
+	janitorv1.UnimplementedJanitorServiceServer
+
+	address  string
+	checker  Checker
+	surveyor Surveyor
+}
+
+// NewServer returns a server about the registry at an address.
+func NewServer(address string, checker Checker, surveyor Surveyor) *Server {
+	return &Server{address: address, checker: checker, surveyor: surveyor}
+}
+
+// CheckRegistry implements the RPC.
+func (s *Server) CheckRegistry(ctx context.Context, req *janitorv1.CheckRegistryRequest) (*janitorv1.CheckRegistryResponse, error) {
+	report, err := s.checker.Check(ctx, req.GetChecks())
+	if err != nil {
+		return nil, err
+	}
+	res := &janitorv1.CheckRegistryResponse{
+		Registry: s.address, State: stateToProto(report.State), Time: timestamppb.New(report.Time),
+	}
+	for _, result := range report.Results {
+		res.Checks = append(res.Checks, resultToProto(result))
+	}
+	return res, nil
+}
+
+func resultToProto(r check.Result) *janitorv1.Check {
+	out := &janitorv1.Check{
+		Name: r.Name, State: stateToProto(r.State), Message: r.Message, Remedy: r.Remedy, Duration: durationpb.New(r.Took),
+	}
+	switch {
+	case r.Latency != nil:
+		out.Value = &janitorv1.Check_Latency{Latency: durationpb.New(*r.Latency)}
+	case r.Repositories != nil:
+		out.Value = &janitorv1.Check_Repositories{Repositories: int64(*r.Repositories)}
+	case r.Disk != nil:
+		out.Value = &janitorv1.Check_Disk{Disk: &janitorv1.Disk{TotalBytes: r.Disk.Total, FreeBytes: r.Disk.Free}}
+	case r.DeleteEnabled != nil:
+		out.Value = &janitorv1.Check_DeleteEnabled{DeleteEnabled: *r.DeleteEnabled}
+	}
+	return out
+}
+
+func stateToProto(s check.State) janitorv1.CheckState {
+	switch s {
+	case check.OK:
+		return janitorv1.CheckState_CHECK_STATE_OK
+	case check.Unknown:
+		return janitorv1.CheckState_CHECK_STATE_UNKNOWN
+	case check.Warn:
+		return janitorv1.CheckState_CHECK_STATE_WARN
+	case check.Fail:
+		return janitorv1.CheckState_CHECK_STATE_FAIL
+	}
+	return janitorv1.CheckState_CHECK_STATE_UNSPECIFIED
+}
+
+// defaultPageSize is used when a request names none.
+const defaultPageSize = 50
+
+// GetUsage implements the RPC.
+func (s *Server) GetUsage(ctx context.Context, req *janitorv1.GetUsageRequest) (*janitorv1.GetUsageResponse, error) {
+	if req.GetWithRules() {
+		err := fault.New(fault.Unimplemented, "UNIMPLEMENTED", "what the rules of a policy free is not told yet", "leave with_rules out")
+		err.Field = "with_rules"
+		return nil, err
+	}
+	size := int(req.GetPageSize())
+	if size == 0 {
+		size = defaultPageSize
+	}
+	page, err := s.surveyor.Page(ctx, usage.Query{Repositories: req.GetRepositories(), Size: size, Token: req.GetPageToken()})
+	if err != nil {
+		return nil, err
+	}
+	res := &janitorv1.GetUsageResponse{
+		Time: timestamppb.New(page.Time), Total: totalToProto(page.Snapshot), NextPageToken: page.Next,
+	}
+	for _, r := range page.Repositories {
+		res.Repositories = append(res.Repositories, repositoryToProto(r, req.GetWithTags()))
+	}
+	return res, nil
+}
+
+func totalToProto(s usage.Snapshot) *janitorv1.RegistryUsage {
+	t := s.Total
+	return &janitorv1.RegistryUsage{
+		Repositories: t.Repositories, FailedRepositories: t.Failed, Tags: t.Tags, Manifests: t.Manifests, Blobs: t.Blobs,
+		DeduplicatedBytes: t.DeduplicatedBytes, SumOwnBytes: t.SumOwnBytes, Storage: storageToProto(s.Storage),
+	}
+}
+
+func storageToProto(s *usage.Storage) *janitorv1.StorageUsage {
+	switch {
+	case s == nil:
+		return nil
+	case s.Err != nil:
+		return &janitorv1.StorageUsage{Error: rpc.Status(fault.Wrap(s.Err, fault.Unavailable, "REGISTRY_UNAVAILABLE",
+			"the registry's storage cannot be read", "let the janitor's user read it, and check registry.storage_root")).Proto()}
+	}
+	return &janitorv1.StorageUsage{
+		Blobs: s.Blobs, BlobBytes: s.BlobBytes, UntaggedBytes: s.UntaggedBytes, Uploads: s.Uploads, UploadBytes: s.UploadBytes,
+		Disk: &janitorv1.Disk{TotalBytes: s.DiskTotal, FreeBytes: s.DiskFree},
+	}
+}
+
+func repositoryToProto(r usage.RepositoryUsage, withTags bool) *janitorv1.RepositoryUsage {
+	if r.Err != nil {
+		return &janitorv1.RepositoryUsage{Repository: r.Name, Error: rpc.Status(r.Err).Proto()}
+	}
+	out := &janitorv1.RepositoryUsage{
+		Repository: r.Name, Tags: r.Tags, Manifests: r.Manifests, Blobs: r.Blobs, OwnBytes: r.OwnBytes,
+		SharedBytes: r.SharedBytes, ExclusiveBytes: r.ExclusiveBytes, BrokenManifests: r.Broken,
+	}
+	if !withTags {
+		return out
+	}
+	for _, tag := range r.TagUsages {
+		out.TagUsages = append(out.TagUsages, &janitorv1.TagUsage{
+			Tag: tag.Name, Digest: string(tag.Digest), OwnBytes: tag.OwnBytes, ExclusiveBytes: tag.ExclusiveBytes,
+		})
+	}
+	return out
+}
