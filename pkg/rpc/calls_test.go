@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/kilnbuild/kiln/pkg/auth"
 	"github.com/kilnbuild/kiln/pkg/fault"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
 )
@@ -297,6 +298,22 @@ func TestPanicsBecomeInternal(t *testing.T) {
 	if log := r.log.String(); strings.Count(log, "secret innards") < 2 || !strings.Contains(log, "calls_test.go") {
 		t.Errorf("the log lacks the panic or its stack: %s", log)
 	}
+}
+
+func TestOwnAuthorizer(t *testing.T) {
+	r := start(t, rigOptions{access: func(_ context.Context, method string, id auth.Identity) error {
+		if strings.HasSuffix(method, "/Build") {
+			panic("a fault in the policy")
+		}
+		return fault.New(fault.PermissionDenied, "DENIED", id.String()+" may not", "ask")
+	}})
+	_, err := r.client.GetBuild(within(t), &builderv1.GetBuildRequest{})
+	st := refused(t, err, codes.PermissionDenied, "DENIED") // Before the request is looked at.
+	if st.Message() != "anonymous may not" {
+		t.Errorf("message: %q", st.Message())
+	}
+	// A policy that panics neither allows the call nor ends the server.
+	refused(t, r.buildErr(within(t), inlineBuild(nil)), codes.Internal, "INTERNAL")
 }
 
 func TestRPCsThatAreNotServed(t *testing.T) {

@@ -24,14 +24,25 @@ type ClientOptions struct {
 	Telemetry *telemetry.Telemetry
 	// MaxMessageBytes is the largest message, in bytes. 0: 16 MiB.
 	MaxMessageBytes int
+	// Ping is how long a connection on which calls run may be silent before the
+	// server is asked whether it is there; one that does not say so is given up.
+	// 0: 6 minutes. Kiln's servers allow 10 seconds and more; others, buildkitd
+	// among them, close connections that ping more often than every 5 minutes.
+	Ping time.Duration
 	// GRPC is further options, which win over those of Dial.
 	GRPC []grpc.DialOption
 }
 
-// Dial makes a client connection to a Kiln service: "host:port",
+const (
+	// defaultPing is more than the 5 minutes that gRPC servers ask for.
+	defaultPing = 6 * time.Minute
+	// pingTimeout is how long the answer to a ping may take.
+	pingTimeout = 20 * time.Second
+)
+
+// Dial makes a client connection to a gRPC server: "host:port",
 // "tcp://host:port" or "unix:///path". It connects on the first call, and again
-// when the connection is lost, within seconds. It pings an idle server every 30
-// seconds while calls run, which Kiln's servers allow and buildkitd does not.
+// when the connection is lost, within seconds.
 func Dial(target string, opts ClientOptions) (*grpc.ClientConn, error) {
 	tel := opts.Telemetry
 	if tel == nil {
@@ -48,6 +59,10 @@ func Dial(target string, opts ClientOptions) (*grpc.ClientConn, error) {
 	if bytes == 0 {
 		bytes = defaultMessageBytes
 	}
+	ping := opts.Ping
+	if ping == 0 {
+		ping = defaultPing
+	}
 	dialOpts := []grpc.DialOption{
 		grpc.WithTransportCredentials(creds),
 		grpc.WithStatsHandler(otelgrpc.NewClientHandler(
@@ -56,7 +71,7 @@ func Dial(target string, opts ClientOptions) (*grpc.ClientConn, error) {
 			otelgrpc.WithPropagators(tel.Propagator),
 		)),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(bytes), grpc.MaxCallSendMsgSize(bytes)),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 30 * time.Second, Timeout: 20 * time.Second}),
+		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: ping, Timeout: pingTimeout}),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 3 * time.Second},
 			MinConnectTimeout: 5 * time.Second,

@@ -65,6 +65,9 @@ func (r *readiness) add(service string) {
 func (r *readiness) depend(name string, every time.Duration, check func(context.Context) error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if every <= 0 {
+		every = retryEvery
+	}
 	r.deps = append(r.deps, &dependency{name: name, every: every, check: check, err: errNotChecked})
 }
 

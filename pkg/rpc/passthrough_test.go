@@ -3,6 +3,7 @@ package rpc_test
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"io"
 	"testing"
 	"time"
@@ -126,7 +127,10 @@ func TestCancellationReachesTheHandler(t *testing.T) {
 		t.Errorf("the caller got %s", code)
 	}
 	select {
-	case <-ended:
+	case err := <-ended:
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("the handler's context ended with %v", err)
+		}
 	case <-time.After(soon):
 		t.Error("the handler goes on")
 	}

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/kilnbuild/kiln/pkg/auth"
 	"github.com/kilnbuild/kiln/pkg/rpc"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	"github.com/kilnbuild/kiln/pkg/testkit"
@@ -66,6 +67,7 @@ type rigOptions struct {
 	server []grpc.ServerOption
 	depend func(*rpc.Server)
 	tel    *telemetry.Telemetry
+	access auth.Authorizer
 }
 
 func loopback() *configv1.ServerConfig {
@@ -88,7 +90,7 @@ func start(t *testing.T, opts rigOptions) *rig {
 		tel = telemetry.Discard()
 	}
 	tel.Logger = slog.New(slog.NewJSONHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	server, err := rpc.NewServer(rpc.ServerOptions{Name: "test", Config: opts.config, Telemetry: tel, GRPC: opts.server})
+	server, err := rpc.NewServer(rpc.ServerOptions{Name: "test", Config: opts.config, Telemetry: tel, GRPC: opts.server, Authorize: opts.access})
 	if err != nil {
 		t.Fatalf("NewServer: %v", err)
 	}

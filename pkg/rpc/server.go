@@ -26,7 +26,7 @@ import (
 
 // ServerOptions says what kind of server to make.
 type ServerOptions struct {
-	// Name of the service in logs, such as "kiln-builder".
+	// Name of the service in errors, such as "kiln-builder".
 	Name string
 	// Config is the addresses, certificates, limits and access rules. Limits
 	// that are not set have the defaults that the message states.
@@ -120,9 +120,9 @@ func (s *Server) HTTPAddr() string { return address(s.httpSide) }
 // finish within limits.shutdown_grace, and what is left is cut off. Run returns
 // nil when ctx ended it.
 func (s *Server) Run(ctx context.Context) error {
-	tasks := append(s.ready.tasks(), lifecycle.Task{Name: "gRPC server", Run: s.serve})
+	tasks := append(s.ready.tasks(), lifecycle.Task{Name: s.name + " gRPC server", Run: s.serve})
 	if s.httpSide != nil {
-		tasks = append(tasks, lifecycle.Task{Name: "HTTP server", Run: s.serveHTTP})
+		tasks = append(tasks, lifecycle.Task{Name: s.name + " HTTP server", Run: s.serveHTTP})
 	}
 	s.log.InfoContext(ctx, "serving", "grpc", s.Addr(), "http", s.HTTPAddr())
 	err := lifecycle.Run(ctx, tasks...)

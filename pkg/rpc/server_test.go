@@ -175,6 +175,7 @@ func TestStopIsCapped(t *testing.T) {
 			defer close(handlerEnded)
 			close(entered)
 			<-stream.Context().Done()
+			time.Sleep(300 * time.Millisecond) // It puts its things in order.
 			return stream.Context().Err()
 		},
 	}})
