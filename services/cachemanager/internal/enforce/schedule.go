@@ -2,6 +2,7 @@ package enforce
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -53,10 +54,10 @@ func (s *Schedule) Run(ctx context.Context) error {
 // keep is the schedule of one daemon.
 func (s *Schedule) keep(ctx context.Context, d Daemon) error {
 	var was status
-	for {
+	for ctx.Err() == nil {
 		run := s.enforcer.Apply(ctx, d)
-		if ctx.Err() != nil {
-			return nil // Told to stop: not a fault of the daemon.
+		if errors.Is(run.Err, context.Canceled) {
+			break // Told to stop: not a fault of the daemon.
 		}
 		s.metrics.RunEnded(ctx, run)
 		now := statusOf(run.Err)
@@ -64,10 +65,10 @@ func (s *Schedule) keep(ctx context.Context, d Daemon) error {
 		was = now
 		select {
 		case <-ctx.Done():
-			return nil
 		case <-time.After(pause(run, now, s.interval)):
 		}
 	}
+	return nil
 }
 
 // status is how a run left a daemon.

@@ -2,7 +2,6 @@
 package registry
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -161,22 +160,15 @@ func (c *Client) pull() (*remote.Puller, error) {
 
 // Ping asks for an answer, also one that demands credentials.
 func (c *Client) Ping(ctx context.Context) error {
-	resp, err := c.do(ctx, c.transport, http.MethodGet, "/v2/")
-	if err == nil && resp.StatusCode != http.StatusOK && resp.StatusCode != http.StatusUnauthorized {
-		err = ggcr.CheckError(resp, http.StatusOK)
-	}
+	err := c.do(ctx, c.transport, http.MethodGet, "/v2/", http.StatusOK, http.StatusUnauthorized)
 	return c.explain(ctx, err, "answer at /v2/")
 }
 
 // Login asks for an answer with the credentials there are.
 func (c *Client) Login(ctx context.Context) error {
 	authorized, err := ggcr.NewWithContext(ctx, c.registry, c.auth, c.transport, nil)
-	if err != nil {
-		return c.explain(ctx, err, "log the janitor in")
-	}
-	resp, err := c.do(ctx, authorized, http.MethodGet, "/v2/")
 	if err == nil {
-		err = ggcr.CheckError(resp, http.StatusOK)
+		err = c.do(ctx, authorized, http.MethodGet, "/v2/", http.StatusOK)
 	}
 	return c.explain(ctx, err, "log the janitor in")
 }
@@ -194,35 +186,32 @@ const (
 func (c *Client) TryDelete(ctx context.Context) error {
 	repository := c.registry.Repo(probeRepository)
 	authorized, err := ggcr.NewWithContext(ctx, c.registry, c.auth, c.transport, []string{repository.Scope(ggcr.DeleteScope)})
-	if err != nil {
-		return c.explain(ctx, err, "allow deletes")
-	}
-	resp, err := c.do(ctx, authorized, http.MethodDelete, "/v2/"+probeRepository+"/manifests/"+probeDigest)
 	if err == nil {
-		err = ggcr.CheckError(resp, http.StatusAccepted, http.StatusNotFound)
+		err = c.do(ctx, authorized, http.MethodDelete, "/v2/"+probeRepository+"/manifests/"+probeDigest,
+			http.StatusAccepted, http.StatusNotFound)
 	}
 	return c.explain(ctx, err, "allow deletes")
 }
 
-// maxBody bounds what is read of an answer that is not needed.
+// maxBody bounds what is read of an answer, so that its connection can be used
+// again.
 const maxBody = 64 << 10
 
-// do sends a request and returns the answer, whose body is read and closed but
-// for what an error needs.
-func (c *Client) do(ctx context.Context, via http.RoundTripper, method, path string) (*http.Response, error) {
+// do sends a request whose answer counts by its status only: any but the
+// expected ones is an error.
+func (c *Client) do(ctx context.Context, via http.RoundTripper, method, path string, expected ...int) (err error) {
 	req, err := http.NewRequestWithContext(ctx, method, c.registry.Scheme()+"://"+c.registry.RegistryStr()+path, nil)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	client := &http.Client{Transport: via, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	resp, err := client.Do(req)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxBody))
-	if err := errors.Join(err, resp.Body.Close()); err != nil {
-		return nil, err
-	}
-	resp.Body = io.NopCloser(bytes.NewReader(body))
-	return resp, nil
+	defer func() {
+		_, drained := io.Copy(io.Discard, io.LimitReader(resp.Body, maxBody))
+		err = errors.Join(err, drained, resp.Body.Close())
+	}()
+	return ggcr.CheckError(resp, expected...)
 }
