@@ -61,16 +61,57 @@ func (g *Gateway) Handle(_ any, down grpc.ServerStream) error {
 	// has no other way.
 	ctx, cancel := context.WithCancel(outgoing(down.Context()))
 	defer cancel()
-	up, err := upstream.Conn().NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, method,
-		grpc.ForceCodecV2(Codec{}), grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage))
+	watch := g.watch(down.Context(), service, name, upstream.Name())
+	if streams[method] {
+		err = passStream(ctx, cancel, upstream.Conn(), method, down, watch)
+	} else {
+		err = passUnary(ctx, upstream.Conn(), method, down, watch)
+	}
+	watch.ended(err)
+	return err
+}
+
+// streams are the methods that are not one request and one response. What is
+// unary travels in fewer frames, and a build makes dozens of such calls.
+var streams = map[string]bool{
+	"/moby.buildkit.v1.Control/Prune":                  true,
+	"/moby.buildkit.v1.Control/Status":                 true,
+	"/moby.buildkit.v1.Control/Session":                true,
+	"/moby.buildkit.v1.Control/ListenBuildHistory":     true,
+	"/moby.buildkit.v1.frontend.LLBBridge/ExecProcess": true,
+	"/containerd.services.content.v1.Content/List":     true,
+	"/containerd.services.content.v1.Content/Read":     true,
+	"/containerd.services.content.v1.Content/Write":    true,
+}
+
+func passUnary(ctx context.Context, conn *grpc.ClientConn, method string, down grpc.ServerStream, watch watcher) error {
+	var request, response frame
+	if err := down.RecvMsg(&request); err != nil {
+		return err
+	}
+	watch.request(request)
+	var header, trailer metadata.MD
+	err := conn.Invoke(ctx, method, &request, &response, grpc.Header(&header), grpc.Trailer(&trailer), grpc.ForceCodecV2(Codec{}),
+		grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage))
+	down.SetTrailer(trailer)
+	if setErr := down.SetHeader(header); err == nil {
+		err = setErr
+	}
 	if err != nil {
 		return err
 	}
-	watch := g.watch(down.Context(), service, name, upstream.Name())
+	watch.response(response)
+	return down.SendMsg(&response)
+}
+
+func passStream(ctx context.Context, cancel func(), conn *grpc.ClientConn, method string, down grpc.ServerStream, watch watcher) error {
+	up, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, method, grpc.ForceCodecV2(Codec{}),
+		grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage))
+	if err != nil {
+		return err
+	}
 	go sendUp(down, up, watch, cancel)
-	err = sendDown(up, down, watch)
-	watch.ended(err)
-	return err
+	return sendDown(up, down, watch)
 }
 
 // maxMessage is the size of messages that BuildKit allows, in bytes.
