@@ -46,6 +46,10 @@ func TestGrpcurlListsAndDescribes(t *testing.T) {
 func TestGrpcurlREADMECall(t *testing.T) {
 	s := sharedStack(t)
 	root := labtest.Must(lab.RepoRoot())(t)
+	readme := string(labtest.Must(os.ReadFile(filepath.Join(root, "README.md")))(t))
+	if call := "grpcurl -plaintext -d @ localhost:50051 " + buildMethod + " < examples/inline/build.json"; !strings.Contains(readme, call) {
+		t.Errorf("the README does not have %q", call)
+	}
 	request := string(labtest.Must(os.ReadFile(filepath.Join(root, "examples", "inline", "build.json")))(t))
 	request = strings.ReplaceAll(request, "localhost:5000", s.Registry.Addr)
 	out := labtest.Must(grpcurl(t, "-plaintext", "-d", request, s.Builder.Addr, buildMethod))(t).Stdout

@@ -87,6 +87,16 @@ func TestPartThatDiesShowsItsLog(t *testing.T) {
 	}
 }
 
+// A race that a race-built part reports is not lost in its log.
+func TestRacesOfPartsAreErrors(t *testing.T) {
+	l := labtest.Must(lab.New())(t)
+	p := labtest.Must(l.Run(lab.Command{Name: "racy", Path: "/bin/sh", Args: []string{"-c", "echo 'WARNING: DATA RACE'; echo here"}}))(t)
+	<-p.Done()
+	if err := l.Close(); err == nil || !strings.Contains(err.Error(), "DATA RACE\nhere") {
+		t.Errorf("Close: %v", err)
+	}
+}
+
 func TestMissingBinarySaysWhatToRun(t *testing.T) {
 	if _, err := lab.Bin("no-such-binary"); err == nil || !strings.Contains(err.Error(), "make tools build") {
 		t.Fatalf("got %v", err)

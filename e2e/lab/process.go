@@ -75,8 +75,19 @@ func (l *Lab) Run(c Command) (*Process, error) {
 	l.mu.Lock()
 	l.procs = append(l.procs, p)
 	l.mu.Unlock()
-	l.OnClose(c.Name, p.Stop)
+	l.OnClose(c.Name, func(ctx context.Context) error { return errors.Join(p.Stop(ctx), p.races()) })
 	return p, nil
+}
+
+// races is the report of the race detector, when the binary was built with it and
+// it found one.
+func (p *Process) races() error {
+	out := p.Output()
+	at := strings.Index(out, "WARNING: DATA RACE")
+	if at < 0 {
+		return nil
+	}
+	return fmt.Errorf("lab: %s: %s", p.Name, out[at:min(at+8<<10, len(out))])
 }
 
 func start(c Command, logPath string) (*Process, error) {
