@@ -70,7 +70,7 @@ func alive(pid int) bool { return syscall.Kill(pid, 0) == nil }
 func TestStartProcessEndsTheGroup(t *testing.T) {
 	testkit.VerifyNoLeaks(t)
 	r := &recorder{TB: t}
-	script := `sh -c 'trap "" TERM; echo grandchild $$; while :; do sleep 0.1; done' & trap 'exit 7' TERM; wait`
+	script := `trap 'exit 7' TERM; sh -c 'trap "" TERM; echo grandchild $$; while :; do sleep 0.1; done' & wait`
 	p := testkit.StartProcess(r, "shell", exec.CommandContext(t.Context(), "sh", "-c", script))
 	var grandchild int
 	testkit.Eventually(t, 10*time.Second, func() bool {
