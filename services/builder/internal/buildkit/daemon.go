@@ -12,7 +12,6 @@ import (
 	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/client"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 
 	"github.com/kilnbuild/kiln/pkg/auth"
 	"github.com/kilnbuild/kiln/pkg/rpc"
@@ -32,16 +31,16 @@ type Daemon struct {
 
 // Dial prepares the connections to a daemon; they are made when first used.
 // There are two, so that what clients send through the gateway does not stand in
-// the way of the builder's own solves. Neither sends keepalive pings: buildkitd
-// closes connections that ping more often than every five minutes.
+// the way of the builder's own solves. Neither pings more often than buildkitd
+// allows, which is every five minutes.
 func Dial(ctx context.Context, cfg *configv1.DaemonConfig, roots hostdir.Roots, tel *telemetry.Telemetry) (*Daemon, error) {
 	opts := []client.ClientOpt{client.WithTracerProvider(tel.Tracer)}
 	if cfg.GetTls() != nil {
-		tlsConfig, err := auth.ClientTLS(cfg.GetTls())
+		creds, err := auth.ClientCredentials(cfg.GetTls(), tel.Logger)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("daemon %q: %w", cfg.GetName(), err)
 		}
-		opts = append(opts, client.WithGRPCDialOption(grpc.WithTransportCredentials(credentials.NewTLS(tlsConfig))))
+		opts = append(opts, client.WithGRPCDialOption(grpc.WithTransportCredentials(creds)))
 	}
 	bk, err := client.New(ctx, cfg.GetAddress(), opts...)
 	if err != nil {

@@ -327,7 +327,8 @@ type ServerConfig struct {
 	// loopback or a unix socket needs tls, or insecure set.
 	Listen string `protobuf:"bytes,1,opt,name=listen,proto3" json:"listen,omitempty"`
 	// Address of the HTTP server with /metrics, /healthz and /readyz:
-	// "host:port", or "off".
+	// "host:port", or "off". With tls it speaks HTTPS and asks for no client
+	// certificate; any address but loopback needs tls, or insecure set.
 	HttpListen string `protobuf:"bytes,2,opt,name=http_listen,json=httpListen,proto3" json:"http_listen,omitempty"`
 	// Certificates of the gRPC server. Unset: plain text.
 	Tls *ServerTLS `protobuf:"bytes,3,opt,name=tls,proto3" json:"tls,omitempty"`
