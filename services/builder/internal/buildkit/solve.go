@@ -85,7 +85,8 @@ func (j *job) Solve(ctx context.Context, sink func(any)) build.Result {
 // drain reads what nobody waits for any more: BuildKit's client does not end
 // while its channel is full. The client closes it within its own bounds.
 func drain(statuses <-chan *client.SolveStatus) {
-	for range statuses { //nolint:revive // reading is all there is to do
+	for range statuses {
+		continue
 	}
 }
 

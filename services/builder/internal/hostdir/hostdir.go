@@ -49,7 +49,7 @@ func (r Roots) openBelow(base, rel, path string) (*os.Root, error) {
 	if err != nil {
 		return nil, r.unreadable(path, err)
 	}
-	defer root.Close()
+	defer func() { _ = root.Close() }() // opened for reading
 	dir, err := root.OpenRoot(rel)
 	switch {
 	case err == nil:

@@ -53,7 +53,7 @@ func TestOpen(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				defer root.Close()
+				defer func() { _ = root.Close() }()
 				if _, err := root.Open("../secret/key"); err == nil {
 					t.Error("what was opened can be left by ..")
 				}
@@ -71,7 +71,7 @@ func TestOpen(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer root.Close()
+		defer func() { _ = root.Close() }()
 		if _, err := root.ReadFile("out/key"); err == nil {
 			t.Error("a file outside was read through a link")
 		}

@@ -66,7 +66,7 @@ func (p *Pool[M]) Run(ctx context.Context) error {
 	tick := time.NewTicker(checkEvery)
 	defer tick.Stop()
 	for {
-		p.check(ctx)
+		_ = p.check(ctx) // remembered, and logged when it is news
 		select {
 		case <-ctx.Done():
 			return nil

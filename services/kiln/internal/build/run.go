@@ -91,7 +91,7 @@ func (o *options) solve(ctx context.Context, ref string, tel *telemetry.Telemetr
 	if err != nil {
 		return nil, err
 	}
-	defer c.Close()
+	defer func() { _ = c.Close() }() // nothing is left to lose
 	ctx = metadata.AppendToOutgoingContext(ctx, "kiln-project", o.project)
 
 	var res *client.SolveResponse
@@ -126,7 +126,7 @@ func (o *options) addSteps(ctx context.Context, ref string, out *outcome, tel *t
 	if err != nil {
 		return
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }() // nothing is left to lose
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	res, err := builderv1.NewBuilderServiceClient(conn).GetBuild(ctx, &builderv1.GetBuildRequest{BuildId: ref})
