@@ -193,10 +193,14 @@ func TestUpRestartsDaemons(t *testing.T) {
 			<-build.Done()
 			labtest.Eventually(t, 20*time.Second, "the containers go", func() bool { return len(labtest.Must(lab.Containers(up.DataDir))(t)) == 0 })
 		}
-		for _, address := range []string{up.Builder, up.CacheManager, up.Janitor} {
-			if err := lab.WaitServing(labtest.Context(t, time.Minute), up.Process, address); err != nil {
-				t.Error(err)
-			}
+		// Through the builder: it serves again, and not only by what it says.
+		workers := lab.Command{Path: labtest.Must(lab.Bin("buildctl"))(t), Args: []string{"--addr", "tcp://" + up.Builder, "debug", "workers"}}
+		labtest.Eventually(t, 30*time.Second, "the builder builds again", func() bool {
+			_, err := lab.Exec(labtest.Context(t, 10*time.Second), workers)
+			return err == nil
+		})
+		if err := lab.WaitServing(labtest.Context(t, time.Minute), up.Process, up.Janitor); err != nil {
+			t.Error(err)
 		}
 	}
 

@@ -130,7 +130,7 @@ func (c *Child) Run(ctx context.Context) error {
 		begun := time.Now()
 		err := c.once(ctx)
 		if ctx.Err() != nil || c.killed() {
-			return nil
+			return nil //nolint:nilerr // This end was asked for.
 		}
 		select {
 		case <-c.ready:

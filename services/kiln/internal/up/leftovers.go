@@ -69,7 +69,9 @@ func removeContainers(ctx context.Context, p paths, runc string) error {
 func runRunc(ctx context.Context, runc string, args ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, runcTimeout)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, runc, args...).Output()
+	cmd := exec.CommandContext(ctx, runc, args...)
+	cmd.WaitDelay = time.Second // What it may have started must not hold us by its output.
+	out, err := cmd.Output()
 	if exit, ok := errors.AsType[*exec.ExitError](err); ok {
 		return nil, fmt.Errorf("runc %s: %w: %s", args[0], err, strings.TrimSpace(string(exit.Stderr)))
 	}
