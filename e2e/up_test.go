@@ -67,14 +67,15 @@ func nothingLeft(t *testing.T, up *lab.Up) {
 }
 
 // hangingBuild starts a build through the builder whose RUN step does not end,
-// with a process of its own in the background, and waits until both run.
+// with a process of its own in the background, and waits until both run. (The
+// quotes tell what it writes from the step's name.)
 func hangingBuild(t *testing.T, l *lab.Lab, up *lab.Up) *lab.Process {
 	t.Helper()
 	base := labtest.Must(image.PushBase(labtest.Context(t, time.Minute), up.Registry))(t)
 	dir := t.TempDir()
-	labtest.Write(t, dir, map[string]string{"Dockerfile": "FROM " + base + "\nRUN sleep 300 & echo it-runs-" + unique() + "; sleep 300\n"})
+	labtest.Write(t, dir, map[string]string{"Dockerfile": "FROM " + base + "\nRUN sleep 300 & echo it-'runs' " + unique() + "; sleep 300\n"})
 	build := labtest.Must(l.Run(buildctl(t, "tcp://"+up.Builder, dir)))(t)
-	labtest.Eventually(t, time.Minute, "the step runs", func() bool { return strings.Contains(build.Output(), " it-runs-") })
+	labtest.Eventually(t, time.Minute, "the step runs", func() bool { return strings.Contains(build.Output(), " it-runs ") })
 	return build
 }
 
@@ -302,7 +303,7 @@ func TestUpDaemonDoesNotStart(t *testing.T) {
 	}
 	base := labtest.Must(lab.FreeBase())(t)
 	dataDir := filepath.Join(l.Dir, "up")
-	out, err := kilnCommand(t, "", "up", "--data-dir", dataDir, "--listen-base", strconv.Itoa(base), "--buildkitd", broken)
+	out, err := kilnCommand(t, "", "up", "--data-dir", dataDir, "--listen-base", strconv.Itoa(base), "--buildkitd", broken, "--start-timeout", "30s")
 	if err == nil || !strings.Contains(out.Stderr, "buildkitd did not start: exit status 7") || !strings.Contains(out.Stdout, "the reason") {
 		t.Errorf("%v\n%s%s", err, out.Stdout, out.Stderr)
 	}
