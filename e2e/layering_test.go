@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"context"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -74,6 +75,28 @@ func TestDomainIsClean(t *testing.T) {
 			}
 			if dep := denied(deps, forbidden); dep != "" {
 				t.Errorf("%s, of the domain, depends on %s", pkg, dep)
+			}
+		}
+	}
+}
+
+// TestDependenciesAreExplained holds docs/dependencies.md to its promise.
+func TestDependenciesAreExplained(t *testing.T) {
+	reasons, err := os.ReadFile("../docs/dependencies.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	modules := []string{"proto", "pkg", "services/builder", "services/cachemanager", "services/janitor", "services/kiln", "e2e", "tools/gen"}
+	for _, module := range modules {
+		text, err := os.ReadFile(filepath.Join("..", module, "go.mod"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(text)) {
+			fields := strings.Fields(line)
+			direct := len(fields) == 2 && strings.HasPrefix(fields[1], "v")
+			if direct && !strings.HasPrefix(fields[0], ours) && !strings.Contains(string(reasons), "`"+fields[0]+"`") {
+				t.Errorf("docs/dependencies.md does not say why %s requires %s", module, fields[0])
 			}
 		}
 	}
