@@ -86,8 +86,8 @@ generate: $(DEV_TOOLS) $(GEN_TOOLS) ## Write the generated code and docs/api fro
 lint: lint-proto lint-generated lint-modules lint-go ## Check style, layering, contracts, generated code and modules
 
 lint-go: $(LINT_TOOLS)
-	@golangci-lint run $(addprefix ./,$(addsuffix /...,$(MODULES)))
-	@cd tools/gen && GOWORK=off golangci-lint run ./...
+	@golangci-lint run --allow-parallel-runners $(addprefix ./,$(addsuffix /...,$(MODULES)))
+	@cd tools/gen && GOWORK=off golangci-lint run --allow-parallel-runners ./...
 
 lint-proto: $(DEV_TOOLS)
 	@buf lint
