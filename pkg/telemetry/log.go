@@ -21,7 +21,7 @@ func newLogger(opts Options) (*slog.Logger, error) {
 			return nil, fmt.Errorf("log.level %q is not known: use debug, info, warn or error", opts.LogLevel)
 		}
 	}
-	handlerOpts := &slog.HandlerOptions{Level: level}
+	handlerOpts := &slog.HandlerOptions{Level: level, ReplaceAttr: readable}
 	format := opts.LogFormat
 	if format == "" {
 		format = "json"
@@ -39,6 +39,14 @@ func newLogger(opts Options) (*slog.Logger, error) {
 		return nil, fmt.Errorf("log.format %q is not known: use text or json", format)
 	}
 	return slog.New(traceHandler{handler}).With("service", opts.Service), nil
+}
+
+// readable writes a duration as "1.5s": slog's JSON would be bare nanoseconds.
+func readable(_ []string, attr slog.Attr) slog.Attr {
+	if attr.Value.Kind() == slog.KindDuration {
+		attr.Value = slog.StringValue(attr.Value.Duration().String())
+	}
+	return attr
 }
 
 func isTerminal(out io.Writer) bool {

@@ -281,7 +281,7 @@ func (s *Service) end(ctx context.Context, id string, outcome Outcome, lastSeq u
 	s.metrics.BuildEnded(ctx, ended)
 	attrs := []any{
 		"build", ended.ID, "project", ended.Project, "origin", ended.Origin.String(), "daemon", ended.Daemon,
-		"state", ended.State.String(), "duration", ended.Ended.Sub(ended.Created).Round(time.Millisecond).String(),
+		"state", ended.State.String(), "duration", ended.Ended.Sub(ended.Created).Round(time.Millisecond),
 		"steps", outcome.Steps.Total, "cached", outcome.Steps.Cached,
 	}
 	if outcome.Failure != nil {
