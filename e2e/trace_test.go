@@ -60,9 +60,16 @@ func TestS9_OneTraceFromTheCallerIntoBuildkitd(t *testing.T) {
 func TestS9_OneTraceOfKilnBuild(t *testing.T) {
 	s, collector := tracedStack(t)
 	dir := s.dir(t, map[string]string{"Dockerfile": "FROM " + s.base + "\nRUN echo " + unique() + "\n"})
+	kilnBuildIsOneTree(t, collector, s.Builder.Addr, dir, s.ref("traced"))
+}
+
+// kilnBuildIsOneTree builds a directory with kiln build, whose spans go to the
+// collector too, and waits until the trace is whole.
+func kilnBuildIsOneTree(t *testing.T, collector *testkit.OTLP, builder, dir, ref string) {
+	t.Helper()
 	labtest.Must(lab.Exec(labtest.Context(t, time.Minute), lab.Command{
 		Path: labtest.Must(lab.Bin("kiln"))(t),
-		Args: []string{"build", dir, dir, s.ref("traced"), "--builder", s.Builder.Addr, "--progress", "quiet"},
+		Args: []string{"build", dir, dir, ref, "--builder", builder, "--progress", "quiet"},
 		Env:  lab.OTLPEnv(strings.TrimPrefix(collector.Endpoint(), "http://"), "kiln"),
 	}))(t)
 	labtest.Eventually(t, 10*time.Second, "the root span of kiln build", func() bool {

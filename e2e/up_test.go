@@ -16,6 +16,7 @@ import (
 	"github.com/kilnbuild/kiln/e2e/lab"
 	"github.com/kilnbuild/kiln/e2e/lab/image"
 	"github.com/kilnbuild/kiln/e2e/lab/labtest"
+	"github.com/kilnbuild/kiln/pkg/testkit"
 )
 
 // startUp runs `kiln up` in the foreground.
@@ -126,6 +127,23 @@ func TestUpSaysWhatToTry(t *testing.T) {
 	again := startUp(t, l, lab.UpOptions{DataDir: up.DataDir})
 	if got := file(t, again.Registry+"/hello:dev", "", "/hello"); got != "hello\n" {
 		t.Errorf("after a restart /hello is %q", got)
+	}
+}
+
+// One trace goes through all that kiln up runs, each part under its own name,
+// whatever name its own environment has.
+func TestUpTraces(t *testing.T) {
+	l := labtest.New(t)
+	collector := testkit.NewOTLP(t)
+	up := startUp(t, l, lab.UpOptions{Env: append(collector.Environ(), "OTEL_SERVICE_NAME=somebody")})
+	base := labtest.Must(image.PushBase(labtest.Context(t, time.Minute), up.Registry))(t)
+	dir := t.TempDir()
+	labtest.Write(t, dir, map[string]string{"Dockerfile": "FROM " + base + "\nRUN echo " + unique() + "\n"})
+	kilnBuildIsOneTree(t, collector, up.Builder, dir, up.Registry+"/traced:1")
+	for _, span := range collector.Spans() {
+		if span.Service == "somebody" {
+			t.Errorf("%s has a service name that is not its own", span.Name)
+		}
 	}
 }
 

@@ -81,6 +81,10 @@ func runForeground(cmd *cobra.Command, opts Options, readyFD int) error {
 		close(hurry)
 	}()
 
+	// It names one service; here are three, and two daemons with names of their own.
+	if err := os.Unsetenv("OTEL_SERVICE_NAME"); err != nil {
+		return err
+	}
 	report := newReporter(readyFD)
 	err := Run(ctx, opts, Session{Out: out, Hurry: hurry, Ready: func(summary string) {
 		fmt.Fprint(out, summary)
