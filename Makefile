@@ -120,7 +120,7 @@ test: tools-test build ## Run every test, with -race, on real daemons; ONLY=name
 		exit $$rc; \
 	} | testsummary
 
-# ---- demo, benchmarks, soak --------------------------------------------------
+# ---- demo, benchmarks --------------------------------------------------
 
 .PHONY: demo
 demo: tools build ## Build the sample cold, again, and from the registry cache, beside the guide and buildctl
@@ -131,11 +131,6 @@ demo: tools build ## Build the sample cold, again, and from the registry cache, 
 bench: tools-test build ## Measure against buildctl and BuildKit's Go client; ONLY=name for one
 	@go build -o $(BIN)/kiln-bench ./e2e/cmd/bench
 	@kiln-bench $(if $(ONLY),--only '$(ONLY)')
-
-.PHONY: soak
-soak: tools-test build ## Build for a long time while daemons die
-	@go build -o $(BIN)/kiln-soak ./e2e/cmd/soak
-	@kiln-soak
 
 .PHONY: clean
 clean: ## Remove bin/ and .run/

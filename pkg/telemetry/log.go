@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"time"
 
 	"go.opentelemetry.io/otel/trace"
 )
@@ -41,10 +42,15 @@ func newLogger(opts Options) (*slog.Logger, error) {
 	return slog.New(traceHandler{handler}).With("service", opts.Service), nil
 }
 
-// readable writes a duration as "1.5s": slog's JSON would be bare nanoseconds.
+// readable writes a duration as "1.5s", where slog's JSON would be bare
+// nanoseconds, and an error as its text, where slog's text would print the stack
+// that some libraries put into their errors.
 func readable(_ []string, attr slog.Attr) slog.Attr {
-	if attr.Value.Kind() == slog.KindDuration {
-		attr.Value = slog.StringValue(attr.Value.Duration().String())
+	switch value := attr.Value.Any().(type) {
+	case time.Duration:
+		attr.Value = slog.StringValue(value.String())
+	case error:
+		attr.Value = slog.StringValue(value.Error())
 	}
 	return attr
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http/httptest"
@@ -221,4 +222,27 @@ func TestDiscard(t *testing.T) {
 	}
 	shutdown(t, tel)
 	shutdown(t, tel)
+}
+
+type stackError struct{}
+
+func (stackError) Error() string { return "short" }
+
+func (stackError) Format(out fmt.State, verb rune) { _, _ = fmt.Fprint(out, "short\na stack of many lines") }
+
+func TestLogIsReadable(t *testing.T) {
+	for _, format := range []string{"text", "json"} {
+		t.Run(format, func(t *testing.T) {
+			var out bytes.Buffer
+			tel, err := telemetry.Setup(t.Context(), telemetry.Options{Service: "s", LogWriter: &out, LogFormat: format})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer func() { _ = tel.Shutdown(t.Context()) }()
+			tel.Logger.Info("m", "took", 1500*time.Millisecond, "error", stackError{})
+			if line := out.String(); !strings.Contains(line, "1.5s") || strings.Contains(line, "stack") || strings.Count(line, "\n") != 1 {
+				t.Errorf("logged %q", line)
+			}
+		})
+	}
 }
