@@ -37,7 +37,7 @@ type fleet struct {
 
 func (f fleet) Pick(ctx context.Context) (build.Daemon, error) { return f.Pool.Pick(ctx) }
 
-func (f fleet) upstream(ctx context.Context) (gateway.Upstream, error) { return f.Pool.Pick(ctx) }
+func (f fleet) upstream(ctx context.Context) (gateway.Upstream, error) { return f.Current(ctx) }
 
 // New makes a builder from its configuration, whose unset fields get their
 // defaults, and binds its addresses. ctx bounds the making only. A builder that

@@ -1,8 +1,16 @@
 package buildkit
 
 import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
 	"path"
+	"strings"
 
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"
@@ -24,7 +32,10 @@ func (d *Daemon) addContext(opt *client.SolveOpt, spec build.Spec) (*os.Root, er
 	var root *os.Root
 	switch {
 	case spec.Context.Inline != nil:
-		files := inlineFS(spec.Context.Inline.Files)
+		// The daemon tells files apart by name, size, mode and time, and these have
+		// no time: other content must have another name.
+		files := inlineFS(spec.Context.Inline.Files, 0)
+		opt.SharedKey += ":inline:" + contentKey(spec.Context.Inline.Files)
 		opt.LocalMounts = map[string]fsutil.FS{contextName: files, dockerfileName: files}
 	case spec.Context.Directory != nil:
 		var err error
@@ -32,6 +43,7 @@ func (d *Daemon) addContext(opt *client.SolveOpt, spec build.Spec) (*os.Root, er
 			return nil, err
 		}
 		files := fsutil.NewRootFS(fsutil.NewRoot(root))
+		opt.SharedKey += ":directory:" + spec.Context.Directory.Path
 		opt.LocalMounts = map[string]fsutil.FS{contextName: files, dockerfileName: files}
 	case spec.Context.Git != nil:
 		// As an input rather than as the URL of the "context" attribute, which
@@ -43,7 +55,10 @@ func (d *Daemon) addContext(opt *client.SolveOpt, spec build.Spec) (*os.Root, er
 		opt.LocalMounts = map[string]fsutil.FS{}
 	}
 	if spec.Dockerfile.Inline != "" {
-		files := inlineFS([]build.File{{Path: "Dockerfile", Content: []byte(spec.Dockerfile.Inline)}})
+		// Its time stands for its content, so that the name of the context, which it
+		// shares, can stay. No step can copy a Dockerfile that is sent apart.
+		file := []build.File{{Path: "Dockerfile", Content: []byte(spec.Dockerfile.Inline)}}
+		files := inlineFS(file, timeOf(file))
 		opt.LocalMounts[dockerfileName] = files
 		// Says that the Dockerfile is sent, also where the context is not.
 		opt.FrontendAttrs["dockerfilekey"] = dockerfileName
@@ -52,21 +67,65 @@ func (d *Daemon) addContext(opt *client.SolveOpt, spec build.Spec) (*os.Root, er
 	return root, nil
 }
 
-// inlineFS is a file system of the files and the directories above them. Files
-// have no time, so that the same content is the same context.
-func inlineFS(files []build.File) fsutil.FS {
+// inlineFS is a file system of the files and the directories above them, all of
+// the same time, in nanoseconds since 1970.
+func inlineFS(files []build.File, modTime int64) fsutil.FS {
 	tree := staticfs.NewFS()
 	seen := make(map[string]bool)
 	for _, file := range files {
 		for dir := path.Dir(file.Path); dir != "." && !seen[dir]; dir = path.Dir(dir) {
 			seen[dir] = true
-			tree.Add(dir, &fstypes.Stat{Mode: uint32(os.ModeDir | 0o755)}, nil)
+			tree.Add(dir, &fstypes.Stat{Mode: uint32(os.ModeDir | 0o755), ModTime: modTime}, nil)
 		}
 		mode := file.Mode
 		if mode == 0 {
 			mode = 0o644
 		}
-		tree.Add(file.Path, &fstypes.Stat{Mode: mode}, file.Content)
+		tree.Add(file.Path, &fstypes.Stat{Mode: mode, ModTime: modTime}, file.Content)
 	}
-	return tree
+	return skipping{tree}
+}
+
+// skipping is a static file system whose walk may skip directories.
+type skipping struct{ *staticfs.FS }
+
+// Walk implements fsutil.FS.
+func (s skipping) Walk(ctx context.Context, target string, fn fs.WalkDirFunc) error {
+	skipped := ""
+	return s.FS.Walk(ctx, target, func(name string, entry fs.DirEntry, err error) error {
+		if skipped != "" && strings.HasPrefix(name, skipped) {
+			return nil
+		}
+		err = fn(name, entry, err)
+		if !errors.Is(err, fs.SkipDir) {
+			return err
+		}
+		if !entry.IsDir() {
+			name = path.Dir(name)
+		}
+		skipped = name + "/"
+		return nil
+	})
+}
+
+// contentKey is the same for the same files only.
+func contentKey(files []build.File) string {
+	digest := sum(files)
+	return hex.EncodeToString(digest[:])
+}
+
+// timeOf is a time that is the same for the same files and, but for one chance in
+// 2^62, another for others.
+func timeOf(files []build.File) int64 {
+	digest := sum(files)
+	return int64(binary.BigEndian.Uint64(digest[:]) >> 2) //nolint:gosec // two bits are gone
+}
+
+func sum(files []build.File) [sha256.Size]byte {
+	hash := sha256.New()
+	for _, f := range files {
+		fmt.Fprintf(hash, "%q %o %d\n", f.Path, f.Mode, len(f.Content))
+		hash.Write(f.Content)
+	}
+	return [sha256.Size]byte(hash.Sum(nil))
 }

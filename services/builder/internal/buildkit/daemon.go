@@ -8,10 +8,12 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/client"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 
 	"github.com/kilnbuild/kiln/pkg/auth"
 	"github.com/kilnbuild/kiln/pkg/rpc"
@@ -34,7 +36,14 @@ type Daemon struct {
 // the way of the builder's own solves. Neither pings more often than buildkitd
 // allows, which is every five minutes.
 func Dial(ctx context.Context, cfg *configv1.DaemonConfig, roots hostdir.Roots, tel *telemetry.Telemetry) (*Daemon, error) {
-	opts := []client.ClientOpt{client.WithTracerProvider(tel.Tracer)}
+	opts := []client.ClientOpt{
+		client.WithTracerProvider(tel.Tracer),
+		// A daemon that starts again is used again within seconds; gRPC would wait
+		// up to two minutes.
+		client.WithGRPCDialOption(grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
+		})),
+	}
 	if cfg.GetTls() != nil {
 		creds, err := auth.ClientCredentials(cfg.GetTls(), tel.Logger)
 		if err != nil {

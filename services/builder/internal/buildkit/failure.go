@@ -151,12 +151,21 @@ func classify(f *build.Failure, err error) {
 	case strings.Contains(text, "dockerfile parse error") || f.Location != nil:
 		set(fault.InvalidArgument, "DOCKERFILE_INVALID", "mend the Dockerfile at the line that is named")
 	case code == codes.Unavailable:
+		f.Message = "the connection to buildkitd broke: " + innermost(f.Message)
 		set(fault.Unavailable, "DAEMON_UNAVAILABLE", "check that buildkitd runs, and build again")
 	case code == codes.ResourceExhausted || strings.Contains(text, "no space left on device"):
 		set(fault.ResourceExhausted, "LIMIT_REACHED", "free disk on the daemon's host, or lower the cache policy, and build again")
 	default:
 		set(kindOf(code), "INTERNAL", "read the message; it is buildkitd's own")
 	}
+}
+
+// innermost is the last of the causes that gRPC strings together.
+func innermost(text string) string {
+	if at := strings.LastIndex(text, "desc = "); at >= 0 {
+		text = text[at+len("desc = "):]
+	}
+	return strings.Trim(text, `"`)
 }
 
 func kindOf(code codes.Code) fault.Kind {

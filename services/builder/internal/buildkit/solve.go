@@ -114,8 +114,8 @@ func (d *Daemon) solveOpt(id string, spec build.Spec) (client.SolveOpt, *os.Root
 		Ref:           id,
 		Frontend:      "dockerfile.v0",
 		FrontendAttrs: frontendAttrs(spec),
-		// A name that stays makes the daemon ask for the changed files of a
-		// context only, also when the builder has started anew.
+		// A name for the context that stays (addContext makes it whole) has the daemon
+		// ask for changed files only, also when the builder has started anew.
 		SharedKey: "kiln:" + spec.Project,
 	}
 	root, err := d.addContext(&opt, spec)

@@ -6,8 +6,11 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync"
 	"time"
+
+	"golang.org/x/sync/singleflight"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
 )
@@ -48,6 +51,7 @@ const (
 type Pool[M Member] struct {
 	member M
 	log    *slog.Logger
+	asking singleflight.Group
 
 	mu     sync.Mutex
 	status Status
@@ -75,12 +79,18 @@ func (p *Pool[M]) Run(ctx context.Context) error {
 	}
 }
 
-// Pick returns a member that answers. It asks again when the last answer is old
-// or was an error, and gives an UNAVAILABLE fault within checkTimeout when there
-// is none.
-func (p *Pool[M]) Pick(ctx context.Context) (M, error) {
+// Pick returns a member for a build. It asks again when the last answer is not
+// fresh or was an error, and gives an UNAVAILABLE fault within checkTimeout when
+// there is no member that answers.
+func (p *Pool[M]) Pick(ctx context.Context) (M, error) { return p.pick(ctx, fresh) }
+
+// Current returns the member that calls go to which are only passed on. It goes by
+// the checks of Run, and asks by itself only after an error.
+func (p *Pool[M]) Current(ctx context.Context) (M, error) { return p.pick(ctx, math.MaxInt64) }
+
+func (p *Pool[M]) pick(ctx context.Context, oldest time.Duration) (M, error) {
 	status := p.Statuses()[0]
-	if status.Err != nil || time.Since(status.Checked) > fresh {
+	if status.Err != nil || status.Checked.IsZero() || time.Since(status.Checked) > oldest {
 		if err := p.check(ctx); err != nil {
 			var none M
 			if cause := context.Cause(ctx); cause != nil {
@@ -119,18 +129,25 @@ func (p *Pool[M]) Ready(ctx context.Context) error {
 	return status.Err
 }
 
+// check asks the member how it is. Callers that come while one asks share its
+// answer; one that goes away does not end the asking.
 func (p *Pool[M]) check(ctx context.Context) error {
-	asked, cancel := context.WithTimeout(ctx, checkTimeout)
-	defer cancel()
-	info, err := p.member.Check(asked)
-	if ctx.Err() != nil {
-		return ctx.Err() // the caller went away: that says nothing of the daemon
+	answer := p.asking.DoChan("", func() (any, error) {
+		asked, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTimeout)
+		defer cancel()
+		info, err := p.member.Check(asked)
+		if err != nil && asked.Err() != nil {
+			err = fmt.Errorf("no answer within %s", checkTimeout)
+		}
+		p.remember(info, err)
+		return nil, err
+	})
+	select {
+	case result := <-answer:
+		return result.Err
+	case <-ctx.Done():
+		return ctx.Err()
 	}
-	if err != nil && asked.Err() != nil {
-		err = fmt.Errorf("no answer within %s", checkTimeout)
-	}
-	p.remember(info, err)
-	return err
 }
 
 func (p *Pool[M]) remember(info Info, err error) {

@@ -114,18 +114,43 @@ func TestPickAsksSeldom(t *testing.T) {
 	})
 }
 
-// A caller that goes away says nothing of the daemon.
-func TestPickCancelled(t *testing.T) {
+// A caller that goes away neither waits on nor ends the asking of the others.
+func TestPickShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &member{hangs: true}
 		p := pool.New(m, slog.New(slog.DiscardHandler))
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
+		patient := make(chan error)
+		go func() {
+			_, err := p.Pick(t.Context())
+			patient <- err
+		}()
 		if _, err := p.Pick(ctx); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("err = %v", err)
 		}
-		if status := p.Statuses()[0]; !status.Checked.IsZero() || status.Err != nil {
-			t.Errorf("status = %+v", status)
+		if err := <-patient; fault.KindOf(err) != fault.Unavailable {
+			t.Errorf("the one that stayed: %v", err)
+		}
+		if m.asked != 1 {
+			t.Errorf("asked %d times", m.asked)
+		}
+	})
+}
+
+// Calls that are passed on do not ask, as long as the checks go well.
+func TestCurrent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &member{}
+		p := pool.New(m, slog.New(slog.DiscardHandler))
+		for range 3 {
+			if _, err := p.Current(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Hour)
+		}
+		if m.asked != 1 {
+			t.Errorf("asked %d times", m.asked)
 		}
 	})
 }

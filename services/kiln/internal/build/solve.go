@@ -50,14 +50,14 @@ func (o *options) solveOpt(ctx context.Context, ref string, stderr io.Writer) (c
 	return opt, nil
 }
 
-// sharedKey names the context to the daemon, which keeps what it was sent under
+// sharedKey names the context and the Dockerfile's directory to the daemon, which keeps what it was sent under
 // that name and asks for the changed files only.
 func (o *options) sharedKey() string {
 	host, err := os.Hostname()
 	if err != nil {
 		host = "unknown"
 	}
-	sum := sha256.Sum256([]byte(host + "\x00" + o.contextDir))
+	sum := sha256.Sum256([]byte(host + "\x00" + o.contextDir + "\x00" + o.dockerfileDir))
 	return "kiln:" + o.project + ":" + hex.EncodeToString(sum[:8])
 }
 
