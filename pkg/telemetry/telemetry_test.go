@@ -228,7 +228,9 @@ type stackError struct{}
 
 func (stackError) Error() string { return "short" }
 
-func (stackError) Format(out fmt.State, verb rune) { _, _ = fmt.Fprint(out, "short\na stack of many lines") }
+func (stackError) Format(out fmt.State, verb rune) {
+	_, _ = fmt.Fprint(out, "short\na stack of many lines")
+}
 
 func TestLogIsReadable(t *testing.T) {
 	for _, format := range []string{"text", "json"} {

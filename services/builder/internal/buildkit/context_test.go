@@ -68,10 +68,11 @@ func TestOtherContentIsNeverTakenForUnchanged(t *testing.T) {
 		}
 		return modTime
 	}
-	if time("FROM a") == time("FROM b") {
+	first, other, again := time("FROM a"), time("FROM b"), time("FROM a")
+	if first == other {
 		t.Error("inline Dockerfiles of other content have the same time")
 	}
-	if time("FROM a") != time("FROM a") {
+	if first != again {
 		t.Error("the same inline Dockerfile has another time")
 	}
 }
