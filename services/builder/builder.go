@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"google.golang.org/grpc"
 
 	"github.com/kilnbuild/kiln/pkg/lifecycle"
 	"github.com/kilnbuild/kiln/pkg/rpc"
@@ -68,7 +67,7 @@ func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Teleme
 	passOn := gateway.New(members.upstream, builds, grpcapi.Caller)
 	server, err := rpc.NewServer(rpc.ServerOptions{
 		Name: "kiln-builder", Config: cfg.GetServer(), Telemetry: tel,
-		GRPC: []grpc.ServerOption{grpc.UnknownServiceHandler(passOn.Handle), grpc.ForceServerCodecV2(gateway.Codec{})},
+		GRPC: passOn.ServerOptions(),
 	})
 	if err != nil {
 		return nil, err

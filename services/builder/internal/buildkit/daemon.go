@@ -31,6 +31,14 @@ type Daemon struct {
 	conn          *grpc.ClientConn
 }
 
+// Flow-control windows of the gateway's connections on both sides, in bytes. They
+// are fixed, for gRPC measures its windows by a ping on nearly every message: in
+// a gateway that is as many frames again as the messages.
+const (
+	StreamWindow     = 4 << 20
+	ConnectionWindow = 16 << 20
+)
+
 // Dial prepares the connections to a daemon; they are made when first used.
 // There are two, so that what clients send through the gateway does not stand in
 // the way of the builder's own solves. Neither pings more often than buildkitd
@@ -55,7 +63,10 @@ func Dial(ctx context.Context, cfg *configv1.DaemonConfig, roots hostdir.Roots, 
 	if err != nil {
 		return nil, fmt.Errorf("daemon %q: %w", cfg.GetName(), err)
 	}
-	conn, err := rpc.Dial(strings.TrimPrefix(cfg.GetAddress(), "tcp://"), rpc.ClientOptions{TLS: cfg.GetTls(), Telemetry: tel})
+	conn, err := rpc.Dial(strings.TrimPrefix(cfg.GetAddress(), "tcp://"), rpc.ClientOptions{
+		TLS: cfg.GetTls(), Telemetry: tel,
+		GRPC: []grpc.DialOption{grpc.WithStaticStreamWindowSize(StreamWindow), grpc.WithStaticConnWindowSize(ConnectionWindow)},
+	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("daemon %q: %w", cfg.GetName(), err), bk.Close())
 	}

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
+	"github.com/kilnbuild/kiln/services/builder/internal/buildkit"
 )
 
 // services are those of buildkitd that clients need. Its health and reflection
@@ -24,6 +25,16 @@ var services = map[string]bool{
 	"moby.buildkit.v1.frontend.LLBBridge":                 true,
 	"containerd.services.content.v1.Content":              true,
 	"opentelemetry.proto.collector.trace.v1.TraceService": true,
+}
+
+// ServerOptions are what a server needs that has the gateway.
+func (g *Gateway) ServerOptions() []grpc.ServerOption {
+	return []grpc.ServerOption{
+		grpc.UnknownServiceHandler(g.Handle),
+		grpc.ForceServerCodecV2(Codec{}),
+		grpc.StaticStreamWindowSize(buildkit.StreamWindow),
+		grpc.StaticConnWindowSize(buildkit.ConnectionWindow),
+	}
 }
 
 // Upstream is a daemon that calls are passed on to.
