@@ -86,6 +86,7 @@ func TestPickFollowsTheDaemon(t *testing.T) {
 					t.Error("ready without a daemon")
 				}
 				m.set(nil, false)
+				time.Sleep(6 * time.Second) // until no asking from before is under way
 				if _, err := p.Pick(t.Context()); err != nil {
 					t.Errorf("it is back, and: %v", err)
 				}
