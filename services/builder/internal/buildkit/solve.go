@@ -91,20 +91,26 @@ func drain(statuses <-chan *client.SolveStatus) {
 }
 
 func outputs(push *build.Push, response map[string]string) []build.OutputResult {
-	mediaType := ""
-	if raw, err := base64.StdEncoding.DecodeString(response[exptypes.ExporterImageDescriptorKey]); err == nil {
-		var desc ocispecs.Descriptor
-		if json.Unmarshal(raw, &desc) == nil {
-			mediaType = desc.MediaType
-		}
-	}
 	results := make([]build.OutputResult, 0, len(push.Outputs))
 	for _, tags := range push.Outputs {
-		results = append(results, build.OutputResult{
-			Digest: response[exptypes.ExporterImageDigestKey], MediaType: mediaType, Tags: tags,
-		})
+		results = append(results, ImageOf(response, tags))
 	}
 	return results
+}
+
+// ImageOf reads what the image exporter answers. Its digest is empty when no image
+// was exported.
+func ImageOf(response map[string]string, tags []string) build.OutputResult {
+	image := build.OutputResult{Digest: response[exptypes.ExporterImageDigestKey], Tags: tags}
+	raw, err := base64.StdEncoding.DecodeString(response[exptypes.ExporterImageDescriptorKey])
+	if err != nil {
+		return image
+	}
+	var desc ocispecs.Descriptor
+	if json.Unmarshal(raw, &desc) == nil {
+		image.MediaType = desc.MediaType
+	}
+	return image
 }
 
 // solveOpt says in BuildKit's terms what a spec asks for. The root, when there

@@ -2,17 +2,13 @@ package gateway
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"strings"
 	"sync"
 	"time"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client"
-	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	"github.com/moby/buildkit/util/grpcerrors"
-	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
@@ -123,19 +119,11 @@ func (w *solveWatcher) ended(err error) {
 }
 
 func (w *solveWatcher) outputs() []build.OutputResult {
-	digest := w.result.GetExporterResponse()[exptypes.ExporterImageDigestKey]
-	if digest == "" {
+	image := buildkit.ImageOf(w.result.GetExporterResponse(), w.tags)
+	if image.Digest == "" {
 		return nil
 	}
-	out := build.OutputResult{Digest: digest, Tags: w.tags}
-	raw, err := base64.StdEncoding.DecodeString(w.result.GetExporterResponse()[exptypes.ExporterImageDescriptorKey])
-	if err == nil {
-		var desc ocispecs.Descriptor
-		if json.Unmarshal(raw, &desc) == nil {
-			out.MediaType = desc.MediaType
-		}
-	}
-	return []build.OutputResult{out}
+	return []build.OutputResult{image}
 }
 
 // statusWatcher counts the steps of a build from its Status.
