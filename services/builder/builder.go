@@ -27,6 +27,10 @@ type Service struct {
 	server *rpc.Server
 	fleet  fleet
 	daemon *buildkit.Daemon
+	builds *build.Service
+	grace  time.Duration // of calls under way when the builder stops
+
+	stopped chan struct{} // closed when Run returns
 }
 
 // fleet gives the domain and the gateway their view of the pool.
@@ -75,12 +79,18 @@ func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Teleme
 	builderv1.RegisterBuilderServiceServer(server,
 		grpcapi.NewServer(builds, members, grpcapi.Translator{CacheRepository: cfg.GetCacheRepository()}))
 	server.Depend("buildkitd "+daemon.Name(), readyEvery, members.Ready)
-	return &Service{server: server, fleet: members, daemon: daemon}, nil
+	return &Service{
+		server: server, fleet: members, daemon: daemon, builds: builds, stopped: make(chan struct{}),
+		grace: cfg.GetServer().GetLimits().GetShutdownGrace().AsDuration(),
+	}, nil
 }
 
 // readyEvery is how often the health status looks at what the pool knows, which
 // costs nothing.
 const readyEvery = 500 * time.Millisecond
+
+// tellEnd is what it takes at most to end a solve and to tell so.
+const tellEnd = 4 * time.Second
 
 // Addr is the address of the gRPC server.
 func (s *Service) Addr() string { return s.server.Addr() }
@@ -94,6 +104,16 @@ func (s *Service) Close() error { return errors.Join(s.server.Close(), s.daemon.
 // Run serves until ctx ends, then lets the builds that are running end within
 // the grace time of the configuration.
 func (s *Service) Run(ctx context.Context) error {
+	// Builds that are still running a little before the server cuts their calls
+	// get their end while it can still be told.
+	defer context.AfterFunc(ctx, func() {
+		select {
+		case <-s.stopped:
+		case <-time.After(max(0, s.grace-tellEnd)):
+			s.builds.Interrupt()
+		}
+	})()
+	defer close(s.stopped)
 	// The pool goes on while the server drains: running builds ask it.
 	checks, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()

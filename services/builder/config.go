@@ -27,6 +27,12 @@ func Complete(cfg *configv1.BuilderConfig) *configv1.BuilderConfig {
 	}
 	out.Server.Listen = cmp.Or(out.Server.Listen, "127.0.0.1:50051")
 	out.Server.HttpListen = cmp.Or(out.Server.HttpListen, "127.0.0.1:9461")
+	if out.Server.Limits == nil {
+		out.Server.Limits = &configv1.LimitsConfig{}
+	}
+	if out.Server.Limits.ShutdownGrace == nil {
+		out.Server.Limits.ShutdownGrace = durationpb.New(15 * time.Second)
+	}
 	if len(out.Daemons) == 0 {
 		out.Daemons = []*configv1.DaemonConfig{{Address: "unix:///run/buildkit/buildkitd.sock"}}
 	}

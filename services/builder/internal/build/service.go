@@ -71,11 +71,24 @@ type Service struct {
 	log     *slog.Logger
 	newID   func() string
 	running atomic.Int64
+
+	// open ends when the builder stops, with the cause that running builds get.
+	open      context.Context //nolint:containedctx // it is the service's own, and no call's
+	interrupt context.CancelCauseFunc
 }
 
 // NewService returns a service that builds on the daemons of pool.
 func NewService(pool Pool, records *Records, limits Limits, metrics Metrics, log *slog.Logger, newID func() string) *Service {
-	return &Service{pool: pool, records: records, limits: limits, metrics: metrics, log: log, newID: newID}
+	s := &Service{pool: pool, records: records, limits: limits, metrics: metrics, log: log, newID: newID}
+	s.open, s.interrupt = context.WithCancelCause(context.Background())
+	return s
+}
+
+// Interrupt ends the builds that are running, and that are still to come, in state
+// Interrupted: the builder stops.
+func (s *Service) Interrupt() {
+	s.interrupt(fault.New(fault.Aborted, "INTERRUPTED", "the builder was stopped while the build was running",
+		"build again, when the builder is back or on another one"))
 }
 
 // Records returns what is remembered of builds.
@@ -84,26 +97,27 @@ func (s *Service) Records() *Records { return s.records }
 // errCallerGone is the cause of a cancelled build whose events cannot be delivered.
 var errCallerGone = errors.New("the caller ended the call")
 
-// Build builds spec and calls emit for each event, in order, from the calling
-// goroutine; the last one is an Outcome. Ending ctx, or an error from emit,
-// cancels the solve. It returns an error when the build was not accepted
-// (UNAVAILABLE, RESOURCE_EXHAUSTED) and when emit did; how the build itself
-// ended stands in the Outcome.
+// Build builds spec and calls emit for each event, in order, from one goroutine;
+// the last one is an Outcome. Ending ctx, or an error from emit, cancels the solve.
+// It returns an error when the build was not accepted (UNAVAILABLE,
+// RESOURCE_EXHAUSTED), when emit did, and when emit still has events to take
+// slowReader after the build's end; how the build itself ended stands in the
+// Outcome.
 func (s *Service) Build(ctx context.Context, spec Spec, caller Caller, emit func(Event) error) error {
 	created := time.Now()
 	release, err := s.admit()
 	if err != nil {
 		return err
 	}
-	defer release()
 	daemon, err := s.pool.Pick(ctx)
 	if err != nil {
+		release()
 		return err
 	}
-
 	id := s.newID()
 	job, err := daemon.Prepare(id, spec)
 	if err != nil {
+		release()
 		return err
 	}
 	rec := Record{
@@ -118,16 +132,38 @@ func (s *Service) Build(ctx context.Context, spec Spec, caller Caller, emit func
 
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	defer context.AfterFunc(s.open, func() { cancel(context.Cause(s.open)) })()
 	events := newQueue()
+	solved := make(chan struct{})
 	events.push(Started{BuildID: rec.ID, Daemon: rec.Daemon, TraceID: rec.TraceID})
 	go func() {
+		defer close(solved)
+		defer release() // not when the last event is taken: a slow reader holds no place
 		defer events.close()
 		outcome := s.solve(ctx, rec, spec.Timeout, job, events.push)
 		s.end(context.WithoutCancel(ctx), rec.ID, outcome, events.pushed()+1)
 		events.push(outcome)
 	}()
-	return s.deliver(events, emit, cancel)
+	delivered := make(chan error, 1)
+	go func() { delivered <- s.deliver(events, emit, cancel) }()
+	select {
+	case err := <-delivered:
+		return err
+	case <-solved:
+	}
+	select {
+	case err := <-delivered:
+		return err
+	case <-time.After(slowReader):
+		return fault.New(fault.DeadlineExceeded, "TIMED_OUT",
+			fmt.Sprintf("the caller has not read the build's events %s after its end", slowReader),
+			"read the stream as it comes; GetBuild tells the outcome")
+	}
 }
+
+// slowReader is how long a caller may take, after a build has ended, to read what
+// it has not read. The call ends then, and with it what emit waits for.
+const slowReader = 30 * time.Second
 
 // deliver hands events to the caller until the last one. After an error of emit
 // it goes on, without emit, until the solve has stopped: a call that has
@@ -216,6 +252,8 @@ func finalState(ctx context.Context, failure *Failure) (State, *Failure) {
 	switch {
 	case errors.As(cause, &known) && known.Kind == fault.DeadlineExceeded:
 		return TimedOut, failureOf(known)
+	case errors.As(cause, &known) && known.Kind == fault.Aborted:
+		return Interrupted, failureOf(known)
 	case errors.As(cause, &known):
 		return Failed, failureOf(known)
 	case errors.Is(cause, context.DeadlineExceeded):

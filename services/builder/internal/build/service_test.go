@@ -303,6 +303,44 @@ func TestBuildNotAccepted(t *testing.T) {
 	})
 }
 
+// A caller that does not read holds no place, and is let go in the end.
+func TestBuildSlowReader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		quick := daemon(func(context.Context, func(any)) build.Result { return build.Result{} })
+		s, _ := newService(t, &pool{daemon: quick}, build.Limits{MaxRunning: 1})
+		blocked := make(chan struct{})
+		slow := make(chan error, 1)
+		go func() {
+			slow <- s.Build(t.Context(), build.Spec{}, build.Caller{}, func(build.Event) error { <-blocked; return nil })
+		}()
+		time.Sleep(time.Second)
+		var events []build.Event
+		if err := s.Build(t.Context(), build.Spec{}, build.Caller{}, collect(&events)); err != nil {
+			t.Errorf("beside a slow reader: %v", err)
+		}
+		start := time.Now()
+		if err := <-slow; fault.KindOf(err) != fault.DeadlineExceeded || time.Since(start) > time.Minute {
+			t.Errorf("the slow reader got %v after %v", err, time.Since(start))
+		}
+		close(blocked)
+	})
+}
+
+// A builder that stops tells the callers of its builds so.
+func TestInterrupt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, _ := newService(t, &pool{daemon: daemon(untilDone)}, build.Limits{})
+		time.AfterFunc(time.Second, s.Interrupt)
+		var events []build.Event
+		if err := s.Build(t.Context(), build.Spec{}, build.Caller{}, collect(&events)); err != nil {
+			t.Fatal(err)
+		}
+		if outcome := outcomeOf(t, events); outcome.State != build.Interrupted || outcome.Failure.Reason != "INTERRUPTED" {
+			t.Errorf("outcome %+v, failure %+v", outcome, outcome.Failure)
+		}
+	})
+}
+
 func TestObserved(t *testing.T) {
 	s, counters := newService(t, &pool{}, build.Limits{})
 	o := s.Observe(t.Context(), "ref", "d1", "web", []string{"r/web:1"}, build.Caller{})

@@ -146,6 +146,9 @@ func classify(f *build.Failure, err error) {
 		set(fault.InvalidArgument, "DOCKERFILE_INVALID", "name a stage of the Dockerfile with target")
 	case isExport(f.Step):
 		set(kindOf(code), "EXPORT_FAILED", "check that the registry can be reached from the daemon, has room, and lets it push")
+	case strings.Contains(text, "path escapes from parent"):
+		f.Message = "a symbolic link of the context is absolute or leads out of it: " + f.Message
+		set(fault.FailedPrecondition, "SOURCE_NOT_FOUND", "make the link relative and lead inside the context, or build the directory with kiln build")
 	case strings.HasPrefix(f.Step, "[internal] load git") || match(gitNotRead):
 		set(fault.NotFound, "SOURCE_NOT_FOUND", "check the URL and ref of the repository, and that the daemon can reach it")
 	case strings.Contains(text, "dockerfile parse error") || f.Location != nil:

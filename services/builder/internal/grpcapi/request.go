@@ -28,6 +28,10 @@ const maxInlineBytes = 4 << 20
 
 // Spec checks what the contract's rules cannot say and returns the domain's form.
 func (t Translator) Spec(in *builderv1.BuildSpec) (build.Spec, error) {
+	if in == nil {
+		return build.Spec{}, fault.Invalid("spec", "", "is missing",
+			`say what to build, for example {"spec": {"context": {"inline": {}}, "dockerfile": {"inline": "FROM scratch"}}}`)
+	}
 	if err := refuseUnserved(in); err != nil {
 		return build.Spec{}, err
 	}

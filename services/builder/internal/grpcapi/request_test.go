@@ -145,6 +145,14 @@ func dockerfile(path string) func(*builderv1.BuildSpec) {
 	}
 }
 
+func TestSpecMissing(t *testing.T) {
+	_, err := translator.Spec(nil)
+	var refused *fault.Error
+	if !errors.As(err, &refused) || refused.Field != "spec" || refused.Remedy == "" {
+		t.Errorf("err = %v", err)
+	}
+}
+
 // Whatever a field of the contract is set to, it is either served or refused:
 // a field that is neither would be left out in silence.
 func TestEveryFieldCounts(t *testing.T) {

@@ -180,7 +180,7 @@ func (o *options) explain(ctx context.Context, err error, stderr io.Writer) erro
 	case err == nil:
 		return nil
 	case ctx.Err() != nil:
-		return errors.New("the build was cancelled; its solve has ended in the daemon")
+		return errors.New("the build was cancelled")
 	case grpcerrors.Code(err) == codes.Unavailable:
 		return fmt.Errorf("cannot build through the builder at %s: %s; check that it runs (`kiln up` starts one), or name another with --builder",
 			o.builder, innermost(err))
@@ -189,6 +189,9 @@ func (o *options) explain(ctx context.Context, err error, stderr io.Writer) erro
 		if printErr := source.Print(stderr); printErr != nil {
 			return printErr
 		}
+	}
+	if o.registryCache && strings.Contains(err.Error(), strings.SplitN(o.cacheRepository, "/", 2)[0]) {
+		return fmt.Errorf("%s; the cache lives at %s, and --cache-repository names another place", plain(err), o.cacheRepository)
 	}
 	return errors.New(plain(err))
 }

@@ -25,7 +25,7 @@ func (p paths) config(name string) string { return filepath.Join(p.root, "config
 func (p paths) log(name string) string    { return filepath.Join(p.root, "logs", name+".log") }
 func (p paths) buildkit() string          { return filepath.Join(p.root, "buildkit") }
 func (p paths) registry() string          { return filepath.Join(p.root, "registry") }
-func (p paths) tmp() string               { return filepath.Join(p.root, "tmp") }
+func (p paths) tmp() string               { return filepath.Join(p.root, "buildkit-tmp") }
 func (p paths) buildkitSocket() string    { return filepath.Join(p.sockets, "buildkitd.sock") }
 func (p paths) traceSocket() string       { return filepath.Join(p.sockets, "otel-grpc.sock") }
 
@@ -46,12 +46,33 @@ func makePaths(dataDir string) (paths, error) {
 		return cannot(err)
 	}
 	p := paths{root: root, sockets: socketDir(root, "/run")}
+	if err := ownOrEmpty(p); err != nil {
+		return paths{}, err
+	}
 	for _, dir := range []string{p.config(""), filepath.Dir(p.log("")), p.buildkit(), p.registry(), p.tmp()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return cannot(err)
 		}
 	}
 	return p, nil
+}
+
+// ownOrEmpty refuses a directory that holds something and was never a data
+// directory: kiln up removes what an earlier one has left, and nothing else.
+func ownOrEmpty(p paths) error {
+	if _, err := os.Stat(p.lock()); err == nil {
+		return nil
+	}
+	entries, err := os.ReadDir(p.root)
+	if err != nil {
+		return fault.Wrap(err, fault.FailedPrecondition, "", "cannot use the data directory "+p.root, "choose another one with --data-dir")
+	}
+	if len(entries) == 0 {
+		return nil
+	}
+	return fault.New(fault.FailedPrecondition, "",
+		fmt.Sprintf("data directory %s is not Kiln's: it holds %q and no lock file of kiln up", p.root, entries[0].Name()),
+		"name a new or empty directory with --data-dir")
 }
 
 // socketDir is the data directory, or a short directory of the system's that is
