@@ -49,6 +49,14 @@ func makePaths(dataDir string) (paths, error) {
 	if err := ownOrEmpty(p); err != nil {
 		return paths{}, err
 	}
+	// The lock's file is also what says that the directory is Kiln's.
+	lock, err := os.OpenFile(p.lock(), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return cannot(err)
+	}
+	if err := lock.Close(); err != nil {
+		return cannot(err)
+	}
 	for _, dir := range []string{p.config(""), filepath.Dir(p.log("")), p.buildkit(), p.registry(), p.tmp()} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return cannot(err)
