@@ -2,8 +2,8 @@ package build
 
 import "time"
 
-// Event is one thing that happened in a build. Kind is one of Started,
-// StepEvent, LogEvent, Warning and Outcome.
+// Event is one thing that happened in a build. Kind is one of Started, Waiting,
+// Retry, StepEvent, LogEvent, Warning and Outcome.
 type Event struct {
 	Sequence uint64 // 1, 2, 3, … without gaps
 	Time     time.Time
@@ -15,6 +15,18 @@ type Started struct {
 	BuildID string
 	Daemon  string
 	TraceID string
+}
+
+// Waiting says that the build waits for its turn, and where it stands.
+type Waiting struct {
+	Position int    // from 1
+	Reason   string // what it waits for, in words
+}
+
+// Retry says that the build is tried again.
+type Retry struct {
+	Attempt int      // that begins, from 2
+	Failure *Failure // of the one before
 }
 
 // StepState is the state of a step.
@@ -82,7 +94,9 @@ type Outcome struct {
 
 // OutputResult is what became of one output.
 type OutputResult struct {
-	Digest    string // of the manifest or index
-	MediaType string
+	Digest    string // of the manifest or index; empty for a tree of files
+	MediaType string // of the manifest, or of the artifact
 	Tags      []string
+	Artifact  string // name; empty for a push
+	Size      int64  // bytes of the artifact
 }

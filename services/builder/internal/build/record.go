@@ -54,10 +54,30 @@ type Record struct {
 	Outcome  *Outcome // set when State is final
 	TraceID  string
 	Caller   string
-	LastSeq  uint64
+	LastSeq  uint64 // of the last event that is stored
 	Steps    StepCounts
-	sequence uint64     // order of coming
+
+	RequestID   string
+	Fingerprint string   // of the request: equal for equal requests
+	RetryOf     string   // id of the build that this one retries
+	Attempt     int      // from 1
+	Detached    bool     // it goes on without a caller
+	Waiting     *Waiting // its place in the queue; nil when it does not wait
+	HasSecrets  bool     // its request had secrets, which are not stored
+	MaxAttempts int
+	Priority    int
+
+	sequence uint64     // order of coming, in memory
 	times    PhaseTimes // of a build through the gateway, so far
+}
+
+// Tenant is whose limits and share of the turns count: the identity of the
+// caller, or the project when the caller has none.
+func (r Record) Tenant() string {
+	if r.Caller != "" {
+		return r.Caller
+	}
+	return r.Project
 }
 
 // Failure is why a build did not succeed.
@@ -72,7 +92,27 @@ type Failure struct {
 	ExitCode   *int32
 	LogTail    []string
 	Reference  string
+	Class      Class
+	Details    []Detail
 }
+
+// Detail is a typed detail of a daemon's error, in BuildKit's own encoding.
+type Detail struct {
+	TypeURL string
+	Value   []byte
+}
+
+// Class says whose business a failure is.
+type Class int
+
+// The classes of failures.
+const (
+	User Class = iota + 1
+	Infrastructure
+	Policy
+	ByCancel
+	ByTimeout
+)
 
 // Location is a place in the Dockerfile.
 type Location struct {

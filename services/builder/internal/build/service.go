@@ -15,16 +15,14 @@ import (
 type Daemon interface {
 	// Name is the daemon's name in records and metrics.
 	Name() string
-	// Prepare opens what the build reads on this host. Its errors are the
-	// caller's, not the build's: a directory that may not be named, for example.
-	Prepare(id string, spec Spec) (Job, error)
-}
-
-// Job is a build that is ready to be solved, once.
-type Job interface {
+	// Accept says whether what a spec names is there and allowed. Its errors are
+	// the caller's, before there is a build: a directory that may not be named,
+	// an entitlement that is not granted. It is quick, and takes no network.
+	Accept(ctx context.Context, spec Spec) error
 	// Solve builds, calls sink for each event in order, from one goroutine, and
 	// returns when the daemon has ended the solve, or seconds after ctx ended.
-	Solve(ctx context.Context, sink func(kind any)) Result
+	// Nothing that it gives to sink or returns holds a secret of the spec.
+	Solve(ctx context.Context, id string, spec Spec, sink func(kind any)) Result
 }
 
 // Result is what a solve came to.
@@ -115,8 +113,7 @@ func (s *Service) Build(ctx context.Context, spec Spec, caller Caller, emit func
 		return err
 	}
 	id := s.newID()
-	job, err := daemon.Prepare(id, spec)
-	if err != nil {
+	if err := daemon.Accept(ctx, spec); err != nil {
 		release()
 		return err
 	}
@@ -124,9 +121,7 @@ func (s *Service) Build(ctx context.Context, spec Spec, caller Caller, emit func
 		ID: id, Project: spec.Project, State: Running, Origin: OriginAPI, Created: created,
 		Started: time.Now(), Daemon: daemon.Name(), TraceID: caller.TraceID, Caller: caller.Identity,
 	}
-	if spec.Push != nil {
-		rec.Tags = spec.Push.Tags
-	}
+	rec.Tags = spec.Tags()
 	s.records.Add(rec)
 	s.metrics.BuildStarted(ctx, rec.Origin)
 
@@ -140,7 +135,7 @@ func (s *Service) Build(ctx context.Context, spec Spec, caller Caller, emit func
 		defer close(solved)
 		defer release() // not when the last event is taken: a slow reader holds no place
 		defer events.close()
-		outcome := s.solve(ctx, rec, spec.Timeout, job, events.push)
+		outcome := s.solve(ctx, rec, spec, daemon, events.push)
 		s.end(context.WithoutCancel(ctx), rec.ID, outcome, events.pushed()+1)
 		events.push(outcome)
 	}()
@@ -200,7 +195,7 @@ func (s *Service) admit() (release func(), err error) {
 
 // solve runs the build on the daemon, bounded in time and watched, and says how
 // it ended. A panic of the adapter fails this build alone.
-func (s *Service) solve(ctx context.Context, rec Record, wanted time.Duration, job Job, sink func(any)) (outcome Outcome) {
+func (s *Service) solve(ctx context.Context, rec Record, spec Spec, daemon Daemon, sink func(any)) (outcome Outcome) {
 	defer func() {
 		if p := recover(); p != nil {
 			s.log.ErrorContext(ctx, "panic in a build", "build", rec.ID, "panic", fmt.Sprint(p))
@@ -208,7 +203,7 @@ func (s *Service) solve(ctx context.Context, rec Record, wanted time.Duration, j
 				"the builder failed while building", "report it with the trace id of the build"))}
 		}
 	}()
-	timeout := s.limits.MaxBuildTime
+	timeout, wanted := s.limits.MaxBuildTime, spec.Timeout
 	if wanted > 0 && (timeout <= 0 || wanted < timeout) {
 		timeout = wanted
 	}
@@ -220,7 +215,7 @@ func (s *Service) solve(ctx context.Context, rec Record, wanted time.Duration, j
 	ctx, answered, stop := s.watch(ctx, rec.Daemon)
 	defer stop()
 
-	result := job.Solve(ctx, func(kind any) {
+	result := daemon.Solve(ctx, rec.ID, spec, func(kind any) {
 		answered()
 		sink(kind)
 	})

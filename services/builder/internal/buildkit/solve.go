@@ -21,26 +21,22 @@ import (
 // seconds for the last status of a daemon that hangs.
 const letGo = 2 * time.Second
 
-// Prepare implements build.Daemon.
-func (d *Daemon) Prepare(id string, spec build.Spec) (build.Job, error) {
+// Accept implements build.Daemon.
+func (d *Daemon) Accept(_ context.Context, spec build.Spec) error {
+	_, root, err := d.solveOpt("", spec)
+	if root != nil {
+		err = errors.Join(err, root.Close())
+	}
+	return err
+}
+
+// Solve implements build.Daemon.
+func (d *Daemon) Solve(ctx context.Context, id string, spec build.Spec, sink func(any)) build.Result {
+	progress := NewProgress()
 	opt, root, err := d.solveOpt(id, spec)
 	if err != nil {
-		return nil, err
+		return build.Result{Failure: FailureOf(err, progress)}
 	}
-	return &job{client: d.client, opt: opt, root: root, push: spec.Push}, nil
-}
-
-// job is one solve that is ready.
-type job struct {
-	client *client.Client
-	opt    client.SolveOpt
-	root   *os.Root // of a directory context; may be nil
-	push   *build.Push
-}
-
-// Solve implements build.Job.
-func (j *job) Solve(ctx context.Context, sink func(any)) build.Result {
-	progress := NewProgress()
 	statuses := make(chan *client.SolveStatus, 64)
 	type answer struct {
 		res *client.SolveResponse
@@ -49,9 +45,9 @@ func (j *job) Solve(ctx context.Context, sink func(any)) build.Result {
 	done := make(chan answer, 1)
 	started := time.Now()
 	go func() {
-		res, err := j.client.Solve(ctx, nil, j.opt, statuses)
-		if j.root != nil {
-			err = errors.Join(err, j.root.Close())
+		res, err := d.client.Solve(ctx, nil, opt, statuses)
+		if root != nil {
+			err = errors.Join(err, root.Close())
 		}
 		done <- answer{res, err}
 	}()
@@ -76,9 +72,7 @@ func (j *job) Solve(ctx context.Context, sink func(any)) build.Result {
 		result.Failure = FailureOf(end.err, progress)
 		return result
 	}
-	if j.push != nil {
-		result.Outputs = outputs(j.push, end.res.ExporterResponse)
-	}
+	result.Outputs = outputs(spec.Outputs, end.res.ExporterResponse)
 	return result
 }
 
@@ -90,10 +84,10 @@ func drain(statuses <-chan *client.SolveStatus) {
 	}
 }
 
-func outputs(push *build.Push, response map[string]string) []build.OutputResult {
-	results := make([]build.OutputResult, 0, len(push.Outputs))
-	for _, tags := range push.Outputs {
-		results = append(results, ImageOf(response, tags))
+func outputs(wanted []build.Output, response map[string]string) []build.OutputResult {
+	results := make([]build.OutputResult, 0, len(wanted))
+	for _, out := range wanted {
+		results = append(results, ImageOf(response, out.Registry.Tags))
 	}
 	return results
 }
@@ -128,28 +122,18 @@ func (d *Daemon) solveOpt(id string, spec build.Spec) (client.SolveOpt, *os.Root
 	if err != nil {
 		return client.SolveOpt{}, nil, err
 	}
-	if spec.Push != nil {
-		attrs := map[string]string{"name": strings.Join(spec.Push.Tags, ","), "push": "true"}
-		if spec.Push.Compression != "" {
-			attrs["compression"], attrs["force-compression"] = spec.Push.Compression, "true"
+	if tags := spec.Tags(); len(tags) > 0 {
+		attrs := map[string]string{"name": strings.Join(tags, ","), "push": "true"}
+		if compression := spec.Outputs[0].Registry.Compression; compression != "" {
+			attrs["compression"], attrs["force-compression"] = compression, "true"
 		}
 		opt.Exports = []client.ExportEntry{{Type: client.ExporterImage, Attrs: attrs}}
 	}
 	for _, from := range spec.Cache.Imports {
-		opt.CacheImports = append(opt.CacheImports, client.CacheOptionsEntry{
-			Type: "registry", Attrs: map[string]string{"ref": from.Ref},
-		})
+		opt.CacheImports = append(opt.CacheImports, client.CacheOptionsEntry{Type: from.Type, Attrs: from.Attributes})
 	}
-	switch {
-	case spec.Cache.Export != nil:
-		opt.CacheExports = []client.CacheOptionsEntry{{
-			Type: "registry",
-			Attrs: map[string]string{
-				"ref": spec.Cache.Export.Ref, "mode": "max", "image-manifest": "true", "oci-mediatypes": "true",
-			},
-		}}
-	case spec.Cache.Inline:
-		opt.CacheExports = []client.CacheOptionsEntry{{Type: "inline"}}
+	for _, to := range spec.Cache.Exports {
+		opt.CacheExports = append(opt.CacheExports, client.CacheOptionsEntry{Type: to.Type, Attrs: to.Attributes})
 	}
 	return opt, root, nil
 }

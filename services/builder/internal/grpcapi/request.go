@@ -51,7 +51,7 @@ func (t Translator) Spec(in *builderv1.BuildSpec) (build.Spec, error) {
 	if spec.Platforms, err = platformsOf(in.GetPlatforms()); err != nil {
 		return build.Spec{}, err
 	}
-	if spec.Push, err = pushOf(in.GetOutputs()); err != nil {
+	if spec.Outputs, err = outputsOf(in.GetOutputs()); err != nil {
 		return build.Spec{}, err
 	}
 	if err := t.cache(&spec, in.GetCache()); err != nil {
@@ -183,37 +183,24 @@ func platformsOf(in []string) ([]string, error) {
 }
 
 // pushOf makes one push of all registry outputs: they hold the same image.
-func pushOf(outputs []*builderv1.Output) (*build.Push, error) {
-	if len(outputs) == 0 {
-		return nil, nil //nolint:nilnil // no push is what no output asks for
-	}
-	push := &build.Push{}
-	for i, out := range outputs {
+func outputsOf(in []*builderv1.Output) ([]build.Output, error) {
+	var all []build.Output
+	for i, out := range in {
 		registry := out.GetRegistry()
 		if registry == nil {
 			return nil, unserved(fmt.Sprintf("spec.outputs[%d]", i), "use a registry output")
 		}
-		compression := compressions[registry.GetCompression()]
-		if i > 0 && compression != push.Compression {
-			return nil, unserved(fmt.Sprintf("spec.outputs[%d].registry.compression", i), "give all outputs the same compression")
-		}
-		push.Compression = compression
-		var tags []string
+		push := &build.RegistryOutput{Compression: compressions[registry.GetCompression()]}
 		for j, tag := range registry.GetTags() {
 			full, err := tagOf(fmt.Sprintf("spec.outputs[%d].registry.tags[%d]", i, j), tag)
 			if err != nil {
 				return nil, err
 			}
-			tags = append(tags, full)
+			push.Tags = append(push.Tags, full)
 		}
-		push.Outputs = append(push.Outputs, tags)
-		for _, tag := range tags {
-			if !slices.Contains(push.Tags, tag) {
-				push.Tags = append(push.Tags, tag)
-			}
-		}
+		all = append(all, build.Output{Registry: push})
 	}
-	return push, nil
+	return all, nil
 }
 
 var compressions = map[builderv1.Compression]string{
@@ -248,11 +235,15 @@ func (t Translator) cache(spec *build.Spec, in *builderv1.CachePolicy) error {
 	case builderv1.CacheMode_CACHE_MODE_UNSPECIFIED, builderv1.CacheMode_CACHE_MODE_LOCAL:
 	case builderv1.CacheMode_CACHE_MODE_REGISTRY:
 		repository := t.CacheRepository + "/" + spec.Project
-		own := build.CacheRef{Ref: repository + ":" + cmp.Or(in.GetScope(), "latest")}
-		spec.Cache.Export = &own
+		own := registryEntry(repository, cmp.Or(in.GetScope(), "latest"))
+		export := build.CacheEntry{Type: "registry", Attributes: maps.Clone(own.Attributes)}
+		export.Attributes["mode"] = "max"
+		export.Attributes["image-manifest"] = "true"
+		export.Attributes["oci-mediatypes"] = "true"
+		spec.Cache.Exports = []build.CacheEntry{export}
 		spec.Cache.Imports = append(spec.Cache.Imports, own)
 		for _, scope := range in.GetFallbackScopes() {
-			spec.Cache.Imports = append(spec.Cache.Imports, build.CacheRef{Ref: repository + ":" + scope})
+			spec.Cache.Imports = append(spec.Cache.Imports, registryEntry(repository, scope))
 		}
 	case builderv1.CacheMode_CACHE_MODE_NONE:
 		spec.NoCache = true
@@ -260,4 +251,8 @@ func (t Translator) cache(spec *build.Spec, in *builderv1.CachePolicy) error {
 		return unserved("spec.cache.mode", "use CACHE_MODE_LOCAL, CACHE_MODE_REGISTRY or CACHE_MODE_NONE")
 	}
 	return nil
+}
+
+func registryEntry(repository, scope string) build.CacheEntry {
+	return build.CacheEntry{Type: "registry", Attributes: map[string]string{"ref": repository + ":" + scope}}
 }

@@ -305,7 +305,11 @@ type BuildRecord struct {
 	// Sequence number of its last event.
 	LastSequence uint64 `protobuf:"varint,15,opt,name=last_sequence,json=lastSequence,proto3" json:"last_sequence,omitempty"`
 	// Steps, as far as they are known.
-	Steps         *StepCounts `protobuf:"bytes,16,opt,name=steps,proto3" json:"steps,omitempty"`
+	Steps *StepCounts `protobuf:"bytes,16,opt,name=steps,proto3" json:"steps,omitempty"`
+	// The attempt that counts, from 1; see RetryPolicy.
+	Attempt int32 `protobuf:"varint,17,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// Its place among the builds that wait. Unset when it does not.
+	Queue         *QueuedEvent `protobuf:"bytes,18,opt,name=queue,proto3" json:"queue,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -452,6 +456,20 @@ func (x *BuildRecord) GetSteps() *StepCounts {
 	return nil
 }
 
+func (x *BuildRecord) GetAttempt() int32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *BuildRecord) GetQueue() *QueuedEvent {
+	if x != nil {
+		return x.Queue
+	}
+	return nil
+}
+
 // One thing that happened in a build.
 type BuildEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -469,6 +487,7 @@ type BuildEvent struct {
 	//	*BuildEvent_Warning
 	//	*BuildEvent_Outcome
 	//	*BuildEvent_Queued
+	//	*BuildEvent_Retry
 	Kind          isBuildEvent_Kind `protobuf_oneof:"kind"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -579,6 +598,15 @@ func (x *BuildEvent) GetQueued() *QueuedEvent {
 	return nil
 }
 
+func (x *BuildEvent) GetRetry() *RetryEvent {
+	if x != nil {
+		if x, ok := x.Kind.(*BuildEvent_Retry); ok {
+			return x.Retry
+		}
+	}
+	return nil
+}
+
 type isBuildEvent_Kind interface {
 	isBuildEvent_Kind()
 }
@@ -613,6 +641,11 @@ type BuildEvent_Queued struct {
 	Queued *QueuedEvent `protobuf:"bytes,8,opt,name=queued,proto3,oneof"`
 }
 
+type BuildEvent_Retry struct {
+	// The build is tried again.
+	Retry *RetryEvent `protobuf:"bytes,9,opt,name=retry,proto3,oneof"`
+}
+
 func (*BuildEvent_Started) isBuildEvent_Kind() {}
 
 func (*BuildEvent_Step) isBuildEvent_Kind() {}
@@ -625,12 +658,70 @@ func (*BuildEvent_Outcome) isBuildEvent_Kind() {}
 
 func (*BuildEvent_Queued) isBuildEvent_Kind() {}
 
+func (*BuildEvent_Retry) isBuildEvent_Kind() {}
+
+// The build is tried again; see RetryPolicy. Steps begin anew.
+type RetryEvent struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The attempt that begins, from 2.
+	Attempt int32 `protobuf:"varint,1,opt,name=attempt,proto3" json:"attempt,omitempty"`
+	// Why the one before failed.
+	Error         *status.Status `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryEvent) Reset() {
+	*x = RetryEvent{}
+	mi := &file_kiln_builder_v1_build_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryEvent) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryEvent) ProtoMessage() {}
+
+func (x *RetryEvent) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_builder_v1_build_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryEvent.ProtoReflect.Descriptor instead.
+func (*RetryEvent) Descriptor() ([]byte, []int) {
+	return file_kiln_builder_v1_build_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *RetryEvent) GetAttempt() int32 {
+	if x != nil {
+		return x.Attempt
+	}
+	return 0
+}
+
+func (x *RetryEvent) GetError() *status.Status {
+	if x != nil {
+		return x.Error
+	}
+	return nil
+}
+
 // The build was accepted.
 type BuildStarted struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its id.
 	BuildId string `protobuf:"bytes,1,opt,name=build_id,json=buildId,proto3" json:"build_id,omitempty"`
-	// Name of the daemon that builds it.
+	// Name of the daemon that is to build it. The record's daemon counts, once it
+	// has started.
 	Daemon string `protobuf:"bytes,2,opt,name=daemon,proto3" json:"daemon,omitempty"`
 	// Its W3C trace id: 32 hexadecimal digits. Empty without tracing.
 	TraceId       string `protobuf:"bytes,3,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
@@ -640,7 +731,7 @@ type BuildStarted struct {
 
 func (x *BuildStarted) Reset() {
 	*x = BuildStarted{}
-	mi := &file_kiln_builder_v1_build_proto_msgTypes[2]
+	mi := &file_kiln_builder_v1_build_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -652,7 +743,7 @@ func (x *BuildStarted) String() string {
 func (*BuildStarted) ProtoMessage() {}
 
 func (x *BuildStarted) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_build_proto_msgTypes[2]
+	mi := &file_kiln_builder_v1_build_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -665,7 +756,7 @@ func (x *BuildStarted) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildStarted.ProtoReflect.Descriptor instead.
 func (*BuildStarted) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_build_proto_rawDescGZIP(), []int{2}
+	return file_kiln_builder_v1_build_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *BuildStarted) GetBuildId() string {
@@ -702,7 +793,7 @@ type QueuedEvent struct {
 
 func (x *QueuedEvent) Reset() {
 	*x = QueuedEvent{}
-	mi := &file_kiln_builder_v1_build_proto_msgTypes[3]
+	mi := &file_kiln_builder_v1_build_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -714,7 +805,7 @@ func (x *QueuedEvent) String() string {
 func (*QueuedEvent) ProtoMessage() {}
 
 func (x *QueuedEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_build_proto_msgTypes[3]
+	mi := &file_kiln_builder_v1_build_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -727,7 +818,7 @@ func (x *QueuedEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use QueuedEvent.ProtoReflect.Descriptor instead.
 func (*QueuedEvent) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_build_proto_rawDescGZIP(), []int{3}
+	return file_kiln_builder_v1_build_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *QueuedEvent) GetPosition() int32 {
@@ -772,7 +863,7 @@ type StepEvent struct {
 
 func (x *StepEvent) Reset() {
 	*x = StepEvent{}
-	mi := &file_kiln_builder_v1_build_proto_msgTypes[4]
+	mi := &file_kiln_builder_v1_build_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -784,7 +875,7 @@ func (x *StepEvent) String() string {
 func (*StepEvent) ProtoMessage() {}
 
 func (x *StepEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_build_proto_msgTypes[4]
+	mi := &file_kiln_builder_v1_build_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -797,7 +888,7 @@ func (x *StepEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepEvent.ProtoReflect.Descriptor instead.
 func (*StepEvent) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_build_proto_rawDescGZIP(), []int{4}
+	return file_kiln_builder_v1_build_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *StepEvent) GetDigest() string {
@@ -878,7 +969,7 @@ type LogEvent struct {
 
 func (x *LogEvent) Reset() {
 	*x = LogEvent{}
-	mi := &file_kiln_builder_v1_build_proto_msgTypes[5]
+	mi := &file_kiln_builder_v1_build_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -890,7 +981,7 @@ func (x *LogEvent) String() string {
 func (*LogEvent) ProtoMessage() {}
 
 func (x *LogEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_build_proto_msgTypes[5]
+	mi := &file_kiln_builder_v1_build_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -903,7 +994,7 @@ func (x *LogEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEvent.ProtoReflect.Descriptor instead.
 func (*LogEvent) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_build_proto_rawDescGZIP(), []int{5}
+	return file_kiln_builder_v1_build_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *LogEvent) GetStepDigest() string {
@@ -950,7 +1041,7 @@ type WarningEvent struct {
 
 func (x *WarningEvent) Reset() {
 	*x = WarningEvent{}
-	mi := &file_kiln_builder_v1_build_proto_msgTypes[6]
+	mi := &file_kiln_builder_v1_build_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -962,7 +1053,7 @@ func (x *WarningEvent) String() string {
 func (*WarningEvent) ProtoMessage() {}
 
 func (x *WarningEvent) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_build_proto_msgTypes[6]
+	mi := &file_kiln_builder_v1_build_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -975,7 +1066,7 @@ func (x *WarningEvent) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WarningEvent.ProtoReflect.Descriptor instead.
 func (*WarningEvent) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_build_proto_rawDescGZIP(), []int{6}
+	return file_kiln_builder_v1_build_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *WarningEvent) GetMessage() string {
@@ -1047,7 +1138,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_kiln_builder_v1_build_proto_msgTypes[7]
+	mi := &file_kiln_builder_v1_build_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1059,7 +1150,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_build_proto_msgTypes[7]
+	mi := &file_kiln_builder_v1_build_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1072,7 +1163,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_build_proto_rawDescGZIP(), []int{7}
+	return file_kiln_builder_v1_build_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Outcome) GetState() BuildState {
@@ -1128,7 +1219,7 @@ type StepCounts struct {
 
 func (x *StepCounts) Reset() {
 	*x = StepCounts{}
-	mi := &file_kiln_builder_v1_build_proto_msgTypes[8]
+	mi := &file_kiln_builder_v1_build_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1140,7 +1231,7 @@ func (x *StepCounts) String() string {
 func (*StepCounts) ProtoMessage() {}
 
 func (x *StepCounts) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_build_proto_msgTypes[8]
+	mi := &file_kiln_builder_v1_build_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1153,7 +1244,7 @@ func (x *StepCounts) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StepCounts.ProtoReflect.Descriptor instead.
 func (*StepCounts) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_build_proto_rawDescGZIP(), []int{8}
+	return file_kiln_builder_v1_build_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StepCounts) GetTotal() int32 {
@@ -1204,7 +1295,7 @@ type OutputResult struct {
 
 func (x *OutputResult) Reset() {
 	*x = OutputResult{}
-	mi := &file_kiln_builder_v1_build_proto_msgTypes[9]
+	mi := &file_kiln_builder_v1_build_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1216,7 +1307,7 @@ func (x *OutputResult) String() string {
 func (*OutputResult) ProtoMessage() {}
 
 func (x *OutputResult) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_build_proto_msgTypes[9]
+	mi := &file_kiln_builder_v1_build_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1229,7 +1320,7 @@ func (x *OutputResult) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OutputResult.ProtoReflect.Descriptor instead.
 func (*OutputResult) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_build_proto_rawDescGZIP(), []int{9}
+	return file_kiln_builder_v1_build_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *OutputResult) GetDigest() string {
@@ -1287,7 +1378,7 @@ type PhaseTimes struct {
 
 func (x *PhaseTimes) Reset() {
 	*x = PhaseTimes{}
-	mi := &file_kiln_builder_v1_build_proto_msgTypes[10]
+	mi := &file_kiln_builder_v1_build_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1299,7 +1390,7 @@ func (x *PhaseTimes) String() string {
 func (*PhaseTimes) ProtoMessage() {}
 
 func (x *PhaseTimes) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_build_proto_msgTypes[10]
+	mi := &file_kiln_builder_v1_build_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1312,7 +1403,7 @@ func (x *PhaseTimes) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PhaseTimes.ProtoReflect.Descriptor instead.
 func (*PhaseTimes) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_build_proto_rawDescGZIP(), []int{10}
+	return file_kiln_builder_v1_build_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *PhaseTimes) GetTotal() *durationpb.Duration {
@@ -1354,7 +1445,7 @@ var File_kiln_builder_v1_build_proto protoreflect.FileDescriptor
 
 const file_kiln_builder_v1_build_proto_rawDesc = "" +
 	"\n" +
-	"\x1bkiln/builder/v1/build.proto\x12\x0fkiln.builder.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xf4\x04\n" +
+	"\x1bkiln/builder/v1/build.proto\x12\x0fkiln.builder.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xc2\x05\n" +
 	"\vBuildRecord\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
 	"\aproject\x18\x02 \x01(\tR\aproject\x121\n" +
@@ -1375,7 +1466,9 @@ const file_kiln_builder_v1_build_proto_rawDesc = "" +
 	"\x06caller\x18\r \x01(\tR\x06caller\x12\x19\n" +
 	"\bretry_of\x18\x0e \x01(\tR\aretryOf\x12#\n" +
 	"\rlast_sequence\x18\x0f \x01(\x04R\flastSequence\x121\n" +
-	"\x05steps\x18\x10 \x01(\v2\x1b.kiln.builder.v1.StepCountsR\x05steps\"\xa5\x03\n" +
+	"\x05steps\x18\x10 \x01(\v2\x1b.kiln.builder.v1.StepCountsR\x05steps\x12\x18\n" +
+	"\aattempt\x18\x11 \x01(\x05R\aattempt\x122\n" +
+	"\x05queue\x18\x12 \x01(\v2\x1c.kiln.builder.v1.QueuedEventR\x05queue\"\xda\x03\n" +
 	"\n" +
 	"BuildEvent\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12.\n" +
@@ -1385,8 +1478,13 @@ const file_kiln_builder_v1_build_proto_rawDesc = "" +
 	"\x03log\x18\x05 \x01(\v2\x19.kiln.builder.v1.LogEventH\x00R\x03log\x129\n" +
 	"\awarning\x18\x06 \x01(\v2\x1d.kiln.builder.v1.WarningEventH\x00R\awarning\x124\n" +
 	"\aoutcome\x18\a \x01(\v2\x18.kiln.builder.v1.OutcomeH\x00R\aoutcome\x126\n" +
-	"\x06queued\x18\b \x01(\v2\x1c.kiln.builder.v1.QueuedEventH\x00R\x06queuedB\x06\n" +
-	"\x04kind\"\\\n" +
+	"\x06queued\x18\b \x01(\v2\x1c.kiln.builder.v1.QueuedEventH\x00R\x06queued\x123\n" +
+	"\x05retry\x18\t \x01(\v2\x1b.kiln.builder.v1.RetryEventH\x00R\x05retryB\x06\n" +
+	"\x04kind\"P\n" +
+	"\n" +
+	"RetryEvent\x12\x18\n" +
+	"\aattempt\x18\x01 \x01(\x05R\aattempt\x12(\n" +
+	"\x05error\x18\x02 \x01(\v2\x12.google.rpc.StatusR\x05error\"\\\n" +
 	"\fBuildStarted\x12\x19\n" +
 	"\bbuild_id\x18\x01 \x01(\tR\abuildId\x12\x16\n" +
 	"\x06daemon\x18\x02 \x01(\tR\x06daemon\x12\x19\n" +
@@ -1487,7 +1585,7 @@ func file_kiln_builder_v1_build_proto_rawDescGZIP() []byte {
 }
 
 var file_kiln_builder_v1_build_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_kiln_builder_v1_build_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_kiln_builder_v1_build_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_kiln_builder_v1_build_proto_goTypes = []any{
 	(BuildState)(0),               // 0: kiln.builder.v1.BuildState
 	(BuildOrigin)(0),              // 1: kiln.builder.v1.BuildOrigin
@@ -1495,53 +1593,57 @@ var file_kiln_builder_v1_build_proto_goTypes = []any{
 	(LogStream)(0),                // 3: kiln.builder.v1.LogStream
 	(*BuildRecord)(nil),           // 4: kiln.builder.v1.BuildRecord
 	(*BuildEvent)(nil),            // 5: kiln.builder.v1.BuildEvent
-	(*BuildStarted)(nil),          // 6: kiln.builder.v1.BuildStarted
-	(*QueuedEvent)(nil),           // 7: kiln.builder.v1.QueuedEvent
-	(*StepEvent)(nil),             // 8: kiln.builder.v1.StepEvent
-	(*LogEvent)(nil),              // 9: kiln.builder.v1.LogEvent
-	(*WarningEvent)(nil),          // 10: kiln.builder.v1.WarningEvent
-	(*Outcome)(nil),               // 11: kiln.builder.v1.Outcome
-	(*StepCounts)(nil),            // 12: kiln.builder.v1.StepCounts
-	(*OutputResult)(nil),          // 13: kiln.builder.v1.OutputResult
-	(*PhaseTimes)(nil),            // 14: kiln.builder.v1.PhaseTimes
-	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
-	(*status.Status)(nil),         // 16: google.rpc.Status
-	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
+	(*RetryEvent)(nil),            // 6: kiln.builder.v1.RetryEvent
+	(*BuildStarted)(nil),          // 7: kiln.builder.v1.BuildStarted
+	(*QueuedEvent)(nil),           // 8: kiln.builder.v1.QueuedEvent
+	(*StepEvent)(nil),             // 9: kiln.builder.v1.StepEvent
+	(*LogEvent)(nil),              // 10: kiln.builder.v1.LogEvent
+	(*WarningEvent)(nil),          // 11: kiln.builder.v1.WarningEvent
+	(*Outcome)(nil),               // 12: kiln.builder.v1.Outcome
+	(*StepCounts)(nil),            // 13: kiln.builder.v1.StepCounts
+	(*OutputResult)(nil),          // 14: kiln.builder.v1.OutputResult
+	(*PhaseTimes)(nil),            // 15: kiln.builder.v1.PhaseTimes
+	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
+	(*status.Status)(nil),         // 17: google.rpc.Status
+	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
 }
 var file_kiln_builder_v1_build_proto_depIdxs = []int32{
 	0,  // 0: kiln.builder.v1.BuildRecord.state:type_name -> kiln.builder.v1.BuildState
 	1,  // 1: kiln.builder.v1.BuildRecord.origin:type_name -> kiln.builder.v1.BuildOrigin
-	15, // 2: kiln.builder.v1.BuildRecord.create_time:type_name -> google.protobuf.Timestamp
-	15, // 3: kiln.builder.v1.BuildRecord.start_time:type_name -> google.protobuf.Timestamp
-	15, // 4: kiln.builder.v1.BuildRecord.end_time:type_name -> google.protobuf.Timestamp
-	11, // 5: kiln.builder.v1.BuildRecord.outcome:type_name -> kiln.builder.v1.Outcome
-	12, // 6: kiln.builder.v1.BuildRecord.steps:type_name -> kiln.builder.v1.StepCounts
-	15, // 7: kiln.builder.v1.BuildEvent.time:type_name -> google.protobuf.Timestamp
-	6,  // 8: kiln.builder.v1.BuildEvent.started:type_name -> kiln.builder.v1.BuildStarted
-	8,  // 9: kiln.builder.v1.BuildEvent.step:type_name -> kiln.builder.v1.StepEvent
-	9,  // 10: kiln.builder.v1.BuildEvent.log:type_name -> kiln.builder.v1.LogEvent
-	10, // 11: kiln.builder.v1.BuildEvent.warning:type_name -> kiln.builder.v1.WarningEvent
-	11, // 12: kiln.builder.v1.BuildEvent.outcome:type_name -> kiln.builder.v1.Outcome
-	7,  // 13: kiln.builder.v1.BuildEvent.queued:type_name -> kiln.builder.v1.QueuedEvent
-	2,  // 14: kiln.builder.v1.StepEvent.state:type_name -> kiln.builder.v1.StepState
-	15, // 15: kiln.builder.v1.StepEvent.start_time:type_name -> google.protobuf.Timestamp
-	15, // 16: kiln.builder.v1.StepEvent.end_time:type_name -> google.protobuf.Timestamp
-	3,  // 17: kiln.builder.v1.LogEvent.stream:type_name -> kiln.builder.v1.LogStream
-	0,  // 18: kiln.builder.v1.Outcome.state:type_name -> kiln.builder.v1.BuildState
-	16, // 19: kiln.builder.v1.Outcome.error:type_name -> google.rpc.Status
-	13, // 20: kiln.builder.v1.Outcome.outputs:type_name -> kiln.builder.v1.OutputResult
-	12, // 21: kiln.builder.v1.Outcome.steps:type_name -> kiln.builder.v1.StepCounts
-	14, // 22: kiln.builder.v1.Outcome.times:type_name -> kiln.builder.v1.PhaseTimes
-	17, // 23: kiln.builder.v1.PhaseTimes.total:type_name -> google.protobuf.Duration
-	17, // 24: kiln.builder.v1.PhaseTimes.queue:type_name -> google.protobuf.Duration
-	17, // 25: kiln.builder.v1.PhaseTimes.context:type_name -> google.protobuf.Duration
-	17, // 26: kiln.builder.v1.PhaseTimes.solve:type_name -> google.protobuf.Duration
-	17, // 27: kiln.builder.v1.PhaseTimes.export:type_name -> google.protobuf.Duration
-	28, // [28:28] is the sub-list for method output_type
-	28, // [28:28] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	16, // 2: kiln.builder.v1.BuildRecord.create_time:type_name -> google.protobuf.Timestamp
+	16, // 3: kiln.builder.v1.BuildRecord.start_time:type_name -> google.protobuf.Timestamp
+	16, // 4: kiln.builder.v1.BuildRecord.end_time:type_name -> google.protobuf.Timestamp
+	12, // 5: kiln.builder.v1.BuildRecord.outcome:type_name -> kiln.builder.v1.Outcome
+	13, // 6: kiln.builder.v1.BuildRecord.steps:type_name -> kiln.builder.v1.StepCounts
+	8,  // 7: kiln.builder.v1.BuildRecord.queue:type_name -> kiln.builder.v1.QueuedEvent
+	16, // 8: kiln.builder.v1.BuildEvent.time:type_name -> google.protobuf.Timestamp
+	7,  // 9: kiln.builder.v1.BuildEvent.started:type_name -> kiln.builder.v1.BuildStarted
+	9,  // 10: kiln.builder.v1.BuildEvent.step:type_name -> kiln.builder.v1.StepEvent
+	10, // 11: kiln.builder.v1.BuildEvent.log:type_name -> kiln.builder.v1.LogEvent
+	11, // 12: kiln.builder.v1.BuildEvent.warning:type_name -> kiln.builder.v1.WarningEvent
+	12, // 13: kiln.builder.v1.BuildEvent.outcome:type_name -> kiln.builder.v1.Outcome
+	8,  // 14: kiln.builder.v1.BuildEvent.queued:type_name -> kiln.builder.v1.QueuedEvent
+	6,  // 15: kiln.builder.v1.BuildEvent.retry:type_name -> kiln.builder.v1.RetryEvent
+	17, // 16: kiln.builder.v1.RetryEvent.error:type_name -> google.rpc.Status
+	2,  // 17: kiln.builder.v1.StepEvent.state:type_name -> kiln.builder.v1.StepState
+	16, // 18: kiln.builder.v1.StepEvent.start_time:type_name -> google.protobuf.Timestamp
+	16, // 19: kiln.builder.v1.StepEvent.end_time:type_name -> google.protobuf.Timestamp
+	3,  // 20: kiln.builder.v1.LogEvent.stream:type_name -> kiln.builder.v1.LogStream
+	0,  // 21: kiln.builder.v1.Outcome.state:type_name -> kiln.builder.v1.BuildState
+	17, // 22: kiln.builder.v1.Outcome.error:type_name -> google.rpc.Status
+	14, // 23: kiln.builder.v1.Outcome.outputs:type_name -> kiln.builder.v1.OutputResult
+	13, // 24: kiln.builder.v1.Outcome.steps:type_name -> kiln.builder.v1.StepCounts
+	15, // 25: kiln.builder.v1.Outcome.times:type_name -> kiln.builder.v1.PhaseTimes
+	18, // 26: kiln.builder.v1.PhaseTimes.total:type_name -> google.protobuf.Duration
+	18, // 27: kiln.builder.v1.PhaseTimes.queue:type_name -> google.protobuf.Duration
+	18, // 28: kiln.builder.v1.PhaseTimes.context:type_name -> google.protobuf.Duration
+	18, // 29: kiln.builder.v1.PhaseTimes.solve:type_name -> google.protobuf.Duration
+	18, // 30: kiln.builder.v1.PhaseTimes.export:type_name -> google.protobuf.Duration
+	31, // [31:31] is the sub-list for method output_type
+	31, // [31:31] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_kiln_builder_v1_build_proto_init() }
@@ -1556,6 +1658,7 @@ func file_kiln_builder_v1_build_proto_init() {
 		(*BuildEvent_Warning)(nil),
 		(*BuildEvent_Outcome)(nil),
 		(*BuildEvent_Queued)(nil),
+		(*BuildEvent_Retry)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1563,7 +1666,7 @@ func file_kiln_builder_v1_build_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kiln_builder_v1_build_proto_rawDesc), len(file_kiln_builder_v1_build_proto_rawDesc)),
 			NumEnums:      4,
-			NumMessages:   11,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -87,8 +87,11 @@ type BuildRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// What to build. Required.
 	Spec *BuildSpec `protobuf:"bytes,1,opt,name=spec,proto3" json:"spec,omitempty"`
-	// Chosen by the caller, best a random UUID: within the time that records are
-	// kept, the same id is the same build (AIP-155). Empty: every call is a new one.
+	// Chosen by the caller, best a random UUID: as long as the record lives, the
+	// same id in the same project is the same build (AIP-155), and the call streams
+	// its events from the start. A build with a request_id is cancelled 15 seconds
+	// after its last Build call has ended, so that a caller whose connection broke
+	// can come back. Empty: every call is a new build.
 	RequestId     string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -485,9 +488,14 @@ type ListBuildsRequest struct {
 	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
 	// next_page_token of the page before. Empty: the first page.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
-	// AIP-160 filter on state, project, origin, create_time and tag, for example
-	// `state = FAILED AND project = "web"`. Empty: all.
-	Filter        string `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
+	// AIP-160 filter on state, project, origin, create_time, end_time, tag, caller
+	// and daemon, for example `state = FAILED AND project = "web"` or
+	// `create_time > "2026-11-01T00:00:00Z" AND tag:"localhost:5000/web"`. tag:X
+	// fits a build that pushes to a reference that begins with X. Empty: all.
+	Filter string `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
+	// Order, by create_time, end_time, project or state, each with "desc" or not
+	// (AIP-132), for example "project, create_time desc". Empty: newest first.
+	OrderBy       string `protobuf:"bytes,4,opt,name=order_by,json=orderBy,proto3" json:"order_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -543,7 +551,14 @@ func (x *ListBuildsRequest) GetFilter() string {
 	return ""
 }
 
-// A page of records, newest first.
+func (x *ListBuildsRequest) GetOrderBy() string {
+	if x != nil {
+		return x.OrderBy
+	}
+	return ""
+}
+
+// A page of records.
 type ListBuildsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The records.
@@ -698,7 +713,9 @@ type RetryBuildRequest struct {
 	// Secrets of the request, again: they are never kept.
 	Secrets []*Secret `protobuf:"bytes,2,rep,name=secrets,proto3" json:"secrets,omitempty"`
 	// As BuildRequest.request_id.
-	RequestId     string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// SSH keys of the request, again: they are never kept.
+	SshKeys       []*SshKey `protobuf:"bytes,4,rep,name=ssh_keys,json=sshKeys,proto3" json:"ssh_keys,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -752,6 +769,13 @@ func (x *RetryBuildRequest) GetRequestId() string {
 		return x.RequestId
 	}
 	return ""
+}
+
+func (x *RetryBuildRequest) GetSshKeys() []*SshKey {
+	if x != nil {
+		return x.SshKeys
+	}
+	return nil
 }
 
 // The new build.
@@ -1528,13 +1552,14 @@ const file_kiln_builder_v1_builder_service_proto_rawDesc = "" +
 	"\bbuild_id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\abuildId\"F\n" +
 	"\x10GetBuildResponse\x122\n" +
-	"\x05build\x18\x01 \x01(\v2\x1c.kiln.builder.v1.BuildRecordR\x05build\"\x87\x01\n" +
+	"\x05build\x18\x01 \x01(\v2\x1c.kiln.builder.v1.BuildRecordR\x05build\"\xac\x01\n" +
 	"\x11ListBuildsRequest\x12'\n" +
 	"\tpage_size\x18\x01 \x01(\x05B\n" +
 	"\xbaH\a\x1a\x05\x18\xe8\a(\x00R\bpageSize\x12'\n" +
 	"\n" +
 	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\tpageToken\x12 \n" +
-	"\x06filter\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06filter\"r\n" +
+	"\x06filter\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06filter\x12#\n" +
+	"\border_by\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\aorderBy\"r\n" +
 	"\x12ListBuildsResponse\x124\n" +
 	"\x06builds\x18\x01 \x03(\v2\x1c.kiln.builder.v1.BuildRecordR\x06builds\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\";\n" +
@@ -1542,13 +1567,14 @@ const file_kiln_builder_v1_builder_service_proto_rawDesc = "" +
 	"\bbuild_id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\abuildId\"I\n" +
 	"\x13CancelBuildResponse\x122\n" +
-	"\x05build\x18\x01 \x01(\v2\x1c.kiln.builder.v1.BuildRecordR\x05build\"\xa0\x01\n" +
+	"\x05build\x18\x01 \x01(\v2\x1c.kiln.builder.v1.BuildRecordR\x05build\"\xde\x01\n" +
 	"\x11RetryBuildRequest\x12%\n" +
 	"\bbuild_id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\abuildId\x12;\n" +
 	"\asecrets\x18\x02 \x03(\v2\x17.kiln.builder.v1.SecretB\b\xbaH\x05\x92\x01\x02\x10@R\asecrets\x12'\n" +
 	"\n" +
-	"request_id\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\trequestId\"H\n" +
+	"request_id\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\trequestId\x12<\n" +
+	"\bssh_keys\x18\x04 \x03(\v2\x17.kiln.builder.v1.SshKeyB\b\xbaH\x05\x92\x01\x02\x10\x10R\asshKeys\"H\n" +
 	"\x12RetryBuildResponse\x122\n" +
 	"\x05build\x18\x01 \x01(\v2\x1c.kiln.builder.v1.BuildRecordR\x05build\"y\n" +
 	"\x14UploadContextRequest\x127\n" +
@@ -1663,7 +1689,8 @@ var file_kiln_builder_v1_builder_service_proto_goTypes = []any{
 	(*BuildEvent)(nil),               // 28: kiln.builder.v1.BuildEvent
 	(*BuildRecord)(nil),              // 29: kiln.builder.v1.BuildRecord
 	(*Secret)(nil),                   // 30: kiln.builder.v1.Secret
-	(*timestamppb.Timestamp)(nil),    // 31: google.protobuf.Timestamp
+	(*SshKey)(nil),                   // 31: kiln.builder.v1.SshKey
+	(*timestamppb.Timestamp)(nil),    // 32: google.protobuf.Timestamp
 }
 var file_kiln_builder_v1_builder_service_proto_depIdxs = []int32{
 	27, // 0: kiln.builder.v1.BuildRequest.spec:type_name -> kiln.builder.v1.BuildSpec
@@ -1675,43 +1702,44 @@ var file_kiln_builder_v1_builder_service_proto_depIdxs = []int32{
 	29, // 6: kiln.builder.v1.ListBuildsResponse.builds:type_name -> kiln.builder.v1.BuildRecord
 	29, // 7: kiln.builder.v1.CancelBuildResponse.build:type_name -> kiln.builder.v1.BuildRecord
 	30, // 8: kiln.builder.v1.RetryBuildRequest.secrets:type_name -> kiln.builder.v1.Secret
-	29, // 9: kiln.builder.v1.RetryBuildResponse.build:type_name -> kiln.builder.v1.BuildRecord
-	16, // 10: kiln.builder.v1.UploadContextRequest.header:type_name -> kiln.builder.v1.UploadHeader
-	31, // 11: kiln.builder.v1.UploadContextResponse.expire_time:type_name -> google.protobuf.Timestamp
-	26, // 12: kiln.builder.v1.ListDaemonsResponse.daemons:type_name -> kiln.builder.v1.Daemon
-	26, // 13: kiln.builder.v1.DrainDaemonResponse.daemon:type_name -> kiln.builder.v1.Daemon
-	26, // 14: kiln.builder.v1.UndrainDaemonResponse.daemon:type_name -> kiln.builder.v1.Daemon
-	0,  // 15: kiln.builder.v1.Daemon.state:type_name -> kiln.builder.v1.DaemonState
-	31, // 16: kiln.builder.v1.Daemon.check_time:type_name -> google.protobuf.Timestamp
-	1,  // 17: kiln.builder.v1.BuilderService.Build:input_type -> kiln.builder.v1.BuildRequest
-	3,  // 18: kiln.builder.v1.BuilderService.StartBuild:input_type -> kiln.builder.v1.StartBuildRequest
-	5,  // 19: kiln.builder.v1.BuilderService.WatchBuild:input_type -> kiln.builder.v1.WatchBuildRequest
-	7,  // 20: kiln.builder.v1.BuilderService.GetBuild:input_type -> kiln.builder.v1.GetBuildRequest
-	9,  // 21: kiln.builder.v1.BuilderService.ListBuilds:input_type -> kiln.builder.v1.ListBuildsRequest
-	11, // 22: kiln.builder.v1.BuilderService.CancelBuild:input_type -> kiln.builder.v1.CancelBuildRequest
-	13, // 23: kiln.builder.v1.BuilderService.RetryBuild:input_type -> kiln.builder.v1.RetryBuildRequest
-	15, // 24: kiln.builder.v1.BuilderService.UploadContext:input_type -> kiln.builder.v1.UploadContextRequest
-	18, // 25: kiln.builder.v1.BuilderService.DownloadArtifact:input_type -> kiln.builder.v1.DownloadArtifactRequest
-	20, // 26: kiln.builder.v1.BuilderService.ListDaemons:input_type -> kiln.builder.v1.ListDaemonsRequest
-	22, // 27: kiln.builder.v1.BuilderService.DrainDaemon:input_type -> kiln.builder.v1.DrainDaemonRequest
-	24, // 28: kiln.builder.v1.BuilderService.UndrainDaemon:input_type -> kiln.builder.v1.UndrainDaemonRequest
-	2,  // 29: kiln.builder.v1.BuilderService.Build:output_type -> kiln.builder.v1.BuildResponse
-	4,  // 30: kiln.builder.v1.BuilderService.StartBuild:output_type -> kiln.builder.v1.StartBuildResponse
-	6,  // 31: kiln.builder.v1.BuilderService.WatchBuild:output_type -> kiln.builder.v1.WatchBuildResponse
-	8,  // 32: kiln.builder.v1.BuilderService.GetBuild:output_type -> kiln.builder.v1.GetBuildResponse
-	10, // 33: kiln.builder.v1.BuilderService.ListBuilds:output_type -> kiln.builder.v1.ListBuildsResponse
-	12, // 34: kiln.builder.v1.BuilderService.CancelBuild:output_type -> kiln.builder.v1.CancelBuildResponse
-	14, // 35: kiln.builder.v1.BuilderService.RetryBuild:output_type -> kiln.builder.v1.RetryBuildResponse
-	17, // 36: kiln.builder.v1.BuilderService.UploadContext:output_type -> kiln.builder.v1.UploadContextResponse
-	19, // 37: kiln.builder.v1.BuilderService.DownloadArtifact:output_type -> kiln.builder.v1.DownloadArtifactResponse
-	21, // 38: kiln.builder.v1.BuilderService.ListDaemons:output_type -> kiln.builder.v1.ListDaemonsResponse
-	23, // 39: kiln.builder.v1.BuilderService.DrainDaemon:output_type -> kiln.builder.v1.DrainDaemonResponse
-	25, // 40: kiln.builder.v1.BuilderService.UndrainDaemon:output_type -> kiln.builder.v1.UndrainDaemonResponse
-	29, // [29:41] is the sub-list for method output_type
-	17, // [17:29] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	31, // 9: kiln.builder.v1.RetryBuildRequest.ssh_keys:type_name -> kiln.builder.v1.SshKey
+	29, // 10: kiln.builder.v1.RetryBuildResponse.build:type_name -> kiln.builder.v1.BuildRecord
+	16, // 11: kiln.builder.v1.UploadContextRequest.header:type_name -> kiln.builder.v1.UploadHeader
+	32, // 12: kiln.builder.v1.UploadContextResponse.expire_time:type_name -> google.protobuf.Timestamp
+	26, // 13: kiln.builder.v1.ListDaemonsResponse.daemons:type_name -> kiln.builder.v1.Daemon
+	26, // 14: kiln.builder.v1.DrainDaemonResponse.daemon:type_name -> kiln.builder.v1.Daemon
+	26, // 15: kiln.builder.v1.UndrainDaemonResponse.daemon:type_name -> kiln.builder.v1.Daemon
+	0,  // 16: kiln.builder.v1.Daemon.state:type_name -> kiln.builder.v1.DaemonState
+	32, // 17: kiln.builder.v1.Daemon.check_time:type_name -> google.protobuf.Timestamp
+	1,  // 18: kiln.builder.v1.BuilderService.Build:input_type -> kiln.builder.v1.BuildRequest
+	3,  // 19: kiln.builder.v1.BuilderService.StartBuild:input_type -> kiln.builder.v1.StartBuildRequest
+	5,  // 20: kiln.builder.v1.BuilderService.WatchBuild:input_type -> kiln.builder.v1.WatchBuildRequest
+	7,  // 21: kiln.builder.v1.BuilderService.GetBuild:input_type -> kiln.builder.v1.GetBuildRequest
+	9,  // 22: kiln.builder.v1.BuilderService.ListBuilds:input_type -> kiln.builder.v1.ListBuildsRequest
+	11, // 23: kiln.builder.v1.BuilderService.CancelBuild:input_type -> kiln.builder.v1.CancelBuildRequest
+	13, // 24: kiln.builder.v1.BuilderService.RetryBuild:input_type -> kiln.builder.v1.RetryBuildRequest
+	15, // 25: kiln.builder.v1.BuilderService.UploadContext:input_type -> kiln.builder.v1.UploadContextRequest
+	18, // 26: kiln.builder.v1.BuilderService.DownloadArtifact:input_type -> kiln.builder.v1.DownloadArtifactRequest
+	20, // 27: kiln.builder.v1.BuilderService.ListDaemons:input_type -> kiln.builder.v1.ListDaemonsRequest
+	22, // 28: kiln.builder.v1.BuilderService.DrainDaemon:input_type -> kiln.builder.v1.DrainDaemonRequest
+	24, // 29: kiln.builder.v1.BuilderService.UndrainDaemon:input_type -> kiln.builder.v1.UndrainDaemonRequest
+	2,  // 30: kiln.builder.v1.BuilderService.Build:output_type -> kiln.builder.v1.BuildResponse
+	4,  // 31: kiln.builder.v1.BuilderService.StartBuild:output_type -> kiln.builder.v1.StartBuildResponse
+	6,  // 32: kiln.builder.v1.BuilderService.WatchBuild:output_type -> kiln.builder.v1.WatchBuildResponse
+	8,  // 33: kiln.builder.v1.BuilderService.GetBuild:output_type -> kiln.builder.v1.GetBuildResponse
+	10, // 34: kiln.builder.v1.BuilderService.ListBuilds:output_type -> kiln.builder.v1.ListBuildsResponse
+	12, // 35: kiln.builder.v1.BuilderService.CancelBuild:output_type -> kiln.builder.v1.CancelBuildResponse
+	14, // 36: kiln.builder.v1.BuilderService.RetryBuild:output_type -> kiln.builder.v1.RetryBuildResponse
+	17, // 37: kiln.builder.v1.BuilderService.UploadContext:output_type -> kiln.builder.v1.UploadContextResponse
+	19, // 38: kiln.builder.v1.BuilderService.DownloadArtifact:output_type -> kiln.builder.v1.DownloadArtifactResponse
+	21, // 39: kiln.builder.v1.BuilderService.ListDaemons:output_type -> kiln.builder.v1.ListDaemonsResponse
+	23, // 40: kiln.builder.v1.BuilderService.DrainDaemon:output_type -> kiln.builder.v1.DrainDaemonResponse
+	25, // 41: kiln.builder.v1.BuilderService.UndrainDaemon:output_type -> kiln.builder.v1.UndrainDaemonResponse
+	30, // [30:42] is the sub-list for method output_type
+	18, // [18:30] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_kiln_builder_v1_builder_service_proto_init() }

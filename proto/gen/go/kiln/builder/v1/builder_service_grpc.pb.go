@@ -54,13 +54,16 @@ const (
 type BuilderServiceClient interface {
 	// Builds and streams what happens, in order: first `started`, then steps,
 	// logs and warnings as they come, last one `outcome`. Ending the call cancels
-	// the build in the daemon.
+	// the build in the daemon, unless it has a request_id (see there).
 	//
 	// Errors: INVALID_ARGUMENT with BadRequest for a bad field; PERMISSION_DENIED
-	// (DIRECTORY_NOT_ALLOWED) for a directory outside the allowed roots;
-	// UNIMPLEMENTED for a field that the builder does not serve yet; UNAVAILABLE
-	// (DAEMON_UNAVAILABLE) when no daemon can take the build;
-	// RESOURCE_EXHAUSTED (LIMIT_REACHED) when too many builds are running.
+	// (DIRECTORY_NOT_ALLOWED, POLICY_DENIED) for a directory outside the allowed
+	// roots, and for what the builder's policy does not grant; NOT_FOUND for an
+	// uploaded context that is not there; FAILED_PRECONDITION for secrets that
+	// would travel in plain text; UNAVAILABLE (DAEMON_UNAVAILABLE) when no daemon
+	// can take the build; RESOURCE_EXHAUSTED (LIMIT_REACHED, with RetryInfo) when
+	// too many builds wait; ALREADY_EXISTS when request_id belongs to a build with
+	// another request.
 	Build(ctx context.Context, in *BuildRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[BuildResponse], error)
 	// Starts a build that goes on without its caller, and answers at once.
 	//
@@ -78,10 +81,11 @@ type BuilderServiceClient interface {
 	//
 	// Errors: NOT_FOUND when there is no such build, or its record is gone.
 	GetBuild(ctx context.Context, in *GetBuildRequest, opts ...grpc.CallOption) (*GetBuildResponse, error)
-	// Lists builds, newest first, those that came through the BuildKit gateway
-	// included.
+	// Lists builds, newest first or as order_by says, those that came through the
+	// BuildKit gateway included.
 	//
-	// Errors: INVALID_ARGUMENT for a filter or page token that cannot be read.
+	// Errors: INVALID_ARGUMENT for a filter, an order or a page token that cannot be
+	// read, or a token of another filter or order.
 	ListBuilds(ctx context.Context, in *ListBuildsRequest, opts ...grpc.CallOption) (*ListBuildsResponse, error)
 	// Cancels a build: its solve stops in the daemon and its state becomes
 	// CANCELLED. A build that has ended stays as it is.
@@ -298,13 +302,16 @@ func (c *builderServiceClient) UndrainDaemon(ctx context.Context, in *UndrainDae
 type BuilderServiceServer interface {
 	// Builds and streams what happens, in order: first `started`, then steps,
 	// logs and warnings as they come, last one `outcome`. Ending the call cancels
-	// the build in the daemon.
+	// the build in the daemon, unless it has a request_id (see there).
 	//
 	// Errors: INVALID_ARGUMENT with BadRequest for a bad field; PERMISSION_DENIED
-	// (DIRECTORY_NOT_ALLOWED) for a directory outside the allowed roots;
-	// UNIMPLEMENTED for a field that the builder does not serve yet; UNAVAILABLE
-	// (DAEMON_UNAVAILABLE) when no daemon can take the build;
-	// RESOURCE_EXHAUSTED (LIMIT_REACHED) when too many builds are running.
+	// (DIRECTORY_NOT_ALLOWED, POLICY_DENIED) for a directory outside the allowed
+	// roots, and for what the builder's policy does not grant; NOT_FOUND for an
+	// uploaded context that is not there; FAILED_PRECONDITION for secrets that
+	// would travel in plain text; UNAVAILABLE (DAEMON_UNAVAILABLE) when no daemon
+	// can take the build; RESOURCE_EXHAUSTED (LIMIT_REACHED, with RetryInfo) when
+	// too many builds wait; ALREADY_EXISTS when request_id belongs to a build with
+	// another request.
 	Build(*BuildRequest, grpc.ServerStreamingServer[BuildResponse]) error
 	// Starts a build that goes on without its caller, and answers at once.
 	//
@@ -322,10 +329,11 @@ type BuilderServiceServer interface {
 	//
 	// Errors: NOT_FOUND when there is no such build, or its record is gone.
 	GetBuild(context.Context, *GetBuildRequest) (*GetBuildResponse, error)
-	// Lists builds, newest first, those that came through the BuildKit gateway
-	// included.
+	// Lists builds, newest first or as order_by says, those that came through the
+	// BuildKit gateway included.
 	//
-	// Errors: INVALID_ARGUMENT for a filter or page token that cannot be read.
+	// Errors: INVALID_ARGUMENT for a filter, an order or a page token that cannot be
+	// read, or a token of another filter or order.
 	ListBuilds(context.Context, *ListBuildsRequest) (*ListBuildsResponse, error)
 	// Cancels a build: its solve stops in the daemon and its state becomes
 	// CANCELLED. A build that has ended stays as it is.

@@ -373,17 +373,18 @@ func (Entitlement) EnumDescriptor() ([]byte, []int) {
 	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{5}
 }
 
-// Which of the waiting builds goes first.
+// Which of the waiting builds of a tenant goes first. Between tenants, turns are
+// shared by their weights, whatever the priorities.
 type Priority int32
 
 const (
 	// The default: NORMAL.
 	Priority_PRIORITY_UNSPECIFIED Priority = 0
-	// After all others.
+	// After the tenant's others.
 	Priority_PRIORITY_LOW Priority = 1
 	// In turn.
 	Priority_PRIORITY_NORMAL Priority = 2
-	// Before all others.
+	// Before the tenant's others.
 	Priority_PRIORITY_HIGH Priority = 3
 )
 
@@ -489,15 +490,18 @@ type BuildSpec struct {
 	// The longest that the build may take. Unset: the builder's max_build_time,
 	// which is the upper bound in any case.
 	Timeout *durationpb.Duration `protobuf:"bytes,25,opt,name=timeout,proto3" json:"timeout,omitempty"`
-	// Which of the waiting builds goes first.
+	// Which of the tenant's waiting builds goes first.
 	Priority Priority `protobuf:"varint,26,opt,name=priority,proto3,enum=kiln.builder.v1.Priority" json:"priority,omitempty"`
 	// Which sources the build may read, in BuildKit's source policy form, as JSON.
 	SourcePolicyJson string `protobuf:"bytes,27,opt,name=source_policy_json,json=sourcePolicyJson,proto3" json:"source_policy_json,omitempty"`
 	// Seconds since 1970 that stand for the time of the build, so that it can be
 	// reproduced (SOURCE_DATE_EPOCH). Unset: the real time.
 	SourceDateEpoch *int64 `protobuf:"varint,28,opt,name=source_date_epoch,json=sourceDateEpoch,proto3,oneof" json:"source_date_epoch,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// What happens when it is not the build that fails but what it runs on.
+	// Unset: it ends.
+	Retry         *RetryPolicy `protobuf:"bytes,29,opt,name=retry,proto3" json:"retry,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *BuildSpec) Reset() {
@@ -726,6 +730,62 @@ func (x *BuildSpec) GetSourceDateEpoch() int64 {
 	return 0
 }
 
+func (x *BuildSpec) GetRetry() *RetryPolicy {
+	if x != nil {
+		return x.Retry
+	}
+	return nil
+}
+
+// When a build is tried again: after a failure of class INFRASTRUCTURE, and
+// after a restart of the builder. A failure of the Dockerfile never is.
+type RetryPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Attempts in all, the first one included. 0 and 1: a single one. A build
+	// with secrets or SSH keys cannot go on after a restart of the builder, which
+	// does not keep them.
+	MaxAttempts   int32 `protobuf:"varint,1,opt,name=max_attempts,json=maxAttempts,proto3" json:"max_attempts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryPolicy) Reset() {
+	*x = RetryPolicy{}
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryPolicy) ProtoMessage() {}
+
+func (x *RetryPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryPolicy.ProtoReflect.Descriptor instead.
+func (*RetryPolicy) Descriptor() ([]byte, []int) {
+	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RetryPolicy) GetMaxAttempts() int32 {
+	if x != nil {
+		return x.MaxAttempts
+	}
+	return 0
+}
+
 // Files that a build may read. Exactly one kind.
 type Context struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -747,7 +807,7 @@ type Context struct {
 
 func (x *Context) Reset() {
 	*x = Context{}
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[1]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -759,7 +819,7 @@ func (x *Context) String() string {
 func (*Context) ProtoMessage() {}
 
 func (x *Context) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[1]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -772,7 +832,7 @@ func (x *Context) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Context.ProtoReflect.Descriptor instead.
 func (*Context) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{1}
+	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Context) GetKind() isContext_Kind {
@@ -865,7 +925,7 @@ type Context_Git struct {
 }
 
 type Context_Http struct {
-	// An archive (tar, or tar with gzip, xz, bzip2 or zstd), fetched by the daemon.
+	// An archive (tar, plain or with gzip or zstd), fetched by the builder.
 	Http *HttpContext `protobuf:"bytes,4,opt,name=http,proto3,oneof"`
 }
 
@@ -910,7 +970,7 @@ type InlineContext struct {
 
 func (x *InlineContext) Reset() {
 	*x = InlineContext{}
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[2]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -922,7 +982,7 @@ func (x *InlineContext) String() string {
 func (*InlineContext) ProtoMessage() {}
 
 func (x *InlineContext) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[2]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -935,7 +995,7 @@ func (x *InlineContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InlineContext.ProtoReflect.Descriptor instead.
 func (*InlineContext) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{2}
+	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *InlineContext) GetFiles() map[string]*InlineFile {
@@ -958,7 +1018,7 @@ type InlineFile struct {
 
 func (x *InlineFile) Reset() {
 	*x = InlineFile{}
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[3]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -970,7 +1030,7 @@ func (x *InlineFile) String() string {
 func (*InlineFile) ProtoMessage() {}
 
 func (x *InlineFile) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[3]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -983,7 +1043,7 @@ func (x *InlineFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use InlineFile.ProtoReflect.Descriptor instead.
 func (*InlineFile) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{3}
+	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *InlineFile) GetContent() []byte {
@@ -1012,7 +1072,7 @@ type DirectoryContext struct {
 
 func (x *DirectoryContext) Reset() {
 	*x = DirectoryContext{}
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[4]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1024,7 +1084,7 @@ func (x *DirectoryContext) String() string {
 func (*DirectoryContext) ProtoMessage() {}
 
 func (x *DirectoryContext) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[4]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1037,7 +1097,7 @@ func (x *DirectoryContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DirectoryContext.ProtoReflect.Descriptor instead.
 func (*DirectoryContext) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{4}
+	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *DirectoryContext) GetPath() string {
@@ -1062,7 +1122,7 @@ type GitContext struct {
 
 func (x *GitContext) Reset() {
 	*x = GitContext{}
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[5]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1074,7 +1134,7 @@ func (x *GitContext) String() string {
 func (*GitContext) ProtoMessage() {}
 
 func (x *GitContext) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[5]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1087,7 +1147,7 @@ func (x *GitContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GitContext.ProtoReflect.Descriptor instead.
 func (*GitContext) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{5}
+	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *GitContext) GetUrl() string {
@@ -1124,7 +1184,7 @@ type HttpContext struct {
 
 func (x *HttpContext) Reset() {
 	*x = HttpContext{}
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[6]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1136,7 +1196,7 @@ func (x *HttpContext) String() string {
 func (*HttpContext) ProtoMessage() {}
 
 func (x *HttpContext) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[6]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1149,7 +1209,7 @@ func (x *HttpContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HttpContext.ProtoReflect.Descriptor instead.
 func (*HttpContext) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{6}
+	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *HttpContext) GetUrl() string {
@@ -1177,7 +1237,7 @@ type UploadedContext struct {
 
 func (x *UploadedContext) Reset() {
 	*x = UploadedContext{}
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[7]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1189,7 +1249,7 @@ func (x *UploadedContext) String() string {
 func (*UploadedContext) ProtoMessage() {}
 
 func (x *UploadedContext) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[7]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1202,7 +1262,7 @@ func (x *UploadedContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UploadedContext.ProtoReflect.Descriptor instead.
 func (*UploadedContext) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{7}
+	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *UploadedContext) GetDigest() string {
@@ -1225,7 +1285,7 @@ type OciLayoutContext struct {
 
 func (x *OciLayoutContext) Reset() {
 	*x = OciLayoutContext{}
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[8]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1237,7 +1297,7 @@ func (x *OciLayoutContext) String() string {
 func (*OciLayoutContext) ProtoMessage() {}
 
 func (x *OciLayoutContext) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[8]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1250,7 +1310,7 @@ func (x *OciLayoutContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OciLayoutContext.ProtoReflect.Descriptor instead.
 func (*OciLayoutContext) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{8}
+	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *OciLayoutContext) GetPath() string {
@@ -1278,7 +1338,7 @@ type ImageContext struct {
 
 func (x *ImageContext) Reset() {
 	*x = ImageContext{}
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[9]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1290,7 +1350,7 @@ func (x *ImageContext) String() string {
 func (*ImageContext) ProtoMessage() {}
 
 func (x *ImageContext) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[9]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1303,7 +1363,7 @@ func (x *ImageContext) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageContext.ProtoReflect.Descriptor instead.
 func (*ImageContext) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{9}
+	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ImageContext) GetReference() string {
@@ -1329,7 +1389,7 @@ type Dockerfile struct {
 
 func (x *Dockerfile) Reset() {
 	*x = Dockerfile{}
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[10]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1341,7 +1401,7 @@ func (x *Dockerfile) String() string {
 func (*Dockerfile) ProtoMessage() {}
 
 func (x *Dockerfile) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[10]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1354,7 +1414,7 @@ func (x *Dockerfile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Dockerfile.ProtoReflect.Descriptor instead.
 func (*Dockerfile) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{10}
+	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Dockerfile) GetSource() isDockerfile_Source {
@@ -1413,7 +1473,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[11]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1425,7 +1485,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[11]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1438,7 +1498,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{11}
+	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Secret) GetId() string {
@@ -1468,7 +1528,7 @@ type SshKey struct {
 
 func (x *SshKey) Reset() {
 	*x = SshKey{}
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[12]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1480,7 +1540,7 @@ func (x *SshKey) String() string {
 func (*SshKey) ProtoMessage() {}
 
 func (x *SshKey) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[12]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1493,7 +1553,7 @@ func (x *SshKey) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SshKey.ProtoReflect.Descriptor instead.
 func (*SshKey) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{12}
+	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *SshKey) GetId() string {
@@ -1527,7 +1587,7 @@ type Output struct {
 
 func (x *Output) Reset() {
 	*x = Output{}
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[13]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1539,7 +1599,7 @@ func (x *Output) String() string {
 func (*Output) ProtoMessage() {}
 
 func (x *Output) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[13]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1552,7 +1612,7 @@ func (x *Output) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Output.ProtoReflect.Descriptor instead.
 func (*Output) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{13}
+	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Output) GetKind() isOutput_Kind {
@@ -1628,7 +1688,7 @@ type RegistryOutput struct {
 
 func (x *RegistryOutput) Reset() {
 	*x = RegistryOutput{}
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[14]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1640,7 +1700,7 @@ func (x *RegistryOutput) String() string {
 func (*RegistryOutput) ProtoMessage() {}
 
 func (x *RegistryOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[14]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1653,7 +1713,7 @@ func (x *RegistryOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegistryOutput.ProtoReflect.Descriptor instead.
 func (*RegistryOutput) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{14}
+	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *RegistryOutput) GetTags() []string {
@@ -1685,7 +1745,7 @@ type ArchiveOutput struct {
 
 func (x *ArchiveOutput) Reset() {
 	*x = ArchiveOutput{}
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[15]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1697,7 +1757,7 @@ func (x *ArchiveOutput) String() string {
 func (*ArchiveOutput) ProtoMessage() {}
 
 func (x *ArchiveOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[15]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1710,7 +1770,7 @@ func (x *ArchiveOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArchiveOutput.ProtoReflect.Descriptor instead.
 func (*ArchiveOutput) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{15}
+	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ArchiveOutput) GetFormat() ArchiveFormat {
@@ -1745,7 +1805,7 @@ type LocalOutput struct {
 
 func (x *LocalOutput) Reset() {
 	*x = LocalOutput{}
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[16]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1757,7 +1817,7 @@ func (x *LocalOutput) String() string {
 func (*LocalOutput) ProtoMessage() {}
 
 func (x *LocalOutput) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[16]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1770,7 +1830,7 @@ func (x *LocalOutput) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LocalOutput.ProtoReflect.Descriptor instead.
 func (*LocalOutput) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{16}
+	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LocalOutput) GetArtifact() string {
@@ -1800,7 +1860,7 @@ type CachePolicy struct {
 
 func (x *CachePolicy) Reset() {
 	*x = CachePolicy{}
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[17]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1812,7 +1872,7 @@ func (x *CachePolicy) String() string {
 func (*CachePolicy) ProtoMessage() {}
 
 func (x *CachePolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[17]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1825,7 +1885,7 @@ func (x *CachePolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CachePolicy.ProtoReflect.Descriptor instead.
 func (*CachePolicy) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{17}
+	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CachePolicy) GetMode() CacheMode {
@@ -1876,7 +1936,7 @@ type CacheEntry struct {
 
 func (x *CacheEntry) Reset() {
 	*x = CacheEntry{}
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[18]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1888,7 +1948,7 @@ func (x *CacheEntry) String() string {
 func (*CacheEntry) ProtoMessage() {}
 
 func (x *CacheEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[18]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1901,7 +1961,7 @@ func (x *CacheEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheEntry.ProtoReflect.Descriptor instead.
 func (*CacheEntry) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{18}
+	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CacheEntry) GetType() string {
@@ -1933,7 +1993,7 @@ type Attestations struct {
 
 func (x *Attestations) Reset() {
 	*x = Attestations{}
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[19]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1945,7 +2005,7 @@ func (x *Attestations) String() string {
 func (*Attestations) ProtoMessage() {}
 
 func (x *Attestations) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[19]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1958,7 +2018,7 @@ func (x *Attestations) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attestations.ProtoReflect.Descriptor instead.
 func (*Attestations) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{19}
+	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Attestations) GetProvenance() ProvenanceMode {
@@ -1997,7 +2057,7 @@ type Ulimit struct {
 
 func (x *Ulimit) Reset() {
 	*x = Ulimit{}
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[20]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2009,7 +2069,7 @@ func (x *Ulimit) String() string {
 func (*Ulimit) ProtoMessage() {}
 
 func (x *Ulimit) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[20]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2022,7 +2082,7 @@ func (x *Ulimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Ulimit.ProtoReflect.Descriptor instead.
 func (*Ulimit) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{20}
+	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Ulimit) GetName() string {
@@ -2060,7 +2120,7 @@ type Frontend struct {
 
 func (x *Frontend) Reset() {
 	*x = Frontend{}
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[21]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2072,7 +2132,7 @@ func (x *Frontend) String() string {
 func (*Frontend) ProtoMessage() {}
 
 func (x *Frontend) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_builder_v1_request_proto_msgTypes[21]
+	mi := &file_kiln_builder_v1_request_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2085,7 +2145,7 @@ func (x *Frontend) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Frontend.ProtoReflect.Descriptor instead.
 func (*Frontend) Descriptor() ([]byte, []int) {
-	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{21}
+	return file_kiln_builder_v1_request_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Frontend) GetName() string {
@@ -2106,7 +2166,7 @@ var File_kiln_builder_v1_request_proto protoreflect.FileDescriptor
 
 const file_kiln_builder_v1_request_proto_rawDesc = "" +
 	"\n" +
-	"\x1dkiln/builder/v1/request.proto\x12\x0fkiln.builder.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\x95\x11\n" +
+	"\x1dkiln/builder/v1/request.proto\x12\x0fkiln.builder.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xc9\x11\n" +
 	"\tBuildSpec\x12B\n" +
 	"\aproject\x18\x01 \x01(\tB(\xbaH%r#\x18?2\x1f^$|^[a-z0-9]+([._-][a-z0-9]+)*$R\aproject\x122\n" +
 	"\acontext\x18\x02 \x01(\v2\x18.kiln.builder.v1.ContextR\acontext\x12;\n" +
@@ -2143,7 +2203,8 @@ const file_kiln_builder_v1_request_proto_rawDesc = "" +
 	"\atimeout\x18\x19 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xf5$*\x00R\atimeout\x12?\n" +
 	"\bpriority\x18\x1a \x01(\x0e2\x19.kiln.builder.v1.PriorityB\b\xbaH\x05\x82\x01\x02\x10\x01R\bpriority\x127\n" +
 	"\x12source_policy_json\x18\x1b \x01(\tB\t\xbaH\x06r\x04\x18\x80\x80@R\x10sourcePolicyJson\x128\n" +
-	"\x11source_date_epoch\x18\x1c \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\x0fsourceDateEpoch\x88\x01\x01\x1a<\n" +
+	"\x11source_date_epoch\x18\x1c \x01(\x03B\a\xbaH\x04\"\x02(\x00H\x00R\x0fsourceDateEpoch\x88\x01\x01\x122\n" +
+	"\x05retry\x18\x1d \x01(\v2\x1c.kiln.builder.v1.RetryPolicyR\x05retry\x1a<\n" +
 	"\x0eBuildArgsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
@@ -2159,7 +2220,10 @@ const file_kiln_builder_v1_request_proto_rawDesc = "" +
 	"\x0fExtraHostsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x14\n" +
-	"\x12_source_date_epoch\"\xb5\x03\n" +
+	"\x12_source_date_epoch\";\n" +
+	"\vRetryPolicy\x12,\n" +
+	"\fmax_attempts\x18\x01 \x01(\x05B\t\xbaH\x06\x1a\x04\x18\n" +
+	"(\x00R\vmaxAttempts\"\xb5\x03\n" +
 	"\aContext\x128\n" +
 	"\x06inline\x18\x01 \x01(\v2\x1e.kiln.builder.v1.InlineContextH\x00R\x06inline\x12A\n" +
 	"\tdirectory\x18\x02 \x01(\v2!.kiln.builder.v1.DirectoryContextH\x00R\tdirectory\x12/\n" +
@@ -2314,7 +2378,7 @@ func file_kiln_builder_v1_request_proto_rawDescGZIP() []byte {
 }
 
 var file_kiln_builder_v1_request_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_kiln_builder_v1_request_proto_msgTypes = make([]protoimpl.MessageInfo, 30)
+var file_kiln_builder_v1_request_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
 var file_kiln_builder_v1_request_proto_goTypes = []any{
 	(Compression)(0),            // 0: kiln.builder.v1.Compression
 	(ArchiveFormat)(0),          // 1: kiln.builder.v1.ArchiveFormat
@@ -2324,82 +2388,84 @@ var file_kiln_builder_v1_request_proto_goTypes = []any{
 	(Entitlement)(0),            // 5: kiln.builder.v1.Entitlement
 	(Priority)(0),               // 6: kiln.builder.v1.Priority
 	(*BuildSpec)(nil),           // 7: kiln.builder.v1.BuildSpec
-	(*Context)(nil),             // 8: kiln.builder.v1.Context
-	(*InlineContext)(nil),       // 9: kiln.builder.v1.InlineContext
-	(*InlineFile)(nil),          // 10: kiln.builder.v1.InlineFile
-	(*DirectoryContext)(nil),    // 11: kiln.builder.v1.DirectoryContext
-	(*GitContext)(nil),          // 12: kiln.builder.v1.GitContext
-	(*HttpContext)(nil),         // 13: kiln.builder.v1.HttpContext
-	(*UploadedContext)(nil),     // 14: kiln.builder.v1.UploadedContext
-	(*OciLayoutContext)(nil),    // 15: kiln.builder.v1.OciLayoutContext
-	(*ImageContext)(nil),        // 16: kiln.builder.v1.ImageContext
-	(*Dockerfile)(nil),          // 17: kiln.builder.v1.Dockerfile
-	(*Secret)(nil),              // 18: kiln.builder.v1.Secret
-	(*SshKey)(nil),              // 19: kiln.builder.v1.SshKey
-	(*Output)(nil),              // 20: kiln.builder.v1.Output
-	(*RegistryOutput)(nil),      // 21: kiln.builder.v1.RegistryOutput
-	(*ArchiveOutput)(nil),       // 22: kiln.builder.v1.ArchiveOutput
-	(*LocalOutput)(nil),         // 23: kiln.builder.v1.LocalOutput
-	(*CachePolicy)(nil),         // 24: kiln.builder.v1.CachePolicy
-	(*CacheEntry)(nil),          // 25: kiln.builder.v1.CacheEntry
-	(*Attestations)(nil),        // 26: kiln.builder.v1.Attestations
-	(*Ulimit)(nil),              // 27: kiln.builder.v1.Ulimit
-	(*Frontend)(nil),            // 28: kiln.builder.v1.Frontend
-	nil,                         // 29: kiln.builder.v1.BuildSpec.BuildArgsEntry
-	nil,                         // 30: kiln.builder.v1.BuildSpec.LabelsEntry
-	nil,                         // 31: kiln.builder.v1.BuildSpec.AnnotationsEntry
-	nil,                         // 32: kiln.builder.v1.BuildSpec.NamedContextsEntry
-	nil,                         // 33: kiln.builder.v1.BuildSpec.ExtraHostsEntry
-	nil,                         // 34: kiln.builder.v1.InlineContext.FilesEntry
-	nil,                         // 35: kiln.builder.v1.CacheEntry.AttributesEntry
-	nil,                         // 36: kiln.builder.v1.Frontend.AttributesEntry
-	(*durationpb.Duration)(nil), // 37: google.protobuf.Duration
+	(*RetryPolicy)(nil),         // 8: kiln.builder.v1.RetryPolicy
+	(*Context)(nil),             // 9: kiln.builder.v1.Context
+	(*InlineContext)(nil),       // 10: kiln.builder.v1.InlineContext
+	(*InlineFile)(nil),          // 11: kiln.builder.v1.InlineFile
+	(*DirectoryContext)(nil),    // 12: kiln.builder.v1.DirectoryContext
+	(*GitContext)(nil),          // 13: kiln.builder.v1.GitContext
+	(*HttpContext)(nil),         // 14: kiln.builder.v1.HttpContext
+	(*UploadedContext)(nil),     // 15: kiln.builder.v1.UploadedContext
+	(*OciLayoutContext)(nil),    // 16: kiln.builder.v1.OciLayoutContext
+	(*ImageContext)(nil),        // 17: kiln.builder.v1.ImageContext
+	(*Dockerfile)(nil),          // 18: kiln.builder.v1.Dockerfile
+	(*Secret)(nil),              // 19: kiln.builder.v1.Secret
+	(*SshKey)(nil),              // 20: kiln.builder.v1.SshKey
+	(*Output)(nil),              // 21: kiln.builder.v1.Output
+	(*RegistryOutput)(nil),      // 22: kiln.builder.v1.RegistryOutput
+	(*ArchiveOutput)(nil),       // 23: kiln.builder.v1.ArchiveOutput
+	(*LocalOutput)(nil),         // 24: kiln.builder.v1.LocalOutput
+	(*CachePolicy)(nil),         // 25: kiln.builder.v1.CachePolicy
+	(*CacheEntry)(nil),          // 26: kiln.builder.v1.CacheEntry
+	(*Attestations)(nil),        // 27: kiln.builder.v1.Attestations
+	(*Ulimit)(nil),              // 28: kiln.builder.v1.Ulimit
+	(*Frontend)(nil),            // 29: kiln.builder.v1.Frontend
+	nil,                         // 30: kiln.builder.v1.BuildSpec.BuildArgsEntry
+	nil,                         // 31: kiln.builder.v1.BuildSpec.LabelsEntry
+	nil,                         // 32: kiln.builder.v1.BuildSpec.AnnotationsEntry
+	nil,                         // 33: kiln.builder.v1.BuildSpec.NamedContextsEntry
+	nil,                         // 34: kiln.builder.v1.BuildSpec.ExtraHostsEntry
+	nil,                         // 35: kiln.builder.v1.InlineContext.FilesEntry
+	nil,                         // 36: kiln.builder.v1.CacheEntry.AttributesEntry
+	nil,                         // 37: kiln.builder.v1.Frontend.AttributesEntry
+	(*durationpb.Duration)(nil), // 38: google.protobuf.Duration
 }
 var file_kiln_builder_v1_request_proto_depIdxs = []int32{
-	8,  // 0: kiln.builder.v1.BuildSpec.context:type_name -> kiln.builder.v1.Context
-	17, // 1: kiln.builder.v1.BuildSpec.dockerfile:type_name -> kiln.builder.v1.Dockerfile
-	29, // 2: kiln.builder.v1.BuildSpec.build_args:type_name -> kiln.builder.v1.BuildSpec.BuildArgsEntry
-	30, // 3: kiln.builder.v1.BuildSpec.labels:type_name -> kiln.builder.v1.BuildSpec.LabelsEntry
-	31, // 4: kiln.builder.v1.BuildSpec.annotations:type_name -> kiln.builder.v1.BuildSpec.AnnotationsEntry
-	32, // 5: kiln.builder.v1.BuildSpec.named_contexts:type_name -> kiln.builder.v1.BuildSpec.NamedContextsEntry
-	18, // 6: kiln.builder.v1.BuildSpec.secrets:type_name -> kiln.builder.v1.Secret
-	19, // 7: kiln.builder.v1.BuildSpec.ssh_keys:type_name -> kiln.builder.v1.SshKey
-	20, // 8: kiln.builder.v1.BuildSpec.outputs:type_name -> kiln.builder.v1.Output
-	24, // 9: kiln.builder.v1.BuildSpec.cache:type_name -> kiln.builder.v1.CachePolicy
-	26, // 10: kiln.builder.v1.BuildSpec.attestations:type_name -> kiln.builder.v1.Attestations
-	33, // 11: kiln.builder.v1.BuildSpec.extra_hosts:type_name -> kiln.builder.v1.BuildSpec.ExtraHostsEntry
+	9,  // 0: kiln.builder.v1.BuildSpec.context:type_name -> kiln.builder.v1.Context
+	18, // 1: kiln.builder.v1.BuildSpec.dockerfile:type_name -> kiln.builder.v1.Dockerfile
+	30, // 2: kiln.builder.v1.BuildSpec.build_args:type_name -> kiln.builder.v1.BuildSpec.BuildArgsEntry
+	31, // 3: kiln.builder.v1.BuildSpec.labels:type_name -> kiln.builder.v1.BuildSpec.LabelsEntry
+	32, // 4: kiln.builder.v1.BuildSpec.annotations:type_name -> kiln.builder.v1.BuildSpec.AnnotationsEntry
+	33, // 5: kiln.builder.v1.BuildSpec.named_contexts:type_name -> kiln.builder.v1.BuildSpec.NamedContextsEntry
+	19, // 6: kiln.builder.v1.BuildSpec.secrets:type_name -> kiln.builder.v1.Secret
+	20, // 7: kiln.builder.v1.BuildSpec.ssh_keys:type_name -> kiln.builder.v1.SshKey
+	21, // 8: kiln.builder.v1.BuildSpec.outputs:type_name -> kiln.builder.v1.Output
+	25, // 9: kiln.builder.v1.BuildSpec.cache:type_name -> kiln.builder.v1.CachePolicy
+	27, // 10: kiln.builder.v1.BuildSpec.attestations:type_name -> kiln.builder.v1.Attestations
+	34, // 11: kiln.builder.v1.BuildSpec.extra_hosts:type_name -> kiln.builder.v1.BuildSpec.ExtraHostsEntry
 	4,  // 12: kiln.builder.v1.BuildSpec.network:type_name -> kiln.builder.v1.NetworkMode
-	27, // 13: kiln.builder.v1.BuildSpec.ulimits:type_name -> kiln.builder.v1.Ulimit
+	28, // 13: kiln.builder.v1.BuildSpec.ulimits:type_name -> kiln.builder.v1.Ulimit
 	5,  // 14: kiln.builder.v1.BuildSpec.entitlements:type_name -> kiln.builder.v1.Entitlement
-	28, // 15: kiln.builder.v1.BuildSpec.frontend:type_name -> kiln.builder.v1.Frontend
-	37, // 16: kiln.builder.v1.BuildSpec.timeout:type_name -> google.protobuf.Duration
+	29, // 15: kiln.builder.v1.BuildSpec.frontend:type_name -> kiln.builder.v1.Frontend
+	38, // 16: kiln.builder.v1.BuildSpec.timeout:type_name -> google.protobuf.Duration
 	6,  // 17: kiln.builder.v1.BuildSpec.priority:type_name -> kiln.builder.v1.Priority
-	9,  // 18: kiln.builder.v1.Context.inline:type_name -> kiln.builder.v1.InlineContext
-	11, // 19: kiln.builder.v1.Context.directory:type_name -> kiln.builder.v1.DirectoryContext
-	12, // 20: kiln.builder.v1.Context.git:type_name -> kiln.builder.v1.GitContext
-	13, // 21: kiln.builder.v1.Context.http:type_name -> kiln.builder.v1.HttpContext
-	14, // 22: kiln.builder.v1.Context.uploaded:type_name -> kiln.builder.v1.UploadedContext
-	15, // 23: kiln.builder.v1.Context.oci_layout:type_name -> kiln.builder.v1.OciLayoutContext
-	16, // 24: kiln.builder.v1.Context.image:type_name -> kiln.builder.v1.ImageContext
-	34, // 25: kiln.builder.v1.InlineContext.files:type_name -> kiln.builder.v1.InlineContext.FilesEntry
-	21, // 26: kiln.builder.v1.Output.registry:type_name -> kiln.builder.v1.RegistryOutput
-	22, // 27: kiln.builder.v1.Output.archive:type_name -> kiln.builder.v1.ArchiveOutput
-	23, // 28: kiln.builder.v1.Output.local:type_name -> kiln.builder.v1.LocalOutput
-	0,  // 29: kiln.builder.v1.RegistryOutput.compression:type_name -> kiln.builder.v1.Compression
-	1,  // 30: kiln.builder.v1.ArchiveOutput.format:type_name -> kiln.builder.v1.ArchiveFormat
-	2,  // 31: kiln.builder.v1.CachePolicy.mode:type_name -> kiln.builder.v1.CacheMode
-	25, // 32: kiln.builder.v1.CachePolicy.imports:type_name -> kiln.builder.v1.CacheEntry
-	25, // 33: kiln.builder.v1.CachePolicy.exports:type_name -> kiln.builder.v1.CacheEntry
-	35, // 34: kiln.builder.v1.CacheEntry.attributes:type_name -> kiln.builder.v1.CacheEntry.AttributesEntry
-	3,  // 35: kiln.builder.v1.Attestations.provenance:type_name -> kiln.builder.v1.ProvenanceMode
-	36, // 36: kiln.builder.v1.Frontend.attributes:type_name -> kiln.builder.v1.Frontend.AttributesEntry
-	8,  // 37: kiln.builder.v1.BuildSpec.NamedContextsEntry.value:type_name -> kiln.builder.v1.Context
-	10, // 38: kiln.builder.v1.InlineContext.FilesEntry.value:type_name -> kiln.builder.v1.InlineFile
-	39, // [39:39] is the sub-list for method output_type
-	39, // [39:39] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	8,  // 18: kiln.builder.v1.BuildSpec.retry:type_name -> kiln.builder.v1.RetryPolicy
+	10, // 19: kiln.builder.v1.Context.inline:type_name -> kiln.builder.v1.InlineContext
+	12, // 20: kiln.builder.v1.Context.directory:type_name -> kiln.builder.v1.DirectoryContext
+	13, // 21: kiln.builder.v1.Context.git:type_name -> kiln.builder.v1.GitContext
+	14, // 22: kiln.builder.v1.Context.http:type_name -> kiln.builder.v1.HttpContext
+	15, // 23: kiln.builder.v1.Context.uploaded:type_name -> kiln.builder.v1.UploadedContext
+	16, // 24: kiln.builder.v1.Context.oci_layout:type_name -> kiln.builder.v1.OciLayoutContext
+	17, // 25: kiln.builder.v1.Context.image:type_name -> kiln.builder.v1.ImageContext
+	35, // 26: kiln.builder.v1.InlineContext.files:type_name -> kiln.builder.v1.InlineContext.FilesEntry
+	22, // 27: kiln.builder.v1.Output.registry:type_name -> kiln.builder.v1.RegistryOutput
+	23, // 28: kiln.builder.v1.Output.archive:type_name -> kiln.builder.v1.ArchiveOutput
+	24, // 29: kiln.builder.v1.Output.local:type_name -> kiln.builder.v1.LocalOutput
+	0,  // 30: kiln.builder.v1.RegistryOutput.compression:type_name -> kiln.builder.v1.Compression
+	1,  // 31: kiln.builder.v1.ArchiveOutput.format:type_name -> kiln.builder.v1.ArchiveFormat
+	2,  // 32: kiln.builder.v1.CachePolicy.mode:type_name -> kiln.builder.v1.CacheMode
+	26, // 33: kiln.builder.v1.CachePolicy.imports:type_name -> kiln.builder.v1.CacheEntry
+	26, // 34: kiln.builder.v1.CachePolicy.exports:type_name -> kiln.builder.v1.CacheEntry
+	36, // 35: kiln.builder.v1.CacheEntry.attributes:type_name -> kiln.builder.v1.CacheEntry.AttributesEntry
+	3,  // 36: kiln.builder.v1.Attestations.provenance:type_name -> kiln.builder.v1.ProvenanceMode
+	37, // 37: kiln.builder.v1.Frontend.attributes:type_name -> kiln.builder.v1.Frontend.AttributesEntry
+	9,  // 38: kiln.builder.v1.BuildSpec.NamedContextsEntry.value:type_name -> kiln.builder.v1.Context
+	11, // 39: kiln.builder.v1.InlineContext.FilesEntry.value:type_name -> kiln.builder.v1.InlineFile
+	40, // [40:40] is the sub-list for method output_type
+	40, // [40:40] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_kiln_builder_v1_request_proto_init() }
@@ -2408,7 +2474,7 @@ func file_kiln_builder_v1_request_proto_init() {
 		return
 	}
 	file_kiln_builder_v1_request_proto_msgTypes[0].OneofWrappers = []any{}
-	file_kiln_builder_v1_request_proto_msgTypes[1].OneofWrappers = []any{
+	file_kiln_builder_v1_request_proto_msgTypes[2].OneofWrappers = []any{
 		(*Context_Inline)(nil),
 		(*Context_Directory)(nil),
 		(*Context_Git)(nil),
@@ -2417,11 +2483,11 @@ func file_kiln_builder_v1_request_proto_init() {
 		(*Context_OciLayout)(nil),
 		(*Context_Image)(nil),
 	}
-	file_kiln_builder_v1_request_proto_msgTypes[10].OneofWrappers = []any{
+	file_kiln_builder_v1_request_proto_msgTypes[11].OneofWrappers = []any{
 		(*Dockerfile_Path)(nil),
 		(*Dockerfile_Inline)(nil),
 	}
-	file_kiln_builder_v1_request_proto_msgTypes[13].OneofWrappers = []any{
+	file_kiln_builder_v1_request_proto_msgTypes[14].OneofWrappers = []any{
 		(*Output_Registry)(nil),
 		(*Output_Archive)(nil),
 		(*Output_Local)(nil),
@@ -2432,7 +2498,7 @@ func file_kiln_builder_v1_request_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kiln_builder_v1_request_proto_rawDesc), len(file_kiln_builder_v1_request_proto_rawDesc)),
 			NumEnums:      7,
-			NumMessages:   30,
+			NumMessages:   31,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

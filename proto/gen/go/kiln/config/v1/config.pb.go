@@ -49,13 +49,26 @@ type BuilderConfig struct {
 	// Default: 1h.
 	MaxBuildTime *durationpb.Duration `protobuf:"bytes,6,opt,name=max_build_time,json=maxBuildTime,proto3" json:"max_build_time,omitempty"`
 	// How many builds are remembered; the oldest finished ones go first.
-	// Default: 1000.
+	// Default: 10000.
 	MaxBuildsKept uint32 `protobuf:"varint,7,opt,name=max_builds_kept,json=maxBuildsKept,proto3" json:"max_builds_kept,omitempty"`
-	// How many builds may run at once; one more gets RESOURCE_EXHAUSTED.
-	// Default: 64.
+	// How many builds may run at once; further ones wait. Default: 64.
 	MaxRunningBuilds uint32 `protobuf:"varint,8,opt,name=max_running_builds,json=maxRunningBuilds,proto3" json:"max_running_builds,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Directory of the builder's own state: records, events, artifacts, uploaded
+	// contexts. One builder at a time. Default: /var/lib/kiln/builder for root,
+	// else $XDG_STATE_HOME/kiln/builder.
+	StateDir string `protobuf:"bytes,9,opt,name=state_dir,json=stateDir,proto3" json:"state_dir,omitempty"`
+	// How long records and artifacts are kept.
+	Retention *RetentionConfig `protobuf:"bytes,10,opt,name=retention,proto3" json:"retention,omitempty"`
+	// Bounds of uploaded and fetched contexts.
+	Contexts *ContextsConfig `protobuf:"bytes,11,opt,name=contexts,proto3" json:"contexts,omitempty"`
+	// Whose builds run when.
+	Admission *AdmissionConfig `protobuf:"bytes,12,opt,name=admission,proto3" json:"admission,omitempty"`
+	// What a request may ask for.
+	Policy *BuildPolicyConfig `protobuf:"bytes,13,opt,name=policy,proto3" json:"policy,omitempty"`
+	// The proxy through which buildkitd reaches the network, if it is told to.
+	Egress        *EgressConfig `protobuf:"bytes,14,opt,name=egress,proto3" json:"egress,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *BuilderConfig) Reset() {
@@ -144,6 +157,638 @@ func (x *BuilderConfig) GetMaxRunningBuilds() uint32 {
 	return 0
 }
 
+func (x *BuilderConfig) GetStateDir() string {
+	if x != nil {
+		return x.StateDir
+	}
+	return ""
+}
+
+func (x *BuilderConfig) GetRetention() *RetentionConfig {
+	if x != nil {
+		return x.Retention
+	}
+	return nil
+}
+
+func (x *BuilderConfig) GetContexts() *ContextsConfig {
+	if x != nil {
+		return x.Contexts
+	}
+	return nil
+}
+
+func (x *BuilderConfig) GetAdmission() *AdmissionConfig {
+	if x != nil {
+		return x.Admission
+	}
+	return nil
+}
+
+func (x *BuilderConfig) GetPolicy() *BuildPolicyConfig {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *BuilderConfig) GetEgress() *EgressConfig {
+	if x != nil {
+		return x.Egress
+	}
+	return nil
+}
+
+// How long a builder keeps what it remembers. What is over a bound goes, the
+// oldest first; builds that have not ended always stay.
+type RetentionConfig struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Records and events of builds, since their end. Default: 720h (30 days).
+	BuildAge *durationpb.Duration `protobuf:"bytes,1,opt,name=build_age,json=buildAge,proto3" json:"build_age,omitempty"`
+	// Records and events, in bytes. Default: 2000000000 (2 GB).
+	BuildBytes uint64 `protobuf:"varint,2,opt,name=build_bytes,json=buildBytes,proto3" json:"build_bytes,omitempty"`
+	// Artifacts, since they were made. Default: 168h (7 days).
+	ArtifactAge *durationpb.Duration `protobuf:"bytes,3,opt,name=artifact_age,json=artifactAge,proto3" json:"artifact_age,omitempty"`
+	// Artifacts, in bytes. Default: 20000000000 (20 GB).
+	ArtifactBytes uint64 `protobuf:"varint,4,opt,name=artifact_bytes,json=artifactBytes,proto3" json:"artifact_bytes,omitempty"`
+	// Time from one clean-up to the next. Default: 1m.
+	Interval      *durationpb.Duration `protobuf:"bytes,5,opt,name=interval,proto3" json:"interval,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetentionConfig) Reset() {
+	*x = RetentionConfig{}
+	mi := &file_kiln_config_v1_config_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetentionConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetentionConfig) ProtoMessage() {}
+
+func (x *RetentionConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_config_v1_config_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetentionConfig.ProtoReflect.Descriptor instead.
+func (*RetentionConfig) Descriptor() ([]byte, []int) {
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RetentionConfig) GetBuildAge() *durationpb.Duration {
+	if x != nil {
+		return x.BuildAge
+	}
+	return nil
+}
+
+func (x *RetentionConfig) GetBuildBytes() uint64 {
+	if x != nil {
+		return x.BuildBytes
+	}
+	return 0
+}
+
+func (x *RetentionConfig) GetArtifactAge() *durationpb.Duration {
+	if x != nil {
+		return x.ArtifactAge
+	}
+	return nil
+}
+
+func (x *RetentionConfig) GetArtifactBytes() uint64 {
+	if x != nil {
+		return x.ArtifactBytes
+	}
+	return 0
+}
+
+func (x *RetentionConfig) GetInterval() *durationpb.Duration {
+	if x != nil {
+		return x.Interval
+	}
+	return nil
+}
+
+// Bounds of contexts that are uploaded, or that the builder fetches.
+type ContextsConfig struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A context that no build has used for longer goes. Default: 48h.
+	KeepAge *durationpb.Duration `protobuf:"bytes,1,opt,name=keep_age,json=keepAge,proto3" json:"keep_age,omitempty"`
+	// All contexts together, in bytes; the least recently used go first.
+	// Default: 20000000000 (20 GB).
+	KeepBytes uint64 `protobuf:"varint,2,opt,name=keep_bytes,json=keepBytes,proto3" json:"keep_bytes,omitempty"`
+	// One context, unpacked, in bytes. Default: 10000000000 (10 GB).
+	MaxBytes uint64 `protobuf:"varint,3,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
+	// Entries of one context. Default: 500000.
+	MaxEntries uint32 `protobuf:"varint,4,opt,name=max_entries,json=maxEntries,proto3" json:"max_entries,omitempty"`
+	// Unpacked bytes to packed bytes, once more than 64 MiB are unpacked.
+	// Default: 200.
+	MaxRatio uint32 `protobuf:"varint,5,opt,name=max_ratio,json=maxRatio,proto3" json:"max_ratio,omitempty"`
+	// Levels of directories. Default: 128.
+	MaxDepth uint32 `protobuf:"varint,6,opt,name=max_depth,json=maxDepth,proto3" json:"max_depth,omitempty"`
+	// Bytes of one path. Default: 4096.
+	MaxPathBytes uint32 `protobuf:"varint,7,opt,name=max_path_bytes,json=maxPathBytes,proto3" json:"max_path_bytes,omitempty"`
+	// The longest that fetching an archive may take. Default: 10m.
+	FetchTimeout  *durationpb.Duration `protobuf:"bytes,8,opt,name=fetch_timeout,json=fetchTimeout,proto3" json:"fetch_timeout,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ContextsConfig) Reset() {
+	*x = ContextsConfig{}
+	mi := &file_kiln_config_v1_config_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ContextsConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ContextsConfig) ProtoMessage() {}
+
+func (x *ContextsConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_config_v1_config_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ContextsConfig.ProtoReflect.Descriptor instead.
+func (*ContextsConfig) Descriptor() ([]byte, []int) {
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *ContextsConfig) GetKeepAge() *durationpb.Duration {
+	if x != nil {
+		return x.KeepAge
+	}
+	return nil
+}
+
+func (x *ContextsConfig) GetKeepBytes() uint64 {
+	if x != nil {
+		return x.KeepBytes
+	}
+	return 0
+}
+
+func (x *ContextsConfig) GetMaxBytes() uint64 {
+	if x != nil {
+		return x.MaxBytes
+	}
+	return 0
+}
+
+func (x *ContextsConfig) GetMaxEntries() uint32 {
+	if x != nil {
+		return x.MaxEntries
+	}
+	return 0
+}
+
+func (x *ContextsConfig) GetMaxRatio() uint32 {
+	if x != nil {
+		return x.MaxRatio
+	}
+	return 0
+}
+
+func (x *ContextsConfig) GetMaxDepth() uint32 {
+	if x != nil {
+		return x.MaxDepth
+	}
+	return 0
+}
+
+func (x *ContextsConfig) GetMaxPathBytes() uint32 {
+	if x != nil {
+		return x.MaxPathBytes
+	}
+	return 0
+}
+
+func (x *ContextsConfig) GetFetchTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.FetchTimeout
+	}
+	return nil
+}
+
+// Whose builds run when. A tenant is the identity of a caller; for callers
+// without one, it is the build's project.
+type AdmissionConfig struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// How many builds may wait, of all tenants; one more gets RESOURCE_EXHAUSTED.
+	// Default: 1000.
+	MaxQueued uint32 `protobuf:"varint,1,opt,name=max_queued,json=maxQueued,proto3" json:"max_queued,omitempty"`
+	// Limits of a tenant that tenants does not name.
+	Defaults *TenantLimits `protobuf:"bytes,2,opt,name=defaults,proto3" json:"defaults,omitempty"`
+	// Limits of single tenants; the first that fits counts.
+	Tenants       []*TenantConfig `protobuf:"bytes,3,rep,name=tenants,proto3" json:"tenants,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AdmissionConfig) Reset() {
+	*x = AdmissionConfig{}
+	mi := &file_kiln_config_v1_config_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AdmissionConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AdmissionConfig) ProtoMessage() {}
+
+func (x *AdmissionConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_config_v1_config_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AdmissionConfig.ProtoReflect.Descriptor instead.
+func (*AdmissionConfig) Descriptor() ([]byte, []int) {
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *AdmissionConfig) GetMaxQueued() uint32 {
+	if x != nil {
+		return x.MaxQueued
+	}
+	return 0
+}
+
+func (x *AdmissionConfig) GetDefaults() *TenantLimits {
+	if x != nil {
+		return x.Defaults
+	}
+	return nil
+}
+
+func (x *AdmissionConfig) GetTenants() []*TenantConfig {
+	if x != nil {
+		return x.Tenants
+	}
+	return nil
+}
+
+// Limits of one tenant.
+type TenantLimits struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Builds that run at once. 0: no limit but the builder's.
+	MaxRunning uint32 `protobuf:"varint,1,opt,name=max_running,json=maxRunning,proto3" json:"max_running,omitempty"`
+	// Builds that wait. 0: no limit but the builder's.
+	MaxQueued uint32 `protobuf:"varint,2,opt,name=max_queued,json=maxQueued,proto3" json:"max_queued,omitempty"`
+	// Share of the turns beside other tenants that wait. 0: 1.
+	Weight        uint32 `protobuf:"varint,3,opt,name=weight,proto3" json:"weight,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TenantLimits) Reset() {
+	*x = TenantLimits{}
+	mi := &file_kiln_config_v1_config_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TenantLimits) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TenantLimits) ProtoMessage() {}
+
+func (x *TenantLimits) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_config_v1_config_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TenantLimits.ProtoReflect.Descriptor instead.
+func (*TenantLimits) Descriptor() ([]byte, []int) {
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *TenantLimits) GetMaxRunning() uint32 {
+	if x != nil {
+		return x.MaxRunning
+	}
+	return 0
+}
+
+func (x *TenantLimits) GetMaxQueued() uint32 {
+	if x != nil {
+		return x.MaxQueued
+	}
+	return 0
+}
+
+func (x *TenantLimits) GetWeight() uint32 {
+	if x != nil {
+		return x.Weight
+	}
+	return 0
+}
+
+// A tenant with limits of its own.
+type TenantConfig struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Identity of the caller, or project for callers without one, with "*" at the
+	// end as a wildcard.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Its limits.
+	Limits        *TenantLimits `protobuf:"bytes,2,opt,name=limits,proto3" json:"limits,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TenantConfig) Reset() {
+	*x = TenantConfig{}
+	mi := &file_kiln_config_v1_config_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TenantConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TenantConfig) ProtoMessage() {}
+
+func (x *TenantConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_config_v1_config_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TenantConfig.ProtoReflect.Descriptor instead.
+func (*TenantConfig) Descriptor() ([]byte, []int) {
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *TenantConfig) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TenantConfig) GetLimits() *TenantLimits {
+	if x != nil {
+		return x.Limits
+	}
+	return nil
+}
+
+// What a request may ask for. What is not granted is PERMISSION_DENIED.
+type BuildPolicyConfig struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Rights that a build may ask for: "network.host", "security.insecure",
+	// "device". The daemon must allow them too. Default: none.
+	Entitlements []string `protobuf:"bytes,1,rep,name=entitlements,proto3" json:"entitlements,omitempty"`
+	// Images that may read a Dockerfile in place of the daemon's own frontend, as
+	// references with "*" at the end as a wildcard, for example
+	// "docker.io/docker/dockerfile:*". Default: none.
+	Frontends []string `protobuf:"bytes,2,rep,name=frontends,proto3" json:"frontends,omitempty"`
+	// Which hosts the sources of a build may come from.
+	Sources *SourcesConfig `protobuf:"bytes,3,opt,name=sources,proto3" json:"sources,omitempty"`
+	// Image that makes SBOMs when a request names none. Empty: BuildKit's default.
+	SbomGenerator string `protobuf:"bytes,4,opt,name=sbom_generator,json=sbomGenerator,proto3" json:"sbom_generator,omitempty"`
+	// Images that a request may name to make its SBOM, as frontends. Default: none.
+	SbomGenerators []string `protobuf:"bytes,5,rep,name=sbom_generators,json=sbomGenerators,proto3" json:"sbom_generators,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *BuildPolicyConfig) Reset() {
+	*x = BuildPolicyConfig{}
+	mi := &file_kiln_config_v1_config_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BuildPolicyConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BuildPolicyConfig) ProtoMessage() {}
+
+func (x *BuildPolicyConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_config_v1_config_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BuildPolicyConfig.ProtoReflect.Descriptor instead.
+func (*BuildPolicyConfig) Descriptor() ([]byte, []int) {
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *BuildPolicyConfig) GetEntitlements() []string {
+	if x != nil {
+		return x.Entitlements
+	}
+	return nil
+}
+
+func (x *BuildPolicyConfig) GetFrontends() []string {
+	if x != nil {
+		return x.Frontends
+	}
+	return nil
+}
+
+func (x *BuildPolicyConfig) GetSources() *SourcesConfig {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+func (x *BuildPolicyConfig) GetSbomGenerator() string {
+	if x != nil {
+		return x.SbomGenerator
+	}
+	return ""
+}
+
+func (x *BuildPolicyConfig) GetSbomGenerators() []string {
+	if x != nil {
+		return x.SbomGenerators
+	}
+	return nil
+}
+
+// Which hosts git repositories, archives and ADD of URLs may come from. Images
+// are not meant. An address is refused, whatever the name that leads there, when
+// it is loopback, private, link-local, multicast, unspecified or of a cloud's
+// metadata service, unless networks names it.
+type SourcesConfig struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Schemes of URLs. Default: https, http, ssh.
+	Schemes []string `protobuf:"bytes,1,rep,name=schemes,proto3" json:"schemes,omitempty"`
+	// Hosts that are allowed, "host" or "*.domain". Empty: all.
+	AllowedHosts []string `protobuf:"bytes,2,rep,name=allowed_hosts,json=allowedHosts,proto3" json:"allowed_hosts,omitempty"`
+	// Hosts that are refused, likewise. They win.
+	DeniedHosts []string `protobuf:"bytes,3,rep,name=denied_hosts,json=deniedHosts,proto3" json:"denied_hosts,omitempty"`
+	// Networks in CIDR form that are allowed although they are not public, for
+	// example "10.20.0.0/16" of a git server inside.
+	Networks      []string `protobuf:"bytes,4,rep,name=networks,proto3" json:"networks,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SourcesConfig) Reset() {
+	*x = SourcesConfig{}
+	mi := &file_kiln_config_v1_config_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SourcesConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SourcesConfig) ProtoMessage() {}
+
+func (x *SourcesConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_config_v1_config_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SourcesConfig.ProtoReflect.Descriptor instead.
+func (*SourcesConfig) Descriptor() ([]byte, []int) {
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *SourcesConfig) GetSchemes() []string {
+	if x != nil {
+		return x.Schemes
+	}
+	return nil
+}
+
+func (x *SourcesConfig) GetAllowedHosts() []string {
+	if x != nil {
+		return x.AllowedHosts
+	}
+	return nil
+}
+
+func (x *SourcesConfig) GetDeniedHosts() []string {
+	if x != nil {
+		return x.DeniedHosts
+	}
+	return nil
+}
+
+func (x *SourcesConfig) GetNetworks() []string {
+	if x != nil {
+		return x.Networks
+	}
+	return nil
+}
+
+// The egress proxy: an HTTP proxy that applies SourcesConfig to every connection
+// that it makes, after names are resolved. buildkitd uses it when it is started
+// with HTTP_PROXY and HTTPS_PROXY set to its address.
+type EgressConfig struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Address, "host:port". "off": none. Default: off.
+	Listen        string `protobuf:"bytes,1,opt,name=listen,proto3" json:"listen,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EgressConfig) Reset() {
+	*x = EgressConfig{}
+	mi := &file_kiln_config_v1_config_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EgressConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EgressConfig) ProtoMessage() {}
+
+func (x *EgressConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_config_v1_config_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EgressConfig.ProtoReflect.Descriptor instead.
+func (*EgressConfig) Descriptor() ([]byte, []int) {
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *EgressConfig) GetListen() string {
+	if x != nil {
+		return x.Listen
+	}
+	return ""
+}
+
 // Configuration of kiln-cachemanager. Variables begin with KILN_CACHEMANAGER_.
 type CacheManagerConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -167,7 +812,7 @@ type CacheManagerConfig struct {
 
 func (x *CacheManagerConfig) Reset() {
 	*x = CacheManagerConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[1]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -179,7 +824,7 @@ func (x *CacheManagerConfig) String() string {
 func (*CacheManagerConfig) ProtoMessage() {}
 
 func (x *CacheManagerConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[1]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -192,7 +837,7 @@ func (x *CacheManagerConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheManagerConfig.ProtoReflect.Descriptor instead.
 func (*CacheManagerConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{1}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *CacheManagerConfig) GetServer() *ServerConfig {
@@ -257,7 +902,7 @@ type JanitorConfig struct {
 
 func (x *JanitorConfig) Reset() {
 	*x = JanitorConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[2]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -269,7 +914,7 @@ func (x *JanitorConfig) String() string {
 func (*JanitorConfig) ProtoMessage() {}
 
 func (x *JanitorConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[2]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -282,7 +927,7 @@ func (x *JanitorConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JanitorConfig.ProtoReflect.Descriptor instead.
 func (*JanitorConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{2}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *JanitorConfig) GetServer() *ServerConfig {
@@ -347,7 +992,7 @@ type ServerConfig struct {
 
 func (x *ServerConfig) Reset() {
 	*x = ServerConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[3]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -359,7 +1004,7 @@ func (x *ServerConfig) String() string {
 func (*ServerConfig) ProtoMessage() {}
 
 func (x *ServerConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[3]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -372,7 +1017,7 @@ func (x *ServerConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerConfig.ProtoReflect.Descriptor instead.
 func (*ServerConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{3}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ServerConfig) GetListen() string {
@@ -434,7 +1079,7 @@ type ServerTLS struct {
 
 func (x *ServerTLS) Reset() {
 	*x = ServerTLS{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[4]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -446,7 +1091,7 @@ func (x *ServerTLS) String() string {
 func (*ServerTLS) ProtoMessage() {}
 
 func (x *ServerTLS) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[4]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -459,7 +1104,7 @@ func (x *ServerTLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerTLS.ProtoReflect.Descriptor instead.
 func (*ServerTLS) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{4}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ServerTLS) GetCertFile() string {
@@ -501,7 +1146,7 @@ type ClientTLS struct {
 
 func (x *ClientTLS) Reset() {
 	*x = ClientTLS{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[5]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -513,7 +1158,7 @@ func (x *ClientTLS) String() string {
 func (*ClientTLS) ProtoMessage() {}
 
 func (x *ClientTLS) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[5]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -526,7 +1171,7 @@ func (x *ClientTLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientTLS.ProtoReflect.Descriptor instead.
 func (*ClientTLS) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{5}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ClientTLS) GetCaFile() string {
@@ -577,7 +1222,7 @@ type LimitsConfig struct {
 
 func (x *LimitsConfig) Reset() {
 	*x = LimitsConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[6]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -589,7 +1234,7 @@ func (x *LimitsConfig) String() string {
 func (*LimitsConfig) ProtoMessage() {}
 
 func (x *LimitsConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[6]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -602,7 +1247,7 @@ func (x *LimitsConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitsConfig.ProtoReflect.Descriptor instead.
 func (*LimitsConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{6}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LimitsConfig) GetMaxMessageBytes() uint32 {
@@ -649,7 +1294,7 @@ type AccessRule struct {
 
 func (x *AccessRule) Reset() {
 	*x = AccessRule{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[7]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -661,7 +1306,7 @@ func (x *AccessRule) String() string {
 func (*AccessRule) ProtoMessage() {}
 
 func (x *AccessRule) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[7]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -674,7 +1319,7 @@ func (x *AccessRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessRule.ProtoReflect.Descriptor instead.
 func (*AccessRule) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{7}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *AccessRule) GetIdentities() []string {
@@ -704,7 +1349,7 @@ type LogConfig struct {
 
 func (x *LogConfig) Reset() {
 	*x = LogConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[8]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -716,7 +1361,7 @@ func (x *LogConfig) String() string {
 func (*LogConfig) ProtoMessage() {}
 
 func (x *LogConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[8]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -729,7 +1374,7 @@ func (x *LogConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogConfig.ProtoReflect.Descriptor instead.
 func (*LogConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{8}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LogConfig) GetLevel() string {
@@ -755,14 +1400,16 @@ type DaemonConfig struct {
 	// Address: "unix:///path" or "tcp://host:port".
 	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
 	// Certificates for a tcp address. Unset: plain text.
-	Tls           *ClientTLS `protobuf:"bytes,3,opt,name=tls,proto3" json:"tls,omitempty"`
+	Tls *ClientTLS `protobuf:"bytes,3,opt,name=tls,proto3" json:"tls,omitempty"`
+	// How many builds it may run at once. 0: no limit but the builder's.
+	MaxBuilds     uint32 `protobuf:"varint,4,opt,name=max_builds,json=maxBuilds,proto3" json:"max_builds,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *DaemonConfig) Reset() {
 	*x = DaemonConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[9]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -774,7 +1421,7 @@ func (x *DaemonConfig) String() string {
 func (*DaemonConfig) ProtoMessage() {}
 
 func (x *DaemonConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[9]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -787,7 +1434,7 @@ func (x *DaemonConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DaemonConfig.ProtoReflect.Descriptor instead.
 func (*DaemonConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{9}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *DaemonConfig) GetName() string {
@@ -811,6 +1458,13 @@ func (x *DaemonConfig) GetTls() *ClientTLS {
 	return nil
 }
 
+func (x *DaemonConfig) GetMaxBuilds() uint32 {
+	if x != nil {
+		return x.MaxBuilds
+	}
+	return 0
+}
+
 // The registry that a janitor keeps.
 type RegistryConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -831,7 +1485,7 @@ type RegistryConfig struct {
 
 func (x *RegistryConfig) Reset() {
 	*x = RegistryConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[10]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -843,7 +1497,7 @@ func (x *RegistryConfig) String() string {
 func (*RegistryConfig) ProtoMessage() {}
 
 func (x *RegistryConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[10]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -856,7 +1510,7 @@ func (x *RegistryConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegistryConfig.ProtoReflect.Descriptor instead.
 func (*RegistryConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{10}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RegistryConfig) GetAddress() string {
@@ -898,7 +1552,7 @@ var File_kiln_config_v1_config_proto protoreflect.FileDescriptor
 
 const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"\x1bkiln/config/v1/config.proto\x12\x0ekiln.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xde\x03\n" +
+	"\x1bkiln/config/v1/config.proto\x12\x0ekiln.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xb0\x06\n" +
 	"\rBuilderConfig\x124\n" +
 	"\x06server\x18\x01 \x01(\v2\x1c.kiln.config.v1.ServerConfigR\x06server\x12+\n" +
 	"\x03log\x18\x02 \x01(\v2\x19.kiln.config.v1.LogConfigR\x03log\x12@\n" +
@@ -906,8 +1560,67 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\rallowed_roots\x18\x04 \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10@\"\br\x06\x18\x80 :\x01/R\fallowedRoots\x123\n" +
 	"\x10cache_repository\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\x0fcacheRepository\x12O\n" +
 	"\x0emax_build_time\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xf5$*\x00R\fmaxBuildTime\x121\n" +
-	"\x0fmax_builds_kept\x18\a \x01(\rB\t\xbaH\x06*\x04\x18\xa0\x8d\x06R\rmaxBuildsKept\x126\n" +
-	"\x12max_running_builds\x18\b \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\x10maxRunningBuilds\"\x80\x03\n" +
+	"\x0fmax_builds_kept\x18\a \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=R\rmaxBuildsKept\x126\n" +
+	"\x12max_running_builds\x18\b \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\x10maxRunningBuilds\x12%\n" +
+	"\tstate_dir\x18\t \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\bstateDir\x12=\n" +
+	"\tretention\x18\n" +
+	" \x01(\v2\x1f.kiln.config.v1.RetentionConfigR\tretention\x12:\n" +
+	"\bcontexts\x18\v \x01(\v2\x1e.kiln.config.v1.ContextsConfigR\bcontexts\x12=\n" +
+	"\tadmission\x18\f \x01(\v2\x1f.kiln.config.v1.AdmissionConfigR\tadmission\x129\n" +
+	"\x06policy\x18\r \x01(\v2!.kiln.config.v1.BuildPolicyConfigR\x06policy\x124\n" +
+	"\x06egress\x18\x0e \x01(\v2\x1c.kiln.config.v1.EgressConfigR\x06egress\"\xe5\x02\n" +
+	"\x0fRetentionConfig\x12J\n" +
+	"\tbuild_age\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x06\b\x80\x86\xb0\x96\x012\x02\b\x01R\bbuildAge\x120\n" +
+	"\vbuild_bytes\x18\x02 \x01(\x04B\x0f\xbaH\f2\n" +
+	"\x18\x80\x80\x90\xbb\xba֭\xf0\rR\n" +
+	"buildBytes\x12P\n" +
+	"\fartifact_age\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x06\b\x80\x86\xb0\x96\x012\x02\b\x01R\vartifactAge\x126\n" +
+	"\x0eartifact_bytes\x18\x04 \x01(\x04B\x0f\xbaH\f2\n" +
+	"\x18\x80\x80\x90\xbb\xba֭\xf0\rR\rartifactBytes\x12J\n" +
+	"\binterval\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\x13\xbaH\x10\xaa\x01\r\"\x04\b\x80\xa3\x052\x05\x10\x80\xc2\xd7/R\binterval\"\xb5\x03\n" +
+	"\x0eContextsConfig\x12H\n" +
+	"\bkeep_age\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x06\b\x80\x86\xb0\x96\x012\x02\b\x01R\akeepAge\x12.\n" +
+	"\n" +
+	"keep_bytes\x18\x02 \x01(\x04B\x0f\xbaH\f2\n" +
+	"\x18\x80\x80\x90\xbb\xba֭\xf0\rR\tkeepBytes\x12,\n" +
+	"\tmax_bytes\x18\x03 \x01(\x04B\x0f\xbaH\f2\n" +
+	"\x18\x80\x80\x90\xbb\xba֭\xf0\rR\bmaxBytes\x12+\n" +
+	"\vmax_entries\x18\x04 \x01(\rB\n" +
+	"\xbaH\a*\x05\x18\x80\xad\xe2\x04R\n" +
+	"maxEntries\x12&\n" +
+	"\tmax_ratio\x18\x05 \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=R\bmaxRatio\x12%\n" +
+	"\tmax_depth\x18\x06 \x01(\rB\b\xbaH\x05*\x03\x18\x80 R\bmaxDepth\x12/\n" +
+	"\x0emax_path_bytes\x18\a \x01(\rB\t\xbaH\x06*\x04\x18\x80\x80\x04R\fmaxPathBytes\x12N\n" +
+	"\rfetch_timeout\x18\b \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x05*\x00R\ffetchTimeout\"\xb8\x01\n" +
+	"\x0fAdmissionConfig\x12(\n" +
+	"\n" +
+	"max_queued\x18\x01 \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=R\tmaxQueued\x128\n" +
+	"\bdefaults\x18\x02 \x01(\v2\x1c.kiln.config.v1.TenantLimitsR\bdefaults\x12A\n" +
+	"\atenants\x18\x03 \x03(\v2\x1c.kiln.config.v1.TenantConfigB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\atenants\"\x85\x01\n" +
+	"\fTenantLimits\x12)\n" +
+	"\vmax_running\x18\x01 \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\n" +
+	"maxRunning\x12(\n" +
+	"\n" +
+	"max_queued\x18\x02 \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=R\tmaxQueued\x12 \n" +
+	"\x06weight\x18\x03 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\x06weight\"d\n" +
+	"\fTenantConfig\x12\x1e\n" +
+	"\x04name\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x04name\x124\n" +
+	"\x06limits\x18\x02 \x01(\v2\x1c.kiln.config.v1.TenantLimitsR\x06limits\"\xc5\x02\n" +
+	"\x11BuildPolicyConfig\x12Y\n" +
+	"\fentitlements\x18\x01 \x03(\tB5\xbaH2\x92\x01/\x10\b\"+r)R\fnetwork.hostR\x11security.insecureR\x06deviceR\fentitlements\x12/\n" +
+	"\tfrontends\x18\x02 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10d\"\ar\x05\x10\x01\x18\x80\x04R\tfrontends\x127\n" +
+	"\asources\x18\x03 \x01(\v2\x1d.kiln.config.v1.SourcesConfigR\asources\x12/\n" +
+	"\x0esbom_generator\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\rsbomGenerator\x12:\n" +
+	"\x0fsbom_generators\x18\x05 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10d\"\ar\x05\x10\x01\x18\x80\x04R\x0esbomGenerators\"\xec\x01\n" +
+	"\rSourcesConfig\x12=\n" +
+	"\aschemes\x18\x01 \x03(\tB#\xbaH \x92\x01\x1d\x10\b\"\x19r\x17R\x05httpsR\x04httpR\x03sshR\x03gitR\aschemes\x127\n" +
+	"\rallowed_hosts\x18\x02 \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\xe8\a\"\ar\x05\x10\x01\x18\xff\x01R\fallowedHosts\x125\n" +
+	"\fdenied_hosts\x18\x03 \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\xe8\a\"\ar\x05\x10\x01\x18\xff\x01R\vdeniedHosts\x12,\n" +
+	"\bnetworks\x18\x04 \x03(\tB\x10\xbaH\r\x92\x01\n" +
+	"\x10d\"\x06r\x04\x10\x01\x18@R\bnetworks\"0\n" +
+	"\fEgressConfig\x12 \n" +
+	"\x06listen\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06listen\"\x80\x03\n" +
 	"\x12CacheManagerConfig\x124\n" +
 	"\x06server\x18\x01 \x01(\v2\x1c.kiln.config.v1.ServerConfigR\x06server\x12+\n" +
 	"\x03log\x18\x02 \x01(\v2\x19.kiln.config.v1.LogConfigR\x03log\x12A\n" +
@@ -956,11 +1669,13 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\amethods\x18\x02 \x03(\tB\v\xbaH\b\x92\x01\x05\b\x01\x10\xe8\aR\amethods\"q\n" +
 	"\tLogConfig\x127\n" +
 	"\x05level\x18\x01 \x01(\tB!\xbaH\x1er\x1cR\x00R\x05debugR\x04infoR\x04warnR\x05errorR\x05level\x12+\n" +
-	"\x06format\x18\x02 \x01(\tB\x13\xbaH\x10r\x0eR\x00R\x04textR\x04jsonR\x06format\"\xb0\x01\n" +
+	"\x06format\x18\x02 \x01(\tB\x13\xbaH\x10r\x0eR\x00R\x04textR\x04jsonR\x06format\"\xd9\x01\n" +
 	"\fDaemonConfig\x12<\n" +
 	"\x04name\x18\x01 \x01(\tB(\xbaH%r#\x18?2\x1f^$|^[A-Za-z0-9][A-Za-z0-9._-]*$R\x04name\x125\n" +
 	"\aaddress\x18\x02 \x01(\tB\x1b\xbaH\x18r\x16\x18\x80\x042\x11^(unix|tcp)://.+$R\aaddress\x12+\n" +
-	"\x03tls\x18\x03 \x01(\v2\x19.kiln.config.v1.ClientTLSR\x03tls\"\xd5\x01\n" +
+	"\x03tls\x18\x03 \x01(\v2\x19.kiln.config.v1.ClientTLSR\x03tls\x12'\n" +
+	"\n" +
+	"max_builds\x18\x04 \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\tmaxBuilds\"\xd5\x01\n" +
 	"\x0eRegistryConfig\x12\"\n" +
 	"\aaddress\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\aaddress\x12\x1d\n" +
 	"\n" +
@@ -981,47 +1696,69 @@ func file_kiln_config_v1_config_proto_rawDescGZIP() []byte {
 	return file_kiln_config_v1_config_proto_rawDescData
 }
 
-var file_kiln_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_kiln_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_kiln_config_v1_config_proto_goTypes = []any{
 	(*BuilderConfig)(nil),       // 0: kiln.config.v1.BuilderConfig
-	(*CacheManagerConfig)(nil),  // 1: kiln.config.v1.CacheManagerConfig
-	(*JanitorConfig)(nil),       // 2: kiln.config.v1.JanitorConfig
-	(*ServerConfig)(nil),        // 3: kiln.config.v1.ServerConfig
-	(*ServerTLS)(nil),           // 4: kiln.config.v1.ServerTLS
-	(*ClientTLS)(nil),           // 5: kiln.config.v1.ClientTLS
-	(*LimitsConfig)(nil),        // 6: kiln.config.v1.LimitsConfig
-	(*AccessRule)(nil),          // 7: kiln.config.v1.AccessRule
-	(*LogConfig)(nil),           // 8: kiln.config.v1.LogConfig
-	(*DaemonConfig)(nil),        // 9: kiln.config.v1.DaemonConfig
-	(*RegistryConfig)(nil),      // 10: kiln.config.v1.RegistryConfig
-	(*durationpb.Duration)(nil), // 11: google.protobuf.Duration
+	(*RetentionConfig)(nil),     // 1: kiln.config.v1.RetentionConfig
+	(*ContextsConfig)(nil),      // 2: kiln.config.v1.ContextsConfig
+	(*AdmissionConfig)(nil),     // 3: kiln.config.v1.AdmissionConfig
+	(*TenantLimits)(nil),        // 4: kiln.config.v1.TenantLimits
+	(*TenantConfig)(nil),        // 5: kiln.config.v1.TenantConfig
+	(*BuildPolicyConfig)(nil),   // 6: kiln.config.v1.BuildPolicyConfig
+	(*SourcesConfig)(nil),       // 7: kiln.config.v1.SourcesConfig
+	(*EgressConfig)(nil),        // 8: kiln.config.v1.EgressConfig
+	(*CacheManagerConfig)(nil),  // 9: kiln.config.v1.CacheManagerConfig
+	(*JanitorConfig)(nil),       // 10: kiln.config.v1.JanitorConfig
+	(*ServerConfig)(nil),        // 11: kiln.config.v1.ServerConfig
+	(*ServerTLS)(nil),           // 12: kiln.config.v1.ServerTLS
+	(*ClientTLS)(nil),           // 13: kiln.config.v1.ClientTLS
+	(*LimitsConfig)(nil),        // 14: kiln.config.v1.LimitsConfig
+	(*AccessRule)(nil),          // 15: kiln.config.v1.AccessRule
+	(*LogConfig)(nil),           // 16: kiln.config.v1.LogConfig
+	(*DaemonConfig)(nil),        // 17: kiln.config.v1.DaemonConfig
+	(*RegistryConfig)(nil),      // 18: kiln.config.v1.RegistryConfig
+	(*durationpb.Duration)(nil), // 19: google.protobuf.Duration
 }
 var file_kiln_config_v1_config_proto_depIdxs = []int32{
-	3,  // 0: kiln.config.v1.BuilderConfig.server:type_name -> kiln.config.v1.ServerConfig
-	8,  // 1: kiln.config.v1.BuilderConfig.log:type_name -> kiln.config.v1.LogConfig
-	9,  // 2: kiln.config.v1.BuilderConfig.daemons:type_name -> kiln.config.v1.DaemonConfig
-	11, // 3: kiln.config.v1.BuilderConfig.max_build_time:type_name -> google.protobuf.Duration
-	3,  // 4: kiln.config.v1.CacheManagerConfig.server:type_name -> kiln.config.v1.ServerConfig
-	8,  // 5: kiln.config.v1.CacheManagerConfig.log:type_name -> kiln.config.v1.LogConfig
-	9,  // 6: kiln.config.v1.CacheManagerConfig.daemons:type_name -> kiln.config.v1.DaemonConfig
-	11, // 7: kiln.config.v1.CacheManagerConfig.keep_age:type_name -> google.protobuf.Duration
-	11, // 8: kiln.config.v1.CacheManagerConfig.interval:type_name -> google.protobuf.Duration
-	3,  // 9: kiln.config.v1.JanitorConfig.server:type_name -> kiln.config.v1.ServerConfig
-	8,  // 10: kiln.config.v1.JanitorConfig.log:type_name -> kiln.config.v1.LogConfig
-	10, // 11: kiln.config.v1.JanitorConfig.registry:type_name -> kiln.config.v1.RegistryConfig
-	11, // 12: kiln.config.v1.JanitorConfig.keep_age:type_name -> google.protobuf.Duration
-	11, // 13: kiln.config.v1.JanitorConfig.check_interval:type_name -> google.protobuf.Duration
-	4,  // 14: kiln.config.v1.ServerConfig.tls:type_name -> kiln.config.v1.ServerTLS
-	6,  // 15: kiln.config.v1.ServerConfig.limits:type_name -> kiln.config.v1.LimitsConfig
-	7,  // 16: kiln.config.v1.ServerConfig.access:type_name -> kiln.config.v1.AccessRule
-	11, // 17: kiln.config.v1.LimitsConfig.unary_timeout:type_name -> google.protobuf.Duration
-	11, // 18: kiln.config.v1.LimitsConfig.shutdown_grace:type_name -> google.protobuf.Duration
-	5,  // 19: kiln.config.v1.DaemonConfig.tls:type_name -> kiln.config.v1.ClientTLS
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	11, // 0: kiln.config.v1.BuilderConfig.server:type_name -> kiln.config.v1.ServerConfig
+	16, // 1: kiln.config.v1.BuilderConfig.log:type_name -> kiln.config.v1.LogConfig
+	17, // 2: kiln.config.v1.BuilderConfig.daemons:type_name -> kiln.config.v1.DaemonConfig
+	19, // 3: kiln.config.v1.BuilderConfig.max_build_time:type_name -> google.protobuf.Duration
+	1,  // 4: kiln.config.v1.BuilderConfig.retention:type_name -> kiln.config.v1.RetentionConfig
+	2,  // 5: kiln.config.v1.BuilderConfig.contexts:type_name -> kiln.config.v1.ContextsConfig
+	3,  // 6: kiln.config.v1.BuilderConfig.admission:type_name -> kiln.config.v1.AdmissionConfig
+	6,  // 7: kiln.config.v1.BuilderConfig.policy:type_name -> kiln.config.v1.BuildPolicyConfig
+	8,  // 8: kiln.config.v1.BuilderConfig.egress:type_name -> kiln.config.v1.EgressConfig
+	19, // 9: kiln.config.v1.RetentionConfig.build_age:type_name -> google.protobuf.Duration
+	19, // 10: kiln.config.v1.RetentionConfig.artifact_age:type_name -> google.protobuf.Duration
+	19, // 11: kiln.config.v1.RetentionConfig.interval:type_name -> google.protobuf.Duration
+	19, // 12: kiln.config.v1.ContextsConfig.keep_age:type_name -> google.protobuf.Duration
+	19, // 13: kiln.config.v1.ContextsConfig.fetch_timeout:type_name -> google.protobuf.Duration
+	4,  // 14: kiln.config.v1.AdmissionConfig.defaults:type_name -> kiln.config.v1.TenantLimits
+	5,  // 15: kiln.config.v1.AdmissionConfig.tenants:type_name -> kiln.config.v1.TenantConfig
+	4,  // 16: kiln.config.v1.TenantConfig.limits:type_name -> kiln.config.v1.TenantLimits
+	7,  // 17: kiln.config.v1.BuildPolicyConfig.sources:type_name -> kiln.config.v1.SourcesConfig
+	11, // 18: kiln.config.v1.CacheManagerConfig.server:type_name -> kiln.config.v1.ServerConfig
+	16, // 19: kiln.config.v1.CacheManagerConfig.log:type_name -> kiln.config.v1.LogConfig
+	17, // 20: kiln.config.v1.CacheManagerConfig.daemons:type_name -> kiln.config.v1.DaemonConfig
+	19, // 21: kiln.config.v1.CacheManagerConfig.keep_age:type_name -> google.protobuf.Duration
+	19, // 22: kiln.config.v1.CacheManagerConfig.interval:type_name -> google.protobuf.Duration
+	11, // 23: kiln.config.v1.JanitorConfig.server:type_name -> kiln.config.v1.ServerConfig
+	16, // 24: kiln.config.v1.JanitorConfig.log:type_name -> kiln.config.v1.LogConfig
+	18, // 25: kiln.config.v1.JanitorConfig.registry:type_name -> kiln.config.v1.RegistryConfig
+	19, // 26: kiln.config.v1.JanitorConfig.keep_age:type_name -> google.protobuf.Duration
+	19, // 27: kiln.config.v1.JanitorConfig.check_interval:type_name -> google.protobuf.Duration
+	12, // 28: kiln.config.v1.ServerConfig.tls:type_name -> kiln.config.v1.ServerTLS
+	14, // 29: kiln.config.v1.ServerConfig.limits:type_name -> kiln.config.v1.LimitsConfig
+	15, // 30: kiln.config.v1.ServerConfig.access:type_name -> kiln.config.v1.AccessRule
+	19, // 31: kiln.config.v1.LimitsConfig.unary_timeout:type_name -> google.protobuf.Duration
+	19, // 32: kiln.config.v1.LimitsConfig.shutdown_grace:type_name -> google.protobuf.Duration
+	13, // 33: kiln.config.v1.DaemonConfig.tls:type_name -> kiln.config.v1.ClientTLS
+	34, // [34:34] is the sub-list for method output_type
+	34, // [34:34] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_kiln_config_v1_config_proto_init() }
@@ -1035,7 +1772,7 @@ func file_kiln_config_v1_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kiln_config_v1_config_proto_rawDesc), len(file_kiln_config_v1_config_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

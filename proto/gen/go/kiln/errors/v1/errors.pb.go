@@ -86,6 +86,29 @@ const (
 	Reason_REASON_PLAN_STALE Reason = 20
 	// The resource exists, or the run is already under way. ALREADY_EXISTS.
 	Reason_REASON_ALREADY_EXISTS Reason = 21
+	// The server's policy does not grant what is asked for: an entitlement, a
+	// frontend, a host, a source. PERMISSION_DENIED.
+	Reason_REASON_POLICY_DENIED Reason = 22
+	// A registry or another host refuses to give a source of the build to the
+	// daemon. PERMISSION_DENIED in the outcome of the build.
+	Reason_REASON_SOURCE_DENIED Reason = 23
+	// The disk of the daemon, of the builder or of the registry is full.
+	// RESOURCE_EXHAUSTED.
+	Reason_REASON_DISK_FULL Reason = 24
+	// Secrets would travel in plain text over a network. FAILED_PRECONDITION.
+	Reason_REASON_INSECURE_TRANSPORT Reason = 25
+	// What is asked for does not fit the state of the resource, for example the
+	// retry of a build that has not ended. FAILED_PRECONDITION.
+	Reason_REASON_WRONG_STATE Reason = 26
+	// Events, pages or bytes before the asked-for place are no longer kept, or
+	// after it there are none. OUT_OF_RANGE.
+	Reason_REASON_OUT_OF_RANGE Reason = 27
+	// Content does not have the digest that was announced. INVALID_ARGUMENT, or
+	// FAILED_PRECONDITION in the outcome of a build.
+	Reason_REASON_DIGEST_MISMATCH Reason = 28
+	// An archive is no tar, is cut short, leaves its root, or holds what a context
+	// cannot hold. INVALID_ARGUMENT.
+	Reason_REASON_ARCHIVE_INVALID Reason = 29
 )
 
 // Enum value maps for Reason.
@@ -113,6 +136,14 @@ var (
 		19: "REASON_INTERRUPTED",
 		20: "REASON_PLAN_STALE",
 		21: "REASON_ALREADY_EXISTS",
+		22: "REASON_POLICY_DENIED",
+		23: "REASON_SOURCE_DENIED",
+		24: "REASON_DISK_FULL",
+		25: "REASON_INSECURE_TRANSPORT",
+		26: "REASON_WRONG_STATE",
+		27: "REASON_OUT_OF_RANGE",
+		28: "REASON_DIGEST_MISMATCH",
+		29: "REASON_ARCHIVE_INVALID",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":           0,
@@ -137,6 +168,14 @@ var (
 		"REASON_INTERRUPTED":           19,
 		"REASON_PLAN_STALE":            20,
 		"REASON_ALREADY_EXISTS":        21,
+		"REASON_POLICY_DENIED":         22,
+		"REASON_SOURCE_DENIED":         23,
+		"REASON_DISK_FULL":             24,
+		"REASON_INSECURE_TRANSPORT":    25,
+		"REASON_WRONG_STATE":           26,
+		"REASON_OUT_OF_RANGE":          27,
+		"REASON_DIGEST_MISMATCH":       28,
+		"REASON_ARCHIVE_INVALID":       29,
 	}
 )
 
@@ -165,6 +204,73 @@ func (x Reason) Number() protoreflect.EnumNumber {
 // Deprecated: Use Reason.Descriptor instead.
 func (Reason) EnumDescriptor() ([]byte, []int) {
 	return file_kiln_errors_v1_errors_proto_rawDescGZIP(), []int{0}
+}
+
+// Whose business a failure is.
+type FailureClass int32
+
+const (
+	// Not set. Never sent.
+	FailureClass_FAILURE_CLASS_UNSPECIFIED FailureClass = 0
+	// The caller's: the Dockerfile, a RUN step, a missing file, an image that does
+	// not exist or may not be pulled. Building again gives the same.
+	FailureClass_FAILURE_CLASS_USER FailureClass = 1
+	// What the build runs on: the daemon is gone, a registry away, a disk full.
+	// Building again may succeed.
+	FailureClass_FAILURE_CLASS_INFRASTRUCTURE FailureClass = 2
+	// The operator's policy: an entitlement, a frontend or a source is not granted.
+	FailureClass_FAILURE_CLASS_POLICY FailureClass = 3
+	// Somebody cancelled it.
+	FailureClass_FAILURE_CLASS_CANCELLED FailureClass = 4
+	// It took longer than it may.
+	FailureClass_FAILURE_CLASS_TIMED_OUT FailureClass = 5
+)
+
+// Enum value maps for FailureClass.
+var (
+	FailureClass_name = map[int32]string{
+		0: "FAILURE_CLASS_UNSPECIFIED",
+		1: "FAILURE_CLASS_USER",
+		2: "FAILURE_CLASS_INFRASTRUCTURE",
+		3: "FAILURE_CLASS_POLICY",
+		4: "FAILURE_CLASS_CANCELLED",
+		5: "FAILURE_CLASS_TIMED_OUT",
+	}
+	FailureClass_value = map[string]int32{
+		"FAILURE_CLASS_UNSPECIFIED":    0,
+		"FAILURE_CLASS_USER":           1,
+		"FAILURE_CLASS_INFRASTRUCTURE": 2,
+		"FAILURE_CLASS_POLICY":         3,
+		"FAILURE_CLASS_CANCELLED":      4,
+		"FAILURE_CLASS_TIMED_OUT":      5,
+	}
+)
+
+func (x FailureClass) Enum() *FailureClass {
+	p := new(FailureClass)
+	*p = x
+	return p
+}
+
+func (x FailureClass) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (FailureClass) Descriptor() protoreflect.EnumDescriptor {
+	return file_kiln_errors_v1_errors_proto_enumTypes[1].Descriptor()
+}
+
+func (FailureClass) Type() protoreflect.EnumType {
+	return &file_kiln_errors_v1_errors_proto_enumTypes[1]
+}
+
+func (x FailureClass) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use FailureClass.Descriptor instead.
+func (FailureClass) EnumDescriptor() ([]byte, []int) {
+	return file_kiln_errors_v1_errors_proto_rawDescGZIP(), []int{1}
 }
 
 // A place in a file of the build, most often the Dockerfile.
@@ -259,7 +365,12 @@ type BuildFailure struct {
 	// of at most 4096 bytes.
 	LogTail []string `protobuf:"bytes,6,rep,name=log_tail,json=logTail,proto3" json:"log_tail,omitempty"`
 	// Image reference or URL that could not be read, for SOURCE_NOT_FOUND.
-	Reference     string `protobuf:"bytes,7,opt,name=reference,proto3" json:"reference,omitempty"`
+	Reference string `protobuf:"bytes,7,opt,name=reference,proto3" json:"reference,omitempty"`
+	// Whose business it is.
+	Class FailureClass `protobuf:"varint,8,opt,name=class,proto3,enum=kiln.errors.v1.FailureClass" json:"class,omitempty"`
+	// The typed details of the daemon's own error, as it sent them, but for stack
+	// traces. At most 32, of at most 64 KiB each.
+	DaemonDetails []*DaemonDetail `protobuf:"bytes,9,rep,name=daemon_details,json=daemonDetails,proto3" json:"daemon_details,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -343,6 +454,76 @@ func (x *BuildFailure) GetReference() string {
 	return ""
 }
 
+func (x *BuildFailure) GetClass() FailureClass {
+	if x != nil {
+		return x.Class
+	}
+	return FailureClass_FAILURE_CLASS_UNSPECIFIED
+}
+
+func (x *BuildFailure) GetDaemonDetails() []*DaemonDetail {
+	if x != nil {
+		return x.DaemonDetails
+	}
+	return nil
+}
+
+// A typed detail of a daemon's error, in BuildKit's own encoding.
+type DaemonDetail struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its type, as in google.protobuf.Any, for example
+	// "github.com/moby/buildkit/errdefs.Vertex+json".
+	TypeUrl string `protobuf:"bytes,1,opt,name=type_url,json=typeUrl,proto3" json:"type_url,omitempty"`
+	// Its value: JSON where the type ends in "+json".
+	Value         []byte `protobuf:"bytes,2,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DaemonDetail) Reset() {
+	*x = DaemonDetail{}
+	mi := &file_kiln_errors_v1_errors_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DaemonDetail) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DaemonDetail) ProtoMessage() {}
+
+func (x *DaemonDetail) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_errors_v1_errors_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DaemonDetail.ProtoReflect.Descriptor instead.
+func (*DaemonDetail) Descriptor() ([]byte, []int) {
+	return file_kiln_errors_v1_errors_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *DaemonDetail) GetTypeUrl() string {
+	if x != nil {
+		return x.TypeUrl
+	}
+	return ""
+}
+
+func (x *DaemonDetail) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
 var File_kiln_errors_v1_errors_proto protoreflect.FileDescriptor
 
 const file_kiln_errors_v1_errors_proto_rawDesc = "" +
@@ -353,7 +534,7 @@ const file_kiln_errors_v1_errors_proto_rawDesc = "" +
 	"\n" +
 	"start_line\x18\x02 \x01(\x05R\tstartLine\x12\x19\n" +
 	"\bend_line\x18\x03 \x01(\x05R\aendLine\x12\x18\n" +
-	"\asnippet\x18\x04 \x01(\tR\asnippet\"\x98\x02\n" +
+	"\asnippet\x18\x04 \x01(\tR\asnippet\"\x91\x03\n" +
 	"\fBuildFailure\x12.\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x16.kiln.errors.v1.ReasonR\x06reason\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\tR\x04step\x12\x1f\n" +
@@ -362,9 +543,14 @@ const file_kiln_errors_v1_errors_proto_rawDesc = "" +
 	"\blocation\x18\x04 \x01(\v2\x1e.kiln.errors.v1.SourceLocationR\blocation\x12 \n" +
 	"\texit_code\x18\x05 \x01(\x05H\x00R\bexitCode\x88\x01\x01\x12\x19\n" +
 	"\blog_tail\x18\x06 \x03(\tR\alogTail\x12\x1c\n" +
-	"\treference\x18\a \x01(\tR\treferenceB\f\n" +
+	"\treference\x18\a \x01(\tR\treference\x122\n" +
+	"\x05class\x18\b \x01(\x0e2\x1c.kiln.errors.v1.FailureClassR\x05class\x12C\n" +
+	"\x0edaemon_details\x18\t \x03(\v2\x1c.kiln.errors.v1.DaemonDetailR\rdaemonDetailsB\f\n" +
 	"\n" +
-	"_exit_code*\xc2\x04\n" +
+	"_exit_code\"?\n" +
+	"\fDaemonDetail\x12\x19\n" +
+	"\btype_url\x18\x01 \x01(\tR\atypeUrl\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value*\x94\x06\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14REASON_INVALID_FIELD\x10\x01\x12\x18\n" +
@@ -388,7 +574,22 @@ const file_kiln_errors_v1_errors_proto_rawDesc = "" +
 	"\x14REASON_SHUTTING_DOWN\x10\x12\x12\x16\n" +
 	"\x12REASON_INTERRUPTED\x10\x13\x12\x15\n" +
 	"\x11REASON_PLAN_STALE\x10\x14\x12\x19\n" +
-	"\x15REASON_ALREADY_EXISTS\x10\x15B@Z>github.com/kilnbuild/kiln/proto/gen/go/kiln/errors/v1;errorsv1b\x06proto3"
+	"\x15REASON_ALREADY_EXISTS\x10\x15\x12\x18\n" +
+	"\x14REASON_POLICY_DENIED\x10\x16\x12\x18\n" +
+	"\x14REASON_SOURCE_DENIED\x10\x17\x12\x14\n" +
+	"\x10REASON_DISK_FULL\x10\x18\x12\x1d\n" +
+	"\x19REASON_INSECURE_TRANSPORT\x10\x19\x12\x16\n" +
+	"\x12REASON_WRONG_STATE\x10\x1a\x12\x17\n" +
+	"\x13REASON_OUT_OF_RANGE\x10\x1b\x12\x1a\n" +
+	"\x16REASON_DIGEST_MISMATCH\x10\x1c\x12\x1a\n" +
+	"\x16REASON_ARCHIVE_INVALID\x10\x1d*\xbb\x01\n" +
+	"\fFailureClass\x12\x1d\n" +
+	"\x19FAILURE_CLASS_UNSPECIFIED\x10\x00\x12\x16\n" +
+	"\x12FAILURE_CLASS_USER\x10\x01\x12 \n" +
+	"\x1cFAILURE_CLASS_INFRASTRUCTURE\x10\x02\x12\x18\n" +
+	"\x14FAILURE_CLASS_POLICY\x10\x03\x12\x1b\n" +
+	"\x17FAILURE_CLASS_CANCELLED\x10\x04\x12\x1b\n" +
+	"\x17FAILURE_CLASS_TIMED_OUT\x10\x05B@Z>github.com/kilnbuild/kiln/proto/gen/go/kiln/errors/v1;errorsv1b\x06proto3"
 
 var (
 	file_kiln_errors_v1_errors_proto_rawDescOnce sync.Once
@@ -402,21 +603,25 @@ func file_kiln_errors_v1_errors_proto_rawDescGZIP() []byte {
 	return file_kiln_errors_v1_errors_proto_rawDescData
 }
 
-var file_kiln_errors_v1_errors_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_kiln_errors_v1_errors_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_kiln_errors_v1_errors_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_kiln_errors_v1_errors_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_kiln_errors_v1_errors_proto_goTypes = []any{
 	(Reason)(0),            // 0: kiln.errors.v1.Reason
-	(*SourceLocation)(nil), // 1: kiln.errors.v1.SourceLocation
-	(*BuildFailure)(nil),   // 2: kiln.errors.v1.BuildFailure
+	(FailureClass)(0),      // 1: kiln.errors.v1.FailureClass
+	(*SourceLocation)(nil), // 2: kiln.errors.v1.SourceLocation
+	(*BuildFailure)(nil),   // 3: kiln.errors.v1.BuildFailure
+	(*DaemonDetail)(nil),   // 4: kiln.errors.v1.DaemonDetail
 }
 var file_kiln_errors_v1_errors_proto_depIdxs = []int32{
 	0, // 0: kiln.errors.v1.BuildFailure.reason:type_name -> kiln.errors.v1.Reason
-	1, // 1: kiln.errors.v1.BuildFailure.location:type_name -> kiln.errors.v1.SourceLocation
-	2, // [2:2] is the sub-list for method output_type
-	2, // [2:2] is the sub-list for method input_type
-	2, // [2:2] is the sub-list for extension type_name
-	2, // [2:2] is the sub-list for extension extendee
-	0, // [0:2] is the sub-list for field type_name
+	2, // 1: kiln.errors.v1.BuildFailure.location:type_name -> kiln.errors.v1.SourceLocation
+	1, // 2: kiln.errors.v1.BuildFailure.class:type_name -> kiln.errors.v1.FailureClass
+	4, // 3: kiln.errors.v1.BuildFailure.daemon_details:type_name -> kiln.errors.v1.DaemonDetail
+	4, // [4:4] is the sub-list for method output_type
+	4, // [4:4] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_kiln_errors_v1_errors_proto_init() }
@@ -430,8 +635,8 @@ func file_kiln_errors_v1_errors_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kiln_errors_v1_errors_proto_rawDesc), len(file_kiln_errors_v1_errors_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   2,
+			NumEnums:      2,
+			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

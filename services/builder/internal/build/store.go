@@ -1,0 +1,118 @@
+package build
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// Frame is an event in the form in which it is stored and sent: encoded once,
+// for all that read it.
+type Frame struct {
+	Sequence uint64
+	Data     []byte
+}
+
+// Store keeps records, requests and events, so that they outlive the process.
+// What a method has returned from is there after a kill -9. Implementations must
+// pass storetest.
+type Store interface {
+	// Create adds a build. With a request id that a build of the same project has
+	// already, it adds nothing and returns that build and false, also when two
+	// callers come at once. request is what Request returns: never a secret.
+	Create(ctx context.Context, rec Record, request []byte) (_ Record, created bool, _ error)
+	// Commit writes a record and the frames that follow the last stored one, in
+	// one step. It returns ErrFinal, and writes nothing, when the stored record
+	// has ended: there is one terminal state.
+	Commit(ctx context.Context, rec Record, frames []Frame) error
+	// Get returns a record, or ErrUnknown.
+	Get(ctx context.Context, id string) (Record, error)
+	// Request returns the request of a build, or ErrUnknown.
+	Request(ctx context.Context, id string) ([]byte, error)
+	// Frames returns frames from a sequence number on, in order, not many more
+	// bytes than maxBytes, and at least one when there is one. It returns
+	// ErrUnknown when there is no such build.
+	Frames(ctx context.Context, id string, from uint64, maxBytes int) ([]Frame, error)
+	// List returns at most size records that fit the query, and the token of the
+	// next page, empty on the last one. A page token that is not one of the same
+	// query is an INVALID_ARGUMENT fault.
+	List(ctx context.Context, query Query, size int, token string) ([]Record, string, error)
+	// Unended returns the builds that have not ended, oldest first.
+	Unended(ctx context.Context) ([]Record, error)
+	// Forget removes builds that ended before a time, then the oldest ended ones
+	// until at most max builds and bytes are left, with their requests and events.
+	// It returns the ids of those that went.
+	Forget(ctx context.Context, endedBefore time.Time, maxBuilds int, maxBytes int64) ([]string, error)
+	// Close gives back what the store holds.
+	Close() error
+}
+
+// Errors of a Store.
+var (
+	ErrUnknown = errors.New("no such build")
+	ErrFinal   = errors.New("the build has ended already")
+)
+
+// Query says which builds to list, and in which order.
+type Query struct {
+	Filter Filter  // nil: all
+	Order  []Order // empty: newest first
+}
+
+// Order is one key of an order.
+type Order struct {
+	Field Field
+	Desc  bool
+}
+
+// Field is a field of a record that a query may name.
+type Field string
+
+// The fields of a query.
+const (
+	FieldState      Field = "state"       // a State
+	FieldProject    Field = "project"     // a string
+	FieldOrigin     Field = "origin"      // an Origin
+	FieldCreateTime Field = "create_time" // a time.Time
+	FieldEndTime    Field = "end_time"    // a time.Time
+	FieldTag        Field = "tag"         // a string; fits when one of the tags does
+	FieldCaller     Field = "caller"      // a string
+	FieldDaemon     Field = "daemon"      // a string
+)
+
+// Filter is a condition on records: one of And, Or, Not and Compare.
+type Filter interface{ filter() }
+
+// And fits when all do. Or fits when one does. Not fits when its one does not.
+type (
+	And []Filter
+	Or  []Filter
+	Not struct{ Of Filter }
+)
+
+// Compare fits when the field stands to the value as Op says. The field of a
+// build that has none (no end yet, no tag) fits only "!=".
+type Compare struct {
+	Field Field
+	Op    Op
+	Value any // a State, an Origin, a string or a time.Time, as Field says
+}
+
+// Op is how a field is compared.
+type Op string
+
+// The comparisons. HasPrefix is for strings: the field begins with the value.
+const (
+	Equal          Op = "="
+	NotEqual       Op = "!="
+	Less           Op = "<"
+	LessOrEqual    Op = "<="
+	Greater        Op = ">"
+	GreaterOrEqual Op = ">="
+	HasPrefix      Op = ":"
+)
+
+func (And) filter()     {}
+func (Or) filter()      {}
+func (Not) filter()     {}
+func (Compare) filter() {}
