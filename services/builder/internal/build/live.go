@@ -50,6 +50,7 @@ type live struct {
 	final     bool          // the outcome is pushed
 	left      bool          // the builder stops, and the build goes on when it is back
 	callers   int           // calls of Build that watch it
+	expiry    *time.Timer   // ends a build that no call watches; may be nil
 
 	end error // how it ended for readers: nil after the outcome; set before done is closed
 }
@@ -134,6 +135,14 @@ func (l *live) attach() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.callers++
+	l.stopExpiry()
+}
+
+func (l *live) stopExpiry() {
+	if l.expiry != nil {
+		l.expiry.Stop()
+		l.expiry = nil
+	}
 }
 
 // detach makes the build go on without callers.
@@ -164,7 +173,10 @@ func (l *live) leave(ctx context.Context) {
 
 // expire ends the build unless a caller comes for it soon.
 func (l *live) expire(cause error) {
-	timer := time.AfterFunc(comeBack, func() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.stopExpiry()
+	l.expiry = time.AfterFunc(comeBack, func() {
 		l.mu.Lock()
 		alone := l.callers == 0 && !l.rec.Detached
 		l.mu.Unlock()
@@ -172,7 +184,6 @@ func (l *live) expire(cause error) {
 			l.cancel(cause)
 		}
 	})
-	context.AfterFunc(l.ctx, func() { timer.Stop() })
 }
 
 // store writes what is pushed until the outcome is written, or the build is left.
@@ -301,6 +312,9 @@ func (l *live) publish(frames []Frame) {
 func (l *live) bury() {
 	l.stop()
 	l.cancel(nil)
+	l.mu.Lock()
+	l.stopExpiry()
+	l.mu.Unlock()
 	l.service.mu.Lock()
 	delete(l.service.live, l.rec.ID)
 	l.service.mu.Unlock()
