@@ -33,9 +33,16 @@ type ServiceOptions struct {
 }
 
 // StartBuilder runs kiln-builder with a configuration and waits until it serves.
-// Listen addresses that are not set are chosen.
+// Listen addresses and a state directory that are not set are chosen.
 func (l *Lab) StartBuilder(ctx context.Context, cfg *configv1.BuilderConfig, opts ServiceOptions) (*Service, error) {
 	cfg = proto.CloneOf(cfg)
+	if cfg.GetStateDir() == "" {
+		dir, err := l.subdir("builder-state")
+		if err != nil {
+			return nil, err
+		}
+		cfg.StateDir = dir
+	}
 	return l.startService(ctx, "kiln-builder", cfg, opts, func(s *configv1.ServerConfig) *configv1.ServerConfig {
 		cfg.Server = withDefaults(cfg.GetServer(), s)
 		return cfg.GetServer()
