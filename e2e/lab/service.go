@@ -22,6 +22,8 @@ type Service struct {
 	Addr string
 	// HTTPAddr is the address of its HTTP server, host:port.
 	HTTPAddr string
+	// State is the directory of the builder's state. Empty for the others.
+	State string
 
 	lab     *Lab
 	command Command
@@ -57,10 +59,14 @@ func (l *Lab) StartBuilder(ctx context.Context, cfg *configv1.BuilderConfig, opt
 		}
 		cfg.StateDir = dir
 	}
-	return l.startService(ctx, "kiln-builder", cfg, opts, func(s *configv1.ServerConfig) *configv1.ServerConfig {
+	s, err := l.startService(ctx, "kiln-builder", cfg, opts, func(s *configv1.ServerConfig) *configv1.ServerConfig {
 		cfg.Server = withDefaults(cfg.GetServer(), s)
 		return cfg.GetServer()
 	})
+	if s != nil {
+		s.State = cfg.GetStateDir()
+	}
+	return s, err
 }
 
 // StartCacheManager runs kiln-cachemanager as StartBuilder runs the builder.
