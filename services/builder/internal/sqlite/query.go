@@ -70,7 +70,7 @@ func (c *condition) compare(f build.Compare) error {
 	}
 	open, column, end := "(", string(f.Field), ")"
 	if f.Field == build.FieldTag {
-		open, end = "EXISTS (SELECT 1 FROM tags WHERE build = seq AND ", ")"
+		open, end = "(seq IN (SELECT build FROM tags WHERE ", "))"
 	}
 	c.text.WriteString(open)
 	switch f.Op {

@@ -40,10 +40,11 @@ CREATE TABLE requests (
     request BLOB  NOT NULL
 ) STRICT;
 
--- The frames of one commit, or of a part of a large one.
+-- The frames of one commit, or of a part of a large one. The table has row ids, for
+-- SQLite reads a whole row to compare the key of one that has none.
 CREATE TABLE events (
     build  INTEGER NOT NULL REFERENCES builds (seq) ON DELETE CASCADE,
     first  INTEGER NOT NULL,                       -- sequence number of the first frame
     frames BLOB    NOT NULL,                       -- each with its length before it, as a uvarint
-    PRIMARY KEY (build, first)
-) STRICT, WITHOUT ROWID;
+    UNIQUE (build, first)
+) STRICT;
