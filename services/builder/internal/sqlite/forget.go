@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"fmt"
+	"math"
 	"time"
 )
 
@@ -70,20 +71,21 @@ func (s *Store) victims(ctx context.Context, endedBefore time.Time, maxBuilds in
 	return ids, rows.Err()
 }
 
-// shrink gives free pages back to the file system, some in each transaction. The
-// file itself shrinks with the next checkpoint.
+// shrink gives free pages back to the file system, some in each transaction, for
+// as long as that makes them fewer. The file itself shrinks with the next
+// checkpoint.
 func (s *Store) shrink(ctx context.Context) error {
-	for free := freeTogether; free >= freeTogether; {
+	for before := math.MaxInt; ; {
+		var free int
 		err := s.writer.do(ctx, func(ctx context.Context, tx *sql.Tx) error {
-			if err := tx.QueryRowContext(ctx, `PRAGMA freelist_count`).Scan(&free); err != nil {
+			if _, err := tx.ExecContext(ctx, fmt.Sprintf(`PRAGMA incremental_vacuum(%d)`, freeTogether)); err != nil {
 				return err
 			}
-			_, err := tx.ExecContext(ctx, fmt.Sprintf(`PRAGMA incremental_vacuum(%d)`, freeTogether))
-			return err
+			return tx.QueryRowContext(ctx, `PRAGMA freelist_count`).Scan(&free)
 		})
-		if err != nil {
+		if err != nil || free == 0 || free >= before {
 			return err
 		}
+		before = free
 	}
-	return nil
 }

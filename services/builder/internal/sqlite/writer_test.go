@@ -17,7 +17,11 @@ func TestChangesDoNotHarmOneAnother(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer db.Close()
+	t.Cleanup(func() {
+		if err := db.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	if _, err := db.ExecContext(t.Context(), "CREATE TABLE t (name TEXT)"); err != nil {
 		t.Fatal(err)
 	}

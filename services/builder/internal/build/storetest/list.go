@@ -146,6 +146,24 @@ func (s suite) listFitsTheQuery(t *testing.T) {
 	})
 }
 
+// A filter as deep and as wide as a caller may write is no trouble.
+func (s suite) listOfLargeFilters(t *testing.T) {
+	store := s.fresh(t)
+	records := someBuilds(t, store, 10)
+	var deep build.Filter = build.Compare{Field: build.FieldTag, Op: build.HasPrefix, Value: "localhost:5000/web"}
+	for range 16 {
+		deep = build.Not{Of: build.Or{deep, build.Compare{Field: build.FieldState, Op: build.Equal, Value: build.Failed}}}
+	}
+	var wide build.Or
+	for n := range 500 {
+		wide = append(wide, build.Compare{Field: build.FieldTag, Op: build.Equal, Value: fmt.Sprintf("localhost:5000/web:%d", n)})
+	}
+	for _, filter := range []build.Filter{deep, wide, build.And{deep, wide}} {
+		query := build.Query{Filter: filter}
+		equal(t, "the list", ids(pages(t, store, query, 3)), ids(list(records, query)))
+	}
+}
+
 // Builds that come and go between two pages do not move the others: each is
 // listed once.
 func (s suite) listWhileBuildsCome(t *testing.T) {

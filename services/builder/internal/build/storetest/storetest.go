@@ -13,9 +13,9 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	"go.uber.org/goleak"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
-	"github.com/kilnbuild/kiln/pkg/testkit"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )
 
@@ -27,7 +27,8 @@ func Run(t *testing.T, open func(t *testing.T, dir string) build.Store) {
 		writeUntilKilled(t, open)
 		return
 	}
-	testkit.VerifyNoLeaks(t)
+	before := goleak.IgnoreCurrent()
+	t.Cleanup(func() { goleak.VerifyNone(t, before) })
 	s := suite{open: open}
 	for _, test := range []struct {
 		name string
@@ -48,6 +49,7 @@ func Run(t *testing.T, open func(t *testing.T, dir string) build.Store) {
 		{"FramesFromAnywhere", s.framesFromAnywhere},
 		{"FramesOfAnySize", s.framesOfAnySize},
 		{"ListFitsTheQuery", s.listFitsTheQuery},
+		{"ListOfLargeFilters", s.listOfLargeFilters},
 		{"ListWhileBuildsCome", s.listWhileBuildsCome},
 		{"PageTokens", s.pageTokens},
 		{"BadQueries", s.badQueries},
