@@ -16,7 +16,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
-	"time"
 
 	driver "modernc.org/sqlite"
 
@@ -27,6 +26,7 @@ import (
 type Store struct {
 	writer  *writer
 	reads   *sql.DB
+	log     *writeAheadLog
 	stmts   statements
 	packer  packer
 	cancel  context.CancelFunc // ends the goroutines
@@ -34,10 +34,6 @@ type Store struct {
 }
 
 var _ build.Store = (*Store)(nil)
-
-// checkpointEvery is how often what was written is taken from the log to the
-// database, and so how much a loss of power may cost.
-const checkpointEvery = time.Second
 
 // Open opens the database at path, which only its owner may read, and makes it
 // if it is not there. Its directory must be there. It is a FAILED_PRECONDITION
@@ -54,12 +50,10 @@ func Open(ctx context.Context, path string) (_ *Store, err error) {
 			err = explain(err)
 		}
 	}()
-	// auto_vacuum counts only while the database is empty, and so comes first.
-	// Checkpoints by the writer, which a commit has to wait for, are a last
-	// resort; see checkpoints.
-	writes, err := open(path, 1,
-		"auto_vacuum(incremental)", "journal_mode(wal)", "synchronous(normal)", "foreign_keys(on)",
-		"wal_autocheckpoint(20000)", "journal_size_limit(16000000)")
+	// auto_vacuum counts only while the database is empty, and so comes first. No
+	// commit makes a checkpoint, which waits for the disk: the log does.
+	writes, err := open(path, 1, "busy_timeout(5000)", "auto_vacuum(incremental)", "journal_mode(wal)",
+		"synchronous(normal)", "foreign_keys(on)", "wal_autocheckpoint(0)", "journal_size_limit(16000000)")
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +61,10 @@ func Open(ctx context.Context, path string) (_ *Store, err error) {
 	if err := migrate(ctx, writes); err != nil {
 		return nil, err
 	}
-	if s.reads, err = open(path, max(4, runtime.NumCPU()), "query_only(on)"); err != nil {
+	if s.reads, err = open(path, max(4, runtime.NumCPU()), "busy_timeout(5000)", "query_only(on)"); err != nil {
+		return nil, err
+	}
+	if s.log, err = openLog(path); err != nil {
 		return nil, err
 	}
 	if err := s.stmts.prepare(ctx, writes, s.reads); err != nil {
@@ -79,7 +76,7 @@ func Open(ctx context.Context, path string) (_ *Store, err error) {
 	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	s.cancel = cancel
 	s.running.Go(func() { s.writer.run(running) })
-	s.running.Go(func() { s.checkpoints(running) })
+	s.running.Go(func() { s.log.run(running) })
 	return s, nil
 }
 
@@ -99,7 +96,7 @@ func open(path string, connections int, pragmas ...string) (*sql.DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	options := url.Values{"_txlock": {"immediate"}, "_pragma": append([]string{"busy_timeout(5000)"}, pragmas...)}
+	options := url.Values{"_txlock": {"immediate"}, "_pragma": pragmas}
 	name := url.URL{Scheme: "file", Path: path, RawQuery: options.Encode()}
 	connector, err := driver.NewConnector(name.String())
 	if err != nil {
@@ -111,22 +108,6 @@ func open(path string, connections int, pragmas ...string) (*sql.DB, error) {
 	return db, nil
 }
 
-// checkpoints takes what was written from the log to the database, beside the
-// writer, so that no commit waits for the disk. It fails when the disk is full
-// and heals when there is space again; until then the log grows.
-func (s *Store) checkpoints(ctx context.Context) {
-	tick := time.NewTicker(checkpointEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			_, _ = s.reads.ExecContext(ctx, "PRAGMA wal_checkpoint(passive)") // Tried again.
-		}
-	}
-}
-
 // Close waits for calls under way and gives back what the store holds.
 func (s *Store) Close() error {
 	s.cancel()
@@ -134,6 +115,9 @@ func (s *Store) Close() error {
 	var errs []error
 	if s.reads != nil {
 		errs = append(errs, s.stmts.close(), s.reads.Close())
+	}
+	if s.log != nil {
+		errs = append(errs, s.log.db.Close())
 	}
 	if s.writer != nil {
 		errs = append(errs, s.writer.db.Close())

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -227,6 +228,40 @@ func TestForgetShrinksTheFile(t *testing.T) {
 		t.Fatalf("%d went, error %v", len(gone), err)
 	}
 	testkit.Eventually(t, 20*time.Second, func() bool { return length() < 1_500_000 })
+}
+
+// The log does not grow for ever when there is always somebody who reads.
+func TestLogStaysSmallUnderReaders(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "builds.db")
+	store := closed(t, open(t, path))
+	must(t, write(t, store, "first", 500_000))
+	var readers sync.WaitGroup
+	done := make(chan struct{})
+	defer readers.Wait()
+	defer close(done)
+	for range 4 {
+		readers.Go(func() {
+			for {
+				select {
+				case <-done:
+					return
+				default:
+				}
+				if _, err := store.Frames(t.Context(), "first", 1, 1<<20); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for i := range 90 {
+		must(t, write(t, store, fmt.Sprintf("b%d", i), 500_000))
+	}
+	testkit.Eventually(t, 20*time.Second, func() bool {
+		info, err := os.Stat(path + "-wal")
+		must(t, err)
+		return info.Size() < 33<<20
+	})
 }
 
 // FuzzPageToken holds List to answering any token with a page or as bad input.
