@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"net/http"
 	"net/http/cgi"
 	"net/http/httptest"
 	"path/filepath"
@@ -14,10 +15,20 @@ import (
 	errorsv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/errors/v1"
 )
 
-// gitServer serves a repository with git http-backend. It has branch main, with a
-// subdirectory, branch other, and tag v1 on the first commit. It returns the
-// repository's URL and the hash of the first commit.
+// gitServer serves a repository on loopback. It returns the repository's URL and the
+// hash of the first commit.
 func gitServer(t *testing.T, base string) (url, first string) {
+	t.Helper()
+	handler, first := gitHandler(t, base)
+	server := httptest.NewServer(handler)
+	t.Cleanup(server.Close)
+	return server.URL + "/repo.git", first
+}
+
+// gitHandler serves the repository /repo.git with git http-backend. It has branch
+// main, with a subdirectory, branch other, and tag v1 on the first commit, whose
+// hash it returns.
+func gitHandler(t *testing.T, base string) (handler http.Handler, first string) {
 	t.Helper()
 	projects := t.TempDir()
 	work := filepath.Join(projects, "work")
@@ -48,12 +59,10 @@ func gitServer(t *testing.T, base string) (url, first string) {
 	run("checkout", "-q", "main")
 	run("clone", "-q", "--bare", work, filepath.Join(projects, "repo.git"))
 
-	server := httptest.NewServer(&cgi.Handler{
+	return &cgi.Handler{
 		Path: filepath.Join(run("--exec-path"), "git-http-backend"),
 		Env:  []string{"GIT_PROJECT_ROOT=" + projects, "GIT_HTTP_EXPORT_ALL=1"},
-	})
-	t.Cleanup(server.Close)
-	return server.URL + "/repo.git", first
+	}, first
 }
 
 func TestGitContext(t *testing.T) {

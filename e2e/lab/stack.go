@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 
+	"google.golang.org/protobuf/proto"
+
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 )
 
@@ -15,6 +17,8 @@ type StackOptions struct {
 	Builder *configv1.BuilderConfig
 	// BuilderEnv is added to the builder's environment.
 	BuilderEnv []string
+	// ResolvConf is for the builder and the daemon; see Command.
+	ResolvConf string
 }
 
 // Stack is a registry, a buildkitd and a builder that know one another.
@@ -34,11 +38,14 @@ func (l *Lab) StartStack(ctx context.Context, opts StackOptions) (*Stack, error)
 		return nil, err
 	}
 	opts.Buildkitd.Registries = append(opts.Buildkitd.Registries, registry.Addr)
+	if opts.ResolvConf != "" {
+		opts.Buildkitd.ResolvConf = opts.ResolvConf
+	}
 	daemon, err := l.StartBuildkitd(ctx, opts.Buildkitd)
 	if err != nil {
 		return nil, err
 	}
-	builder, err := l.StartBuilder(ctx, BuilderConfig(opts.Builder, daemon.Addr, registry.Addr), ServiceOptions{Env: opts.BuilderEnv})
+	builder, err := l.StartBuilder(ctx, BuilderConfig(opts.Builder, daemon.Addr, registry.Addr), ServiceOptions{Env: opts.BuilderEnv, ResolvConf: opts.ResolvConf})
 	if err != nil {
 		return nil, fmt.Errorf("%w\n%s", err, daemon.Tail(20))
 	}
@@ -48,15 +55,11 @@ func (l *Lab) StartStack(ctx context.Context, opts StackOptions) (*Stack, error)
 // BuilderConfig returns cfg, which may be nil, with its daemon and the registry
 // of its caches set.
 func BuilderConfig(cfg *configv1.BuilderConfig, daemon, registry string) *configv1.BuilderConfig {
-	merged := &configv1.BuilderConfig{
-		Daemons:         []*configv1.DaemonConfig{{Name: "lab", Address: daemon}},
-		CacheRepository: registry + "/cache",
-	}
+	merged := &configv1.BuilderConfig{}
 	if cfg != nil {
-		merged.Server, merged.Log = cfg.GetServer(), cfg.GetLog()
-		merged.AllowedRoots = cfg.GetAllowedRoots()
-		merged.MaxBuildTime = cfg.GetMaxBuildTime()
-		merged.MaxBuildsKept, merged.MaxRunningBuilds = cfg.GetMaxBuildsKept(), cfg.GetMaxRunningBuilds()
+		merged = proto.CloneOf(cfg)
 	}
+	merged.Daemons = []*configv1.DaemonConfig{{Name: "lab", Address: daemon}}
+	merged.CacheRepository = registry + "/cache"
 	return merged
 }
