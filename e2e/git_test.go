@@ -25,9 +25,12 @@ func gitServer(t *testing.T, base string) (url, first string) {
 	return server.URL + "/repo.git", first
 }
 
+// submoduleURL is where nothing is, on loopback.
+const submoduleURL = "http://127.0.0.1:1/nobody.git"
+
 // gitHandler serves the repository /repo.git with git http-backend. It has branch
-// main, with a subdirectory, branch other, and tag v1 on the first commit, whose
-// hash it returns.
+// main, with a subdirectory, branch other, branch submodule, with one at
+// submoduleURL, and tag v1 on the first commit, whose hash it returns.
 func gitHandler(t *testing.T, base string) (handler http.Handler, first string) {
 	t.Helper()
 	projects := t.TempDir()
@@ -56,6 +59,11 @@ func gitHandler(t *testing.T, base string) (handler http.Handler, first string) 
 	run("checkout", "-q", "-b", "other")
 	labtest.Write(t, work, map[string]string{"which": "other"})
 	run("commit", "-q", "-a", "-m", "third")
+	run("checkout", "-q", "-b", "submodule", "main")
+	labtest.Write(t, work, map[string]string{".gitmodules": "[submodule \"sub\"]\n\tpath = module\n\turl = " + submoduleURL + "\n"})
+	run("add", ".")
+	run("update-index", "--add", "--cacheinfo", "160000,"+first+",module")
+	run("commit", "-q", "-m", "fourth")
 	run("checkout", "-q", "main")
 	run("clone", "-q", "--bare", work, filepath.Join(projects, "repo.git"))
 

@@ -1,16 +1,17 @@
 package e2e_test
 
 import (
-	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -212,7 +213,8 @@ func TestEgressProxy(t *testing.T) {
 	})
 	s.succeed(t, git(s.url("allowed.example", "/repo.git"), "", s.ref("git")))
 	for name, spec := range map[string]*builderv1.BuildSpec{
-		"git": git(s.url("rebind.example", "/turn.git"), ""), "ADD": add(s.url("rebind.example", "/turn")),
+		"git": git(s.url("rebind.example", "/turn.git"), ""),
+		"ADD": add(s.url("rebind.example", "/turn")),
 	} {
 		t.Run(name, func(t *testing.T) {
 			s.turned.Store(false)
@@ -225,7 +227,28 @@ func TestEgressProxy(t *testing.T) {
 	if n := s.asked.Load(); n != 0 {
 		t.Errorf("the refused address was asked %d times", n)
 	}
-	if log := s.Builder.Output(); !strings.Contains(log, "refused to reach a host") || !strings.Contains(log, fmt.Sprint(refusedAddr)) {
-		t.Error("the builder's log does not say that it refused")
+	// Git fetches submodules without a question to anybody.
+	s.refuses(t, git(s.url("allowed.example", "/repo.git"), "submodule"), errorsv1.Reason_REASON_POLICY_DENIED, submoduleURL)
+	for _, refused := range []string{"rebind.example:" + s.port, submoduleURL} {
+		if log := s.Builder.Output(); !strings.Contains(log, "refused to reach a host") || !strings.Contains(log, refused) {
+			t.Errorf("the builder's log does not say that it refused %s", refused)
+		}
+	}
+}
+
+// TestUpFetchesThroughTheProxy: builds by the gateway too, which the builder passes
+// on unread, reach no metadata service.
+func TestUpFetchesThroughTheProxy(t *testing.T) {
+	l := labtest.New(t)
+	up := startUp(t, l, lab.UpOptions{})
+	dir := t.TempDir()
+	labtest.Write(t, dir, map[string]string{"Dockerfile": "FROM scratch\nADD http://169.254.169.254/latest/meta-data /added\n"})
+	_, err := lab.Exec(labtest.Context(t, time.Minute), buildctl(t, "tcp://"+up.Builder, dir))
+	if err == nil || !strings.Contains(err.Error(), "403") {
+		t.Errorf("error %v", err)
+	}
+	log := string(labtest.Must(os.ReadFile(filepath.Join(up.DataDir, "logs", "builder.log")))(t))
+	if !strings.Contains(log, "of a cloud's metadata service") {
+		t.Errorf("the builder's log does not say that it refused:\n%s", log)
 	}
 }
