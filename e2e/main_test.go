@@ -71,7 +71,7 @@ func sharedStack(t *testing.T) *stack {
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
-		shared.stack, shared.err = startStack(ctx, shared.lab, lab.StackOptions{})
+		shared.stack, shared.err = startStack(ctx, shared.lab, lab.StackOptions{Builder: &configv1.BuilderConfig{Policy: sourcesFrom("127.0.0.0/8")}})
 	})
 	if shared.err != nil {
 		t.Fatal(shared.err)
@@ -88,6 +88,11 @@ func sharedStack(t *testing.T) *stack {
 func ownStack(t *testing.T, opts lab.StackOptions) *stack {
 	t.Helper()
 	return labtest.Must(startStack(labtest.Context(t, 2*time.Minute), labtest.New(t), opts))(t)
+}
+
+// sourcesFrom is a policy that lets sources come from networks that are not public.
+func sourcesFrom(networks ...string) *configv1.BuildPolicyConfig {
+	return &configv1.BuildPolicyConfig{Sources: &configv1.SourcesConfig{Networks: networks}}
 }
 
 func startStack(ctx context.Context, l *lab.Lab, opts lab.StackOptions) (*stack, error) {

@@ -45,6 +45,8 @@ func (s *Service) Start(ctx context.Context) error {
 type ServiceOptions struct {
 	// Env is added to the environment; see OTLPEnv.
 	Env []string
+	// ResolvConf is what it takes for /etc/resolv.conf; see Command.
+	ResolvConf string
 	// Unhealthy: come back as soon as the service answers, also NOT_SERVING.
 	Unhealthy bool
 	// Failpoint is where the service kills itself, "name" or "name:3" for the
@@ -151,7 +153,7 @@ func (l *Lab) tryService(ctx context.Context, path, dir string, cfg proto.Messag
 	}
 	command := Command{
 		Name: filepath.Base(dir), Path: path, Args: []string{"--config", file},
-		Env: append(OTLPEnv("", ""), opts.Env...),
+		Env: append(OTLPEnv("", ""), opts.Env...), ResolvConf: opts.ResolvConf,
 	}
 	p, err := l.Run(command)
 	if err != nil {

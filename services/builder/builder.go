@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net"
 	"time"
 
 	"github.com/google/uuid"
@@ -21,6 +22,7 @@ import (
 	"github.com/kilnbuild/kiln/services/builder/internal/buildkit/gateway"
 	"github.com/kilnbuild/kiln/services/builder/internal/contextstore"
 	"github.com/kilnbuild/kiln/services/builder/internal/grpcapi"
+	"github.com/kilnbuild/kiln/services/builder/internal/guard"
 	"github.com/kilnbuild/kiln/services/builder/internal/metrics"
 	"github.com/kilnbuild/kiln/services/builder/internal/policy"
 	"github.com/kilnbuild/kiln/services/builder/internal/pool"
@@ -38,6 +40,8 @@ type Service struct {
 	store     build.Store
 	contexts  *contextstore.Store
 	artifacts *artifacts.Store
+	guard     *guard.Guard
+	egress    net.Listener     // of the proxy; nil without one
 	parts     *lifecycle.Stack // what is closed when all has ended
 
 	stopped chan struct{} // closed when Run returns
@@ -56,13 +60,23 @@ func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Teleme
 	if err := s.openStores(ctx); err != nil {
 		return nil, err
 	}
-	watch, err := newGuard(s.cfg.GetPolicy().GetSources(), tel.Logger)
-	if err != nil {
+	if s.guard, err = newGuard(s.cfg.GetPolicy().GetSources(), tel); err != nil {
 		return nil, err
+	}
+	if s.egress, err = listenEgress(ctx, s.cfg); err != nil {
+		return nil, err
+	}
+	if s.egress != nil {
+		s.parts.Push("egress proxy", func(context.Context) error {
+			if err := s.egress.Close(); !errors.Is(err, net.ErrClosed) { // Run has closed it
+				return err
+			}
+			return nil
+		})
 	}
 	rules := policy.New(s.cfg.GetPolicy())
 	daemon, err := buildkit.Dial(ctx, s.cfg.GetDaemons()[0], buildkit.Options{
-		Roots: s.cfg.GetAllowedRoots(), Contexts: s.contexts, Artifacts: s.artifacts, Guard: watch, Policy: rules,
+		Roots: s.cfg.GetAllowedRoots(), Contexts: s.contexts, Artifacts: s.artifacts, Guard: s.guard, Policy: rules,
 	}, tel)
 	if err != nil {
 		return nil, err
@@ -162,8 +176,8 @@ func (s *Service) Run(ctx context.Context) error {
 	// The pool goes on while the server drains: running builds ask it.
 	checks, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	err := lifecycle.Run(ctx,
-		lifecycle.Task{Name: "server", Run: func(ctx context.Context) error {
+	tasks := []lifecycle.Task{
+		{Name: "server", Run: func(ctx context.Context) error {
 			defer stop()
 			err := s.server.Run(ctx)
 			// Detached builds are no calls that the server waits for.
@@ -171,10 +185,15 @@ func (s *Service) Run(ctx context.Context) error {
 			defer cancel()
 			return errors.Join(err, s.builds.Close(ending))
 		}},
-		lifecycle.Task{Name: "pool", Run: func(context.Context) error { return s.fleet.Run(checks) }},
-		lifecycle.Task{Name: "sweep", Run: func(ctx context.Context) error {
+		{Name: "pool", Run: func(context.Context) error { return s.fleet.Run(checks) }},
+		{Name: "sweep", Run: func(ctx context.Context) error {
 			return s.sweep(ctx, s.cfg.GetRetention(), int(s.cfg.GetMaxBuildsKept()))
 		}},
-	)
+	}
+	if s.egress != nil {
+		// As long as the pool: builds that end in the grace time still fetch.
+		tasks = append(tasks, lifecycle.Task{Name: "egress proxy", Run: func(context.Context) error { return s.guard.ServeProxy(checks, s.egress) }})
+	}
+	err := lifecycle.Run(ctx, tasks...)
 	return errors.Join(err, s.Close())
 }

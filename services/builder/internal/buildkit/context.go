@@ -39,7 +39,7 @@ func (d *Daemon) addContext(opt *client.SolveOpt, spec build.Spec) (*os.Root, er
 		opt.LocalMounts = map[string]fsutil.FS{contextName: files, dockerfileName: files}
 	case spec.Context.Directory != nil:
 		var err error
-		if root, err = d.roots.Open(spec.Context.Directory.Path); err != nil {
+		if root, err = d.opts.Roots.Open(spec.Context.Directory.Path); err != nil {
 			return nil, err
 		}
 		files := fsutil.NewRootFS(fsutil.NewRoot(root))
@@ -49,7 +49,7 @@ func (d *Daemon) addContext(opt *client.SolveOpt, spec build.Spec) (*os.Root, er
 		// As an input rather than as the URL of the "context" attribute, which
 		// takes a URL for git by its looks only.
 		git := spec.Context.Git
-		state := llb.Git(git.URL, "", llb.GitRef(git.Ref), llb.GitSubDir(git.Subdir),
+		state := llb.Git(git.URL, "", llb.GitRef(git.Ref), llb.GitSubDir(git.Subdir), llb.KnownSSHHosts(noHostKey),
 			llb.WithCustomName("[internal] load git context"))
 		opt.FrontendInputs = map[string]llb.State{contextName: state, dockerfileName: state}
 		opt.LocalMounts = map[string]fsutil.FS{}

@@ -17,7 +17,7 @@ func optOf(t *testing.T, spec build.Spec) client.SolveOpt {
 	if spec.Context.Directory != nil && spec.Context.Directory.Path == "" {
 		spec.Context.Directory.Path = dir
 	}
-	d := &Daemon{roots: []string{"/"}}
+	d := &Daemon{opts: Options{Roots: []string{"/"}}}
 	opt, root, err := d.solveOpt("id", spec)
 	if err != nil {
 		t.Fatal(err)

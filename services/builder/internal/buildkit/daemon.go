@@ -23,10 +23,16 @@ import (
 	"github.com/kilnbuild/kiln/services/builder/internal/pool"
 )
 
+// Options is what the solves of a daemon lean on.
+type Options struct {
+	Roots hostdir.Roots // directories of this host that a request may name
+	Guard Guard         // which hosts sources may come from
+}
+
 // Daemon is one buildkitd daemon.
 type Daemon struct {
 	name, address string
-	roots         hostdir.Roots
+	opts          Options
 	client        *client.Client
 	conn          *grpc.ClientConn
 }
@@ -43,7 +49,7 @@ const (
 // There are two, so that what clients send through the gateway does not stand in
 // the way of the builder's own solves. Neither pings more often than buildkitd
 // allows, which is every five minutes.
-func Dial(ctx context.Context, cfg *configv1.DaemonConfig, roots hostdir.Roots, tel *telemetry.Telemetry) (*Daemon, error) {
+func Dial(ctx context.Context, cfg *configv1.DaemonConfig, options Options, tel *telemetry.Telemetry) (*Daemon, error) {
 	opts := []client.ClientOpt{
 		client.WithTracerProvider(tel.Tracer),
 		// A daemon that starts again is used again within seconds; gRPC would wait
@@ -70,7 +76,7 @@ func Dial(ctx context.Context, cfg *configv1.DaemonConfig, roots hostdir.Roots, 
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("daemon %q: %w", cfg.GetName(), err), bk.Close())
 	}
-	return &Daemon{name: cfg.GetName(), address: cfg.GetAddress(), roots: roots, client: bk, conn: conn}, nil
+	return &Daemon{name: cfg.GetName(), address: cfg.GetAddress(), opts: options, client: bk, conn: conn}, nil
 }
 
 // Name is the daemon's name.

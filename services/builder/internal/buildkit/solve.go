@@ -13,6 +13,7 @@ import (
 	"github.com/moby/buildkit/exporter/containerimage/exptypes"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )
 
@@ -23,6 +24,17 @@ const letGo = 2 * time.Second
 
 // Accept implements build.Daemon.
 func (d *Daemon) Accept(_ context.Context, spec build.Spec) error {
+	for field, source := range spec.Contexts() {
+		if source.Git == nil {
+			continue
+		}
+		if err := d.opts.Guard.CheckURL(source.Git.URL); err != nil {
+			if f, ok := errors.AsType[*fault.Error](err); ok {
+				f.Field = field + ".git.url"
+			}
+			return err
+		}
+	}
 	_, root, err := d.solveOpt("", spec)
 	if root != nil {
 		err = errors.Join(err, root.Close())
@@ -37,6 +49,8 @@ func (d *Daemon) Solve(ctx context.Context, id string, spec build.Spec, sink fun
 	if err != nil {
 		return build.Result{Failure: FailureOf(err, progress)}
 	}
+	sources := newSourcePolicy(d.opts.Guard, spec.Secrets...)
+	opt.SourcePolicyProvider = sources.attachable()
 	statuses := make(chan *client.SolveStatus, 64)
 	type answer struct {
 		res *client.SolveResponse
@@ -69,7 +83,7 @@ func (d *Daemon) Solve(ctx context.Context, id string, spec build.Spec, sink fun
 	end := <-done
 	result := build.Result{Steps: progress.Counts(), Times: progress.Times(started)}
 	if end.err != nil {
-		result.Failure = FailureOf(end.err, progress)
+		result.Failure = FailureOf(sources.explain(end.err), progress)
 		return result
 	}
 	result.Outputs = outputs(spec.Outputs, end.res.ExporterResponse)
