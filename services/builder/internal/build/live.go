@@ -35,6 +35,7 @@ type live struct {
 	ctx     context.Context //nolint:containedctx // the build's own life, which outlasts the call
 	cancel  context.CancelCauseFunc
 	stop    func() bool
+	resumed bool          // an earlier process took it
 	wake    chan struct{} // something is to be stored
 	done    chan struct{} // closed when the last is stored, or the build was left
 

@@ -84,11 +84,18 @@ func (m *memory) Request(_ context.Context, id string) ([]byte, error) {
 	return m.requests[id], nil
 }
 
-func (m *memory) Frames(_ context.Context, id string, from uint64, _ int) ([]build.Frame, error) {
+func (m *memory) Frames(_ context.Context, id string, from uint64, maxBytes int) ([]build.Frame, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	all := m.frames[id]
-	return slices.Clone(all[min(int(from-1), len(all)):]), nil //nolint:gosec // events of a test
+	page := all[min(int(from-1), len(all)):] //nolint:gosec // events of a test
+	for n, f := range page {
+		if maxBytes -= len(f.Data); maxBytes < 0 {
+			page = page[:n+1]
+			break
+		}
+	}
+	return slices.Clone(page), nil
 }
 
 func (m *memory) Unended(context.Context) ([]build.Record, error) {

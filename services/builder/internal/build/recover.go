@@ -27,6 +27,7 @@ func (s *Service) Recover(ctx context.Context) error {
 		s.Metrics.BuildStarted(ctx, rec.Origin)
 		l := s.enliven(ctx, rec)
 		if spec, ok := s.resume(ctx, l); ok {
+			l.resumed = true
 			turn := s.Queue.Readmit(rec.Tenant(), rec.Priority)
 			if !rec.Detached {
 				l.expire(errCallerGone)

@@ -148,16 +148,16 @@ func (s *Service) attempt(ctx context.Context, l *live, spec Spec) Outcome {
 	return s.solve(ctx, l, spec, daemon)
 }
 
-// awaitDaemon is how long an attempt but the first waits for a daemon.
+// awaitDaemon is how long a build that was begun already waits for a daemon.
 const awaitDaemon = 2 * time.Minute
 
-// pick chooses a daemon. The first attempt has one or fails; the next ones wait
-// for one that comes back.
+// pick chooses a daemon. The first attempt has one or fails; the next ones, and
+// builds that the builder took up when it started, wait for one that comes back.
 func (s *Service) pick(ctx context.Context, l *live) (Daemon, error) {
 	deadline := time.Now().Add(awaitDaemon)
 	for {
 		daemon, err := s.Pool.Pick(ctx)
-		if err == nil || l.record().Attempt == 1 || time.Now().After(deadline) {
+		if err == nil || (l.record().Attempt == 1 && !l.resumed) || time.Now().After(deadline) {
 			return daemon, err
 		}
 		select {

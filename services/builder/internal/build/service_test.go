@@ -90,9 +90,9 @@ type seen struct {
 }
 
 func encode(e build.Event) ([]byte, error) {
-	text, err := json.Marshal(e.Kind)
-	if err != nil {
-		return nil, err
+	text := []byte("{}")
+	if log, ok := e.Kind.(build.LogEvent); ok {
+		text = log.Data[:min(len(log.Data), 1000)]
 	}
 	return json.Marshal(seen{e.Sequence, fmt.Sprintf("%T", e.Kind), string(text)})
 }
