@@ -47,7 +47,7 @@ func TestGatewayClientsWaitForTheirTurn(t *testing.T) {
 		ref := s.ref("waits-" + strings.ReplaceAll(name, " ", "-"))
 		dir := s.dir(t, map[string]string{"Dockerfile": "FROM " + s.base + "\nRUN echo my-turn; echo " + unique() + " >/x\n"})
 		processes[ref] = labtest.Must(s.lab.Run(command(dir, ref)))(t)
-		if rec := s.gatewayBuild(t, ref, queued); rec.GetQueue().GetPosition() < 2 || rec.GetQueue().GetReason() == "" {
+		if rec := s.gatewayBuild(t, ref, queued); rec.GetQueue().GetPosition() == 0 || rec.GetQueue().GetReason() == "" {
 			t.Errorf("%s waits: %v", name, rec)
 		}
 	}

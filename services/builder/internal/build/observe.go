@@ -86,7 +86,7 @@ func (o *Observed) End(ctx context.Context, failure *Failure, result Result) {
 	outcome := Outcome{State: Succeeded, Failure: failure, Outputs: result.Outputs, Steps: result.Steps, Times: result.Times}
 	if failure != nil {
 		outcome.State, outcome.Failure = finalState(ctx, failure)
-		if outcome.State == Failed && failure.Class == ByCancel {
+		if outcome.State == Failed && outcome.Failure.Class == ByCancel {
 			outcome.State = Cancelled
 		}
 	}
