@@ -78,19 +78,22 @@ func (o *Observed) Begin(daemon string) {
 func (o *Observed) Event(kind any) { o.live.push(kind) }
 
 // End keeps how the build ended. failure is nil if it succeeded; when ctx, which
-// Observe returned, has ended, the cause of that counts for more.
+// Observe returned, has ended, the cause of that counts for more. What Get returns
+// has ended from then on; it is stored soon after, for which the client of the
+// build does not wait.
 func (o *Observed) End(ctx context.Context, failure *Failure, result Result) {
-	defer o.service.runs.Done()
 	o.turn.Release()
 	outcome := Outcome{State: Succeeded, Failure: failure, Outputs: result.Outputs, Steps: result.Steps, Times: result.Times}
 	if failure != nil {
 		outcome.State, outcome.Failure = finalState(ctx, failure)
-		if outcome.State == Failed && failure.Class == ByCancel {
+		if outcome.State == Failed && outcome.Failure.Class == ByCancel {
 			outcome.State = Cancelled
 		}
 	}
 	total := time.Since(o.live.record().Created)
 	outcome.Times.Queue = o.queued
 	outcome.Times.Solve = max(0, min(outcome.Times.Solve, total-outcome.Times.Export-o.queued))
-	o.service.finish(o.live, outcome)
+	o.service.conclude(o.live, outcome)
+	o.service.runs.Go(func() { o.service.settle(o.live, outcome) })
+	o.service.runs.Done()
 }

@@ -26,12 +26,22 @@ func (s *Service) run(l *live, spec Spec, turn Turn) {
 
 // finish writes the outcome, the last event, and waits until it is stored.
 func (s *Service) finish(l *live, outcome Outcome) {
+	s.conclude(l, outcome)
+	s.settle(l, outcome)
+}
+
+// conclude writes the outcome.
+func (s *Service) conclude(l *live, outcome Outcome) {
 	now := time.Now()
 	outcome.Times.Total = now.Sub(l.record().Created)
 	failpoint.Hit(failOutcome)
 	l.push(outcome, func(rec *Record) {
 		rec.State, rec.Ended, rec.Outcome, rec.Steps, rec.Waiting = outcome.State, now, &outcome, outcome.Steps, nil
 	})
+}
+
+// settle waits until the outcome is stored, and counts it.
+func (s *Service) settle(l *live, outcome Outcome) {
 	<-l.done
 	failpoint.Hit(failTold)
 	ctx, rec := context.WithoutCancel(l.ctx), l.record()
