@@ -22,6 +22,20 @@ type Service struct {
 	Addr string
 	// HTTPAddr is the address of its HTTP server, host:port.
 	HTTPAddr string
+
+	lab     *Lab
+	command Command
+}
+
+// Start starts a service again that has ended, with the same configuration,
+// addresses and state, and waits until it serves.
+func (s *Service) Start(ctx context.Context) error {
+	p, err := s.lab.Run(s.command)
+	if err != nil {
+		return err
+	}
+	s.Process = p
+	return WaitServing(ctx, p, s.Addr)
 }
 
 // ServiceOptions says how to run a service.
@@ -33,9 +47,16 @@ type ServiceOptions struct {
 }
 
 // StartBuilder runs kiln-builder with a configuration and waits until it serves.
-// Listen addresses that are not set are chosen.
+// Listen addresses and a state directory that are not set are chosen.
 func (l *Lab) StartBuilder(ctx context.Context, cfg *configv1.BuilderConfig, opts ServiceOptions) (*Service, error) {
 	cfg = proto.CloneOf(cfg)
+	if cfg.GetStateDir() == "" {
+		dir, err := l.subdir("builder-state")
+		if err != nil {
+			return nil, err
+		}
+		cfg.StateDir = dir
+	}
 	return l.startService(ctx, "kiln-builder", cfg, opts, func(s *configv1.ServerConfig) *configv1.ServerConfig {
 		cfg.Server = withDefaults(cfg.GetServer(), s)
 		return cfg.GetServer()
@@ -113,14 +134,15 @@ func (l *Lab) tryService(ctx context.Context, path, dir string, cfg proto.Messag
 	if err := os.WriteFile(file, data, 0o600); err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
 	}
-	p, err := l.Run(Command{
+	command := Command{
 		Name: filepath.Base(dir), Path: path, Args: []string{"--config", file},
 		Env: append(OTLPEnv("", ""), opts.Env...),
-	})
+	}
+	p, err := l.Run(command)
 	if err != nil {
 		return nil, err
 	}
-	s := &Service{Process: p, Addr: server.GetListen(), HTTPAddr: server.GetHttpListen()}
+	s := &Service{Process: p, Addr: server.GetListen(), HTTPAddr: server.GetHttpListen(), lab: l, command: command}
 	return s, waitHealth(ctx, p, s.Addr, func(h grpc_health_v1.HealthCheckResponse_ServingStatus) bool {
 		return opts.Unhealthy || h == grpc_health_v1.HealthCheckResponse_SERVING
 	})

@@ -94,6 +94,7 @@ func (r *runner) newBuilder(ctx context.Context, tel *telemetry.Telemetry) (serv
 		Daemons:         r.daemons(),
 		AllowedRoots:    r.opts.AllowRoots,
 		CacheRepository: r.addrs.registryName() + "/cache",
+		StateDir:        r.paths.builder(),
 	}, tel)
 }
 

@@ -16,6 +16,7 @@ import (
 
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 	"github.com/kilnbuild/kiln/services/builder/internal/buildkit"
+	"github.com/kilnbuild/kiln/services/builder/internal/rawcodec"
 )
 
 // services are those of buildkitd that clients need. Its health and reflection
@@ -31,7 +32,7 @@ var services = map[string]bool{
 func (g *Gateway) ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.UnknownServiceHandler(g.Handle),
-		grpc.ForceServerCodecV2(Codec{}),
+		grpc.ForceServerCodecV2(rawcodec.Codec{}),
 		grpc.StaticStreamWindowSize(buildkit.StreamWindow),
 		grpc.StaticConnWindowSize(buildkit.ConnectionWindow),
 	}
@@ -96,13 +97,13 @@ var streams = map[string]bool{
 }
 
 func passUnary(ctx context.Context, conn *grpc.ClientConn, method string, down grpc.ServerStream, watch watcher) error {
-	var request, response frame
+	var request, response rawcodec.Frame
 	if err := down.RecvMsg(&request); err != nil {
 		return err
 	}
 	watch.request(request)
 	var header, trailer metadata.MD
-	err := conn.Invoke(ctx, method, &request, &response, grpc.Header(&header), grpc.Trailer(&trailer), grpc.ForceCodecV2(Codec{}),
+	err := conn.Invoke(ctx, method, &request, &response, grpc.Header(&header), grpc.Trailer(&trailer), grpc.ForceCodecV2(rawcodec.Codec{}),
 		grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage))
 	down.SetTrailer(trailer)
 	if setErr := down.SetHeader(header); err == nil {
@@ -116,7 +117,7 @@ func passUnary(ctx context.Context, conn *grpc.ClientConn, method string, down g
 }
 
 func passStream(ctx context.Context, cancel func(), conn *grpc.ClientConn, method string, down grpc.ServerStream, watch watcher) error {
-	up, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, method, grpc.ForceCodecV2(Codec{}),
+	up, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true, ClientStreams: true}, method, grpc.ForceCodecV2(rawcodec.Codec{}),
 		grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage))
 	if err != nil {
 		return err
@@ -150,7 +151,7 @@ func outgoing(ctx context.Context) context.Context {
 // at the latest when the call does.
 func sendUp(down grpc.ServerStream, up grpc.ClientStream, watch watcher, cancel func()) {
 	for {
-		var f frame
+		var f rawcodec.Frame
 		if err := down.RecvMsg(&f); err != nil {
 			if errors.Is(err, io.EOF) {
 				err = up.CloseSend()
@@ -175,7 +176,7 @@ func sendDown(up grpc.ClientStream, down grpc.ServerStream, watch watcher) error
 		err = down.SendHeader(header)
 	}
 	for err == nil {
-		var f frame
+		var f rawcodec.Frame
 		if err = up.RecvMsg(&f); err == nil {
 			watch.response(f)
 			err = down.SendMsg(&f)

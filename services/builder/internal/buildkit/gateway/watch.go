@@ -15,6 +15,7 @@ import (
 
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 	"github.com/kilnbuild/kiln/services/builder/internal/buildkit"
+	"github.com/kilnbuild/kiln/services/builder/internal/rawcodec"
 )
 
 // ProjectKey is the metadata key by which a client of the gateway may name the
@@ -24,8 +25,8 @@ const ProjectKey = "kiln-project"
 // watcher looks at the messages of one call as they go by. request is called
 // from one goroutine, response and then ended from another.
 type watcher interface {
-	request(frame)
-	response(frame)
+	request(rawcodec.Frame)
+	response(rawcodec.Frame)
 	ended(error)
 }
 
@@ -43,15 +44,15 @@ func (g *Gateway) watch(ctx context.Context, service, method, daemon string) wat
 
 // read decodes a copy of a message into a fresh one: BuildKit's messages must
 // not be reused.
-func read(f frame, into proto.Message) bool {
-	return proto.Unmarshal(f.data.Materialize(), into) == nil
+func read(f rawcodec.Frame, into proto.Message) bool {
+	return proto.Unmarshal(f.Data.Materialize(), into) == nil
 }
 
 type blind struct{}
 
-func (blind) request(frame)  {}
-func (blind) response(frame) {}
-func (blind) ended(error)    {}
+func (blind) request(rawcodec.Frame)  {}
+func (blind) response(rawcodec.Frame) {}
+func (blind) ended(error)             {}
 
 // solveWatcher remembers a build from its Solve.
 type solveWatcher struct {
@@ -65,7 +66,7 @@ type solveWatcher struct {
 	result   *controlapi.SolveResponse
 }
 
-func (w *solveWatcher) request(f frame) {
+func (w *solveWatcher) request(f rawcodec.Frame) {
 	var req controlapi.SolveRequest
 	// Internal solves are probes of the client, and no builds.
 	if !read(f, &req) || req.Internal || req.Ref == "" {
@@ -90,7 +91,7 @@ func project(ctx context.Context) string {
 	return build.DefaultProject
 }
 
-func (w *solveWatcher) response(f frame) {
+func (w *solveWatcher) response(f rawcodec.Frame) {
 	var res controlapi.SolveResponse
 	if read(f, &res) {
 		w.mu.Lock()
@@ -136,7 +137,7 @@ type statusWatcher struct {
 	ref string
 }
 
-func (w *statusWatcher) request(f frame) {
+func (w *statusWatcher) request(f rawcodec.Frame) {
 	var req controlapi.StatusRequest
 	if read(f, &req) {
 		w.mu.Lock()
@@ -145,7 +146,7 @@ func (w *statusWatcher) request(f frame) {
 	}
 }
 
-func (w *statusWatcher) response(f frame) {
+func (w *statusWatcher) response(f rawcodec.Frame) {
 	var res controlapi.StatusResponse
 	if !read(f, &res) || len(res.Vertexes) == 0 {
 		return

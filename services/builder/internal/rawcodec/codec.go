@@ -1,4 +1,7 @@
-package gateway
+// Package rawcodec lets messages pass a gRPC server as the bytes that they are:
+// those that the gateway passes on, and events that are encoded once for all
+// that read them.
+package rawcodec
 
 import (
 	"fmt"
@@ -10,10 +13,13 @@ import (
 	"google.golang.org/protobuf/protoadapt"
 )
 
-// frame is a message that is passed on as the bytes that came.
-type frame struct {
-	data mem.BufferSlice
+// Frame is a message that is passed on as the bytes that came.
+type Frame struct {
+	Data mem.BufferSlice
 }
+
+// FrameOf makes a frame of bytes that must not change any more.
+func FrameOf(data []byte) *Frame { return &Frame{Data: mem.BufferSlice{mem.SliceBuffer(data)}} }
 
 // Codec passes frames on untouched and codes all other messages as protobuf. A
 // server that has the gateway must force it, also because BuildKit registers,
@@ -29,8 +35,8 @@ func (Codec) Name() string { return grpcproto.Name }
 // Marshal implements encoding.CodecV2.
 func (Codec) Marshal(v any) (mem.BufferSlice, error) {
 	switch m := v.(type) {
-	case *frame:
-		return m.data, nil
+	case *Frame:
+		return m.Data, nil
 	case proto.Message:
 		return marshal(m)
 	case protoadapt.MessageV1:
@@ -52,9 +58,9 @@ func marshal(m proto.Message) (mem.BufferSlice, error) {
 // would free: whoever sends it on frees them by that.
 func (Codec) Unmarshal(data mem.BufferSlice, v any) error {
 	switch m := v.(type) {
-	case *frame:
+	case *Frame:
 		data.Ref()
-		m.data = data
+		m.Data = data
 		return nil
 	case proto.Message:
 		return unmarshal(data, m)

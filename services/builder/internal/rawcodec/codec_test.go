@@ -1,4 +1,4 @@
-package gateway
+package rawcodec
 
 import (
 	"testing"
@@ -25,7 +25,7 @@ func decode(t testing.TB, raw []byte, v any) {
 	}
 }
 
-// A message that goes through as a frame is to the letter what came, also what
+// A message that goes through as a Frame is to the letter what came, also what
 // this version of BuildKit's contracts does not know.
 func FuzzFramePassesBytes(f *testing.F) {
 	f.Add([]byte(nil))
