@@ -1,6 +1,7 @@
 package client
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"time"
@@ -48,6 +49,22 @@ func (c *Client) start(ctx, callCtx context.Context, spec *builderv1.BuildSpec, 
 	err := c.again(ctx, func() (bool, error) {
 		var err error
 		res, err = c.api.StartBuild(callCtx, &builderv1.StartBuildRequest{Spec: spec, RequestId: requestID})
+		return false, err
+	})
+	return res.GetBuild(), err
+}
+
+// Retry starts a new build from the request of one that has ended, and returns
+// its record: see Start. Secrets are not kept, so they are part of req. A request
+// id is made when req has none.
+func (c *Client) Retry(ctx context.Context, req *builderv1.RetryBuildRequest) (*builderv1.BuildRecord, error) {
+	again := &builderv1.RetryBuildRequest{
+		BuildId: req.GetBuildId(), Secrets: req.GetSecrets(), SshKeys: req.GetSshKeys(), RequestId: cmp.Or(req.GetRequestId(), rand.Text()),
+	}
+	var res *builderv1.RetryBuildResponse
+	err := c.again(ctx, func() (bool, error) {
+		var err error
+		res, err = c.api.RetryBuild(ctx, again)
 		return false, err
 	})
 	return res.GetBuild(), err
