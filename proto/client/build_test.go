@@ -178,3 +178,24 @@ func TestBuildIsCancelledWhileItStarts(t *testing.T) {
 		t.Error("the build goes on")
 	}
 }
+
+// A retry is made again under one id, and brings its secrets each time.
+func TestRetry(t *testing.T) {
+	var requests []*builderv1.RetryBuildRequest
+	c, _ := dial(t, &script{retryBuild: func(_ context.Context, req *builderv1.RetryBuildRequest) (*builderv1.RetryBuildResponse, error) {
+		requests = append(requests, req)
+		if len(requests) < 3 {
+			return nil, status.Error(codes.Unavailable, "shutting down")
+		}
+		return &builderv1.RetryBuildResponse{Build: &builderv1.BuildRecord{Id: "b2", RetryOf: req.GetBuildId()}}, nil
+	}})
+	rec, err := c.Retry(t.Context(), &builderv1.RetryBuildRequest{BuildId: "b1", Secrets: []*builderv1.Secret{{Id: "s"}}})
+	if err != nil || rec.GetRetryOf() != "b1" {
+		t.Fatalf("%v, %v", rec, err)
+	}
+	for _, req := range requests {
+		if req.GetRequestId() == "" || req.GetRequestId() != requests[0].GetRequestId() || len(req.GetSecrets()) != 1 {
+			t.Errorf("%v", req)
+		}
+	}
+}

@@ -27,6 +27,7 @@ type script struct {
 	watchBuild  func(*builderv1.WatchBuildRequest, builderv1.BuilderService_WatchBuildServer) error
 	getBuild    func(context.Context, *builderv1.GetBuildRequest) (*builderv1.GetBuildResponse, error)
 	cancelBuild func(context.Context, *builderv1.CancelBuildRequest) (*builderv1.CancelBuildResponse, error)
+	retryBuild  func(context.Context, *builderv1.RetryBuildRequest) (*builderv1.RetryBuildResponse, error)
 	upload      func(builderv1.BuilderService_UploadContextServer) error
 	download    func(*builderv1.DownloadArtifactRequest, builderv1.BuilderService_DownloadArtifactServer) error
 }
@@ -45,6 +46,10 @@ func (s *script) GetBuild(ctx context.Context, req *builderv1.GetBuildRequest) (
 
 func (s *script) CancelBuild(ctx context.Context, req *builderv1.CancelBuildRequest) (*builderv1.CancelBuildResponse, error) {
 	return s.cancelBuild(ctx, req)
+}
+
+func (s *script) RetryBuild(ctx context.Context, req *builderv1.RetryBuildRequest) (*builderv1.RetryBuildResponse, error) {
+	return s.retryBuild(ctx, req)
 }
 
 func (s *script) UploadContext(stream builderv1.BuilderService_UploadContextServer) error {
