@@ -206,7 +206,9 @@ func TestClientWaitsForAPlace(t *testing.T) {
 	}})
 	c := s.client(t, s.Builder.Addr)
 	ctx := labtest.Context(t, 2*time.Minute)
-	slow := func() *builderv1.BuildSpec { return dockerfile("FROM " + s.base + "\nRUN echo " + unique() + "; sleep 2\n") }
+	slow := func() *builderv1.BuildSpec {
+		return dockerfile("FROM " + s.base + "\nRUN echo " + unique() + "; sleep 2\n")
+	}
 	ids := map[string]bool{}
 	for range 4 {
 		ids[labtest.Must(c.Start(ctx, slow()))(t).GetId()] = true
