@@ -1,6 +1,6 @@
 // Builds a git repository with Kiln, and prints the digest of the image.
 //
-//   npm install && npm start -- https://git.example.org/web.git localhost:5000/web:1
+//   npm start -- https://git.example.org/web.git localhost:5000/web:1
 //
 // The builder is KILN_BUILDER, or 127.0.0.1:50051. A file in place of the URL is
 // taken for a Dockerfile that copies nothing.
@@ -9,13 +9,10 @@ import { existsSync, readFileSync } from "node:fs";
 import { setTimeout as sleep } from "node:timers/promises";
 import * as grpc from "@grpc/grpc-js";
 import * as loader from "@grpc/proto-loader";
-import protobuf from "protobufjs";
 
-const root = new URL("../../proto/", import.meta.url).pathname;
-const includeDirs = [root, root + "third_party"];
-const contract = loader.loadSync("kiln/builder/v1/builder_service.proto", {
-  includeDirs, keepCase: true, longs: String, enums: String, oneofs: true,
-});
+// All contracts as descriptors, as `buf build` writes them; see README.md.
+const descriptors = readFileSync(new URL("kiln.binpb", import.meta.url));
+const contract = loader.loadFileDescriptorSetFromBuffer(descriptors, { keepCase: true, longs: String, enums: String, arrays: true, oneofs: true });
 const api: any = (grpc.loadPackageDefinition(contract) as any).kiln.builder.v1;
 // TLS: grpc.credentials.createSsl(ca, key, cert)
 const builder = new api.BuilderService(process.env.KILN_BUILDER ?? "127.0.0.1:50051", grpc.credentials.createInsecure());
@@ -50,14 +47,12 @@ async function* watch(buildId: string): AsyncGenerator<any> {
 
 // Why a build did not succeed: the place, the step and its last lines.
 function explain(outcome: any): string {
-  const types = new protobuf.Root();
-  types.resolvePath = (_, target) => (existsSync(target) ? target : root + target);
-  const failureType = types.loadSync("kiln/errors/v1/errors.proto").lookupType("kiln.errors.v1.BuildFailure");
+  const failureType = contract["kiln.errors.v1.BuildFailure"] as loader.MessageTypeDefinition<object, any>;
   const lines = [outcome.error.message];
   for (const detail of outcome.error.details) {
     if (!detail.type_url.endsWith("/kiln.errors.v1.BuildFailure")) continue;
-    const failure: any = failureType.toObject(failureType.decode(detail.value), { enums: String });
-    lines.push(failure.class, failure.step, failure.location?.snippet, ...(failure.logTail ?? []));
+    const failure = failureType.deserialize(detail.value);
+    lines.push(failure.class, failure.step, failure.location?.snippet, ...failure.log_tail);
   }
   return lines.filter(Boolean).join("\n");
 }
