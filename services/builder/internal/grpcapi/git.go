@@ -22,8 +22,7 @@ var (
 
 // gitContext lets pass only what git can read as nothing but a repository of
 // another host: no option, no local path, no remote helper ("ext::…").
-func gitContext(in *builderv1.GitContext) (*build.GitContext, error) {
-	const field = "spec.context.git"
+func gitContext(field string, in *builderv1.GitContext) (*build.GitContext, error) {
 	raw := in.GetUrl()
 	if !scpURL.MatchString(raw) {
 		u, err := url.Parse(raw)
@@ -38,7 +37,7 @@ func gitContext(in *builderv1.GitContext) (*build.GitContext, error) {
 		}
 		if u.Fragment != "" || u.RawQuery != "" {
 			return nil, fault.Invalid(field+".url", redacted(raw), "has a fragment or a query",
-				"name the branch in spec.context.git.ref and the directory in spec.context.git.subdir")
+				"name the branch in ref and the directory in subdir")
 		}
 		if u.User != nil {
 			if _, secret := u.User.Password(); secret {

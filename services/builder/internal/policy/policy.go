@@ -58,11 +58,15 @@ func (p *Policy) Frontend(name string, attrs map[string]string) error {
 	return denied(fmt.Sprintf("the frontend %q is not granted", cmp.Or(source, name)), cmp.Or(source, name), "policy.frontends")
 }
 
-// Official reports whether an image is a release of the frontend that daemons
-// have built in.
+// Official reports whether an image is a stable release of the frontend that
+// daemons have built in; the labs channel understands more.
 func Official(image string) bool {
 	named, err := reference.ParseNormalizedNamed(image)
-	return err == nil && named.Name() == "docker.io/docker/dockerfile"
+	if err != nil || named.Name() != "docker.io/docker/dockerfile" {
+		return false
+	}
+	tagged, ok := named.(reference.Tagged)
+	return !ok || !strings.HasSuffix(tagged.Tag(), "labs")
 }
 
 // SBOMGenerator returns a POLICY_DENIED fault unless an image may make SBOMs: one

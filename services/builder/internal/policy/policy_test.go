@@ -70,7 +70,7 @@ func TestDenied(t *testing.T) {
 
 func TestOfficial(t *testing.T) {
 	for image, want := range map[string]bool{
-		"docker/dockerfile:1": true, "docker.io/docker/dockerfile": true, "docker/dockerfile:1-labs": true,
+		"docker/dockerfile:1": true, "docker.io/docker/dockerfile": true, "docker/dockerfile:1-labs": false,
 		"docker/dockerfile-upstream:master": false, "evil.example/docker/dockerfile:1": false, "": false,
 	} {
 		if got := policy.Official(image); got != want {
