@@ -19,6 +19,7 @@ import (
 	"github.com/kilnbuild/kiln/services/builder/internal/buildkit/gateway"
 	"github.com/kilnbuild/kiln/services/builder/internal/grpcapi"
 	"github.com/kilnbuild/kiln/services/builder/internal/metrics"
+	"github.com/kilnbuild/kiln/services/builder/internal/policy"
 	"github.com/kilnbuild/kiln/services/builder/internal/pool"
 )
 
@@ -54,7 +55,9 @@ func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Teleme
 		}
 	}()
 
-	daemon, err := buildkit.Dial(ctx, cfg.GetDaemons()[0], cfg.GetAllowedRoots(), tel)
+	daemon, err := buildkit.Dial(ctx, cfg.GetDaemons()[0], buildkit.Options{
+		Roots: cfg.GetAllowedRoots(), Policy: policy.New(cfg.GetPolicy()),
+	}, tel)
 	if err != nil {
 		return nil, err
 	}

@@ -4,6 +4,7 @@ package build
 
 import (
 	"regexp"
+	"slices"
 	"time"
 )
 
@@ -57,6 +58,30 @@ func (s Spec) Tags() []string {
 	}
 	return all
 }
+
+// Sensitive returns what must never be shown or stored of the build: secrets, keys,
+// and the credentials of caches.
+func (s Spec) Sensitive() [][]byte {
+	var all [][]byte
+	for _, secret := range s.Secrets {
+		all = append(all, secret.Value)
+	}
+	for _, key := range s.SSHKeys {
+		all = append(all, key.PEM)
+	}
+	for _, entry := range slices.Concat(s.Cache.Imports, s.Cache.Exports) {
+		for _, name := range cacheCredentials {
+			if value := entry.Attributes[name]; value != "" {
+				all = append(all, []byte(value))
+			}
+		}
+	}
+	return all
+}
+
+// cacheCredentials are the attributes by which BuildKit's caches in object stores
+// and in GitHub get their credentials.
+var cacheCredentials = []string{"secret_access_key", "session_token", "token", "ghtoken"}
 
 // Contexts returns the context and all named contexts, by the field of the
 // request that they stood in.

@@ -17,15 +17,14 @@ func optOf(t *testing.T, spec build.Spec) client.SolveOpt {
 	if spec.Context.Directory != nil && spec.Context.Directory.Path == "" {
 		spec.Context.Directory.Path = dir
 	}
-	d := &Daemon{roots: []string{"/"}}
-	opt, root, err := d.solveOpt("id", spec)
+	d := &Daemon{opts: Options{Roots: []string{"/"}}}
+	j, err := d.prepare("id", spec)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if root != nil {
-		if err := root.Close(); err != nil {
-			t.Error(err)
-		}
+	opt := j.opt
+	if err := j.close(); err != nil {
+		t.Error(err)
 	}
 	return opt
 }
