@@ -9,7 +9,7 @@ import (
 )
 
 // upOffsets are the ports, relative to its base, that `kiln up` listens on.
-var upOffsets = []int{0, 1, 2, 10, 11, 12, 20}
+var upOffsets = []int{0, 1, 2, 3, 10, 11, 12, 20}
 
 // FreeBase returns a port N for `kiln up --listen-base N`: N and all ports
 // relative to it are free at this moment. They may be taken later: retry then.

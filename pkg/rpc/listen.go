@@ -45,7 +45,7 @@ func (s *Server) bind(cfg *configv1.ServerConfig) (*tls.Config, error) {
 	if s.httpSide, err = listen("server.http_listen", web); err != nil {
 		return nil, err
 	}
-	if !isLocal(web) && tlsConfig != nil {
+	if !IsLocal(web) && tlsConfig != nil {
 		s.httpSide = tls.NewListener(s.httpSide, forProbes(tlsConfig))
 	}
 	return tlsConfig, nil
@@ -62,7 +62,7 @@ func checkExposure(cfg *configv1.ServerConfig) error {
 	for _, a := range []struct{ field, address string }{
 		{"server.listen", cfg.GetListen()}, {"server.http_listen", cfg.GetHttpListen()},
 	} {
-		if a.address == "" || a.address == httpOff || isLocal(a.address) {
+		if a.address == "" || a.address == httpOff || IsLocal(a.address) {
 			continue
 		}
 		return fault.Invalid(a.field, a.address,
@@ -72,8 +72,8 @@ func checkExposure(cfg *configv1.ServerConfig) error {
 	return nil
 }
 
-// isLocal says whether only this host can reach an address.
-func isLocal(address string) bool {
+// IsLocal says whether only this host can reach an address.
+func IsLocal(address string) bool {
 	if strings.HasPrefix(address, unixScheme) {
 		return true
 	}

@@ -77,7 +77,7 @@ func NewServer(opts ServerOptions) (_ *Server, err error) {
 	}
 	authorize := opts.Authorize
 	if authorize == nil {
-		open := opts.Config.GetInsecure() || isLocal(opts.Config.GetListen())
+		open := opts.Config.GetInsecure() || IsLocal(opts.Config.GetListen())
 		authorize = auth.FromRules(opts.Config.GetAccess(), open)
 	}
 	guard := &guard{log: tel.Logger, authorize: authorize, limits: s.limits, draining: s.ready.draining}

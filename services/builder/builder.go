@@ -5,6 +5,7 @@ package builder
 import (
 	"context"
 	"errors"
+	"net"
 	"time"
 
 	"github.com/google/uuid"
@@ -18,6 +19,7 @@ import (
 	"github.com/kilnbuild/kiln/services/builder/internal/buildkit"
 	"github.com/kilnbuild/kiln/services/builder/internal/buildkit/gateway"
 	"github.com/kilnbuild/kiln/services/builder/internal/grpcapi"
+	"github.com/kilnbuild/kiln/services/builder/internal/guard"
 	"github.com/kilnbuild/kiln/services/builder/internal/metrics"
 	"github.com/kilnbuild/kiln/services/builder/internal/policy"
 	"github.com/kilnbuild/kiln/services/builder/internal/pool"
@@ -29,6 +31,8 @@ type Service struct {
 	fleet  fleet
 	daemon *buildkit.Daemon
 	builds *build.Service
+	guard  *guard.Guard
+	egress net.Listener  // of the proxy; nil without one
 	grace  time.Duration // of calls under way when the builder stops
 
 	stopped chan struct{} // closed when Run returns
@@ -55,8 +59,19 @@ func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Teleme
 		}
 	}()
 
+	sources, err := newGuard(cfg.GetPolicy().GetSources(), tel)
+	if err != nil {
+		return nil, err
+	}
+	egress, err := listenEgress(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	if egress != nil {
+		undo.Push("egress proxy", func(context.Context) error { return egress.Close() })
+	}
 	daemon, err := buildkit.Dial(ctx, cfg.GetDaemons()[0], buildkit.Options{
-		Roots: cfg.GetAllowedRoots(), Policy: policy.New(cfg.GetPolicy()),
+		Roots: cfg.GetAllowedRoots(), Guard: sources, Policy: policy.New(cfg.GetPolicy()),
 	}, tel)
 	if err != nil {
 		return nil, err
@@ -84,6 +99,7 @@ func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Teleme
 	server.Depend("buildkitd "+daemon.Name(), readyEvery, members.Ready)
 	return &Service{
 		server: server, fleet: members, daemon: daemon, builds: builds, stopped: make(chan struct{}),
+		guard: sources, egress: egress,
 		grace: cfg.GetServer().GetLimits().GetShutdownGrace().AsDuration(),
 	}, nil
 }
@@ -102,7 +118,13 @@ func (s *Service) Addr() string { return s.server.Addr() }
 func (s *Service) HTTPAddr() string { return s.server.HTTPAddr() }
 
 // Close gives back what a builder holds that is not Run.
-func (s *Service) Close() error { return errors.Join(s.server.Close(), s.daemon.Close()) }
+func (s *Service) Close() error {
+	err := errors.Join(s.server.Close(), s.daemon.Close())
+	if s.egress != nil {
+		err = errors.Join(err, s.egress.Close())
+	}
+	return err
+}
 
 // Run serves until ctx ends, then lets the builds that are running end within
 // the grace time of the configuration.
@@ -120,12 +142,17 @@ func (s *Service) Run(ctx context.Context) error {
 	// The pool goes on while the server drains: running builds ask it.
 	checks, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	err := lifecycle.Run(ctx,
-		lifecycle.Task{Name: "server", Run: func(ctx context.Context) error {
+	tasks := []lifecycle.Task{
+		{Name: "server", Run: func(ctx context.Context) error {
 			defer stop()
 			return s.server.Run(ctx)
 		}},
-		lifecycle.Task{Name: "pool", Run: func(context.Context) error { return s.fleet.Run(checks) }},
-	)
+		{Name: "pool", Run: func(context.Context) error { return s.fleet.Run(checks) }},
+	}
+	if s.egress != nil {
+		// As long as the pool: builds that end in the grace time still fetch.
+		tasks = append(tasks, lifecycle.Task{Name: "egress proxy", Run: func(context.Context) error { return s.guard.ServeProxy(checks, s.egress) }})
+	}
+	err := lifecycle.Run(ctx, tasks...)
 	return errors.Join(err, s.daemon.Close())
 }

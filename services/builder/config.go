@@ -39,6 +39,10 @@ func Complete(cfg *configv1.BuilderConfig) *configv1.BuilderConfig {
 	for _, daemon := range out.Daemons {
 		daemon.Name = cmp.Or(daemon.Name, "default")
 	}
+	if out.Egress == nil {
+		out.Egress = &configv1.EgressConfig{}
+	}
+	out.Egress.Listen = cmp.Or(out.Egress.Listen, egressOff)
 	out.CacheRepository = cmp.Or(out.CacheRepository, "localhost:5000/cache")
 	if out.MaxBuildTime == nil {
 		out.MaxBuildTime = durationpb.New(time.Hour)

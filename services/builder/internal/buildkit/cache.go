@@ -38,7 +38,7 @@ func (j *job) cacheEntry(field string, entry build.CacheEntry, directory string,
 		out.Attrs = make(map[string]string)
 	}
 	if entry.Type != "local" {
-		return out, nil
+		return out, j.checkEndpoints(field, entry)
 	}
 	path := fmt.Sprintf("%s.attributes[%q]", field, directory)
 	root, err := open(entry.Attributes[directory])
@@ -53,4 +53,17 @@ func (j *job) cacheEntry(field string, entry build.CacheEntry, directory string,
 	j.keep(dir)
 	out.Attrs[directory] = fmt.Sprintf("/proc/self/fd/%d", dir.Fd())
 	return out, nil
+}
+
+// checkEndpoints holds the caches in object stores to the guard: the daemon sends
+// what it is told to where it is told.
+func (j *job) checkEndpoints(field string, entry build.CacheEntry) error {
+	for _, name := range []string{"endpoint_url", "account_url", "url", "url_v2"} {
+		if address := entry.Attributes[name]; address != "" {
+			if err := j.daemon.opts.Guard.CheckURL(address); err != nil {
+				return inField(fmt.Sprintf("%s.attributes[%q]", field, name), err)
+			}
+		}
+	}
+	return nil
 }

@@ -42,12 +42,10 @@ type cause struct {
 	code codes.Code
 }
 
-// verdict is a kind of failure, when it is that.
-type verdict func(*cause) bool
-
-// verdicts in the order in which they are tried: what BuildKit types before what it
-// only words, what is certain before what is likely.
-var verdicts = []verdict{
+// kinds are the kinds of failures; each fills the failure in when it is that. They
+// are tried in this order: what BuildKit types before what it only words, what is
+// certain before what is likely.
+var kinds = []func(*cause) bool{
 	ended, notGranted, diskFull, stepFailed, dockerfileMissing, secretMissing, imageUnread, fileMissing, targetMissing,
 	exportFailed, linkLeads, gitUnread, urlUnread, dockerfileWrong, daemonGone,
 }
@@ -55,7 +53,7 @@ var verdicts = []verdict{
 // classify gives the failure its kind, reason, class and remedy.
 func classify(f *build.Failure, err error) {
 	c := &cause{Failure: f, err: err, text: err.Error(), code: grpcerrors.Code(err)}
-	for _, is := range verdicts {
+	for _, is := range kinds {
 		if is(c) {
 			return
 		}
@@ -63,7 +61,7 @@ func classify(f *build.Failure, err error) {
 	c.set(kindOf(c.code), "INTERNAL", build.Infrastructure, "read the message; it is buildkitd's own")
 }
 
-// set fills in the verdict and returns true.
+// set fills the failure in and returns true.
 func (c *cause) set(kind fault.Kind, reason string, class build.Class, remedy string) bool {
 	c.Kind, c.Reason, c.Class, c.Remedy = kind, reason, class, remedy
 	return true

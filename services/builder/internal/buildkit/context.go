@@ -74,8 +74,11 @@ func (j *job) addMainContext(c build.Context) error {
 	default: // an archive that is yet to be fetched
 		return nil
 	}
+	if err != nil {
+		return err
+	}
 	j.opt.FrontendInputs[contextName], j.opt.FrontendInputs[dockerfileName] = state, state
-	return err
+	return nil
 }
 
 // addNamedContext gives the frontend a context by a name. Images it resolves by
@@ -96,9 +99,11 @@ func (j *job) addNamedContext(i int, name string, c build.Context) error {
 		attr("local:" + mount)
 	case c.Git != nil:
 		input := "context:" + name
-		if j.opt.FrontendInputs[input], err = j.git(field, *c.Git, "[context "+name+"] load git context"); err != nil {
+		state, err := j.git(field, *c.Git, "[context "+name+"] load git context")
+		if err != nil {
 			return err
 		}
+		j.opt.FrontendInputs[input] = state
 		attr("input:" + input)
 	case c.OCILayout != nil:
 		ref, err := j.layout(field, fmt.Sprintf("layout%d", i), *c.OCILayout)
@@ -135,7 +140,10 @@ func (j *job) files(field string, c build.Context) (_ fsutil.FS, key string, _ e
 // git reads a repository as a graph rather than by the URL of an attribute, which
 // the frontend takes for git by its looks only.
 func (j *job) git(field string, c build.GitContext, name string) (llb.State, error) {
-	opts := []llb.GitOption{llb.GitRef(c.Ref), llb.GitSubDir(c.Subdir), llb.WithCustomName(name)}
+	if err := j.daemon.opts.Guard.CheckURL(c.URL); err != nil {
+		return llb.State{}, inField(field+".git.url", err)
+	}
+	opts := []llb.GitOption{llb.GitRef(c.Ref), llb.GitSubDir(c.Subdir), llb.KnownSSHHosts(noHostKey), llb.WithCustomName(name)}
 	if keep := j.spec.BuildArgs["BUILDKIT_CONTEXT_KEEP_GIT_DIR"]; keep == "1" || keep == "true" {
 		opts = append(opts, llb.KeepGitDir())
 	}

@@ -3,12 +3,15 @@ package buildkit
 import (
 	"context"
 	"io/fs"
+	"log/slog"
+	"net/netip"
 	"strings"
 	"testing"
 
 	"github.com/moby/buildkit/client"
 
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
+	"github.com/kilnbuild/kiln/services/builder/internal/guard"
 )
 
 func optOf(t *testing.T, spec build.Spec) client.SolveOpt {
@@ -17,7 +20,7 @@ func optOf(t *testing.T, spec build.Spec) client.SolveOpt {
 	if spec.Context.Directory != nil && spec.Context.Directory.Path == "" {
 		spec.Context.Directory.Path = dir
 	}
-	d := &Daemon{opts: Options{Roots: []string{"/"}}}
+	d := &Daemon{opts: Options{Roots: []string{"/"}, Guard: guard.New(guard.Policy{Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, Schemes: []string{"ssh", "https"}}, slog.New(slog.DiscardHandler))}}
 	j, err := d.prepare("id", spec)
 	if err != nil {
 		t.Fatal(err)

@@ -31,6 +31,7 @@ import (
 type Options struct {
 	Roots     hostdir.Roots  // directories of this host that a request may name
 	Policy    *policy.Policy // what a request may ask for
+	Guard     Guard          // which hosts sources may come from
 	Artifacts Artifacts      // where archives and trees are kept
 }
 

@@ -36,7 +36,7 @@ func (j *job) addDefinition() error {
 		if err := proto.Unmarshal(raw, &op); err != nil {
 			return badDefinition(fmt.Sprintf("operation %d cannot be read: %v", i, err), "send what llb.Definition.ToPB returns, as protobuf bytes")
 		}
-		if err := j.checkSource(op.GetSource().GetIdentifier()); err != nil {
+		if err := checkSource(op.GetSource().GetIdentifier()); err != nil {
 			return err
 		}
 	}
@@ -45,9 +45,8 @@ func (j *job) addDefinition() error {
 	return nil
 }
 
-// checkSource refuses what only a client with files of its own can give, and what
-// the guard refuses. The daemon asks the guard again, for what it finds there.
-func (j *job) checkSource(identifier string) error {
+// checkSource refuses what only a client with files of its own can give.
+func checkSource(identifier string) error {
 	scheme, _, _ := strings.Cut(identifier, "://")
 	switch scheme {
 	case "local", "oci-layout", "oci-layout+blob":
@@ -61,8 +60,11 @@ func badDefinition(message, remedy string) error {
 	return fault.Invalid("spec.definition", "", message, remedy)
 }
 
-// addSourcePolicy takes the caller's rules on sources.
+// addSourcePolicy has the daemon ask for each source that it reads, and gives it
+// the caller's rules besides.
 func (j *job) addSourcePolicy() error {
+	j.sources = newSourcePolicy(j.daemon.opts.Guard, j.spec.Secrets...)
+	j.opt.SourcePolicyProvider = j.sources.attachable()
 	if len(j.spec.SourcePolicy) == 0 {
 		return nil
 	}

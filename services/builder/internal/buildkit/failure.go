@@ -23,12 +23,13 @@ const (
 // FailureOf says why a solve failed, from the typed details that BuildKit sends
 // with its error. progress may be nil.
 func FailureOf(err error, progress *Progress) *build.Failure {
-	var own *fault.Error
-	if errors.As(err, &own) {
-		return &build.Failure{Kind: own.Kind, Reason: own.Reason, Message: own.Error(), Remedy: own.Remedy, Class: classOf(own)}
-	}
-	f := &build.Failure{Message: message(err), Location: location(err), Details: details(err)}
+	f := &build.Failure{Location: location(err), Details: details(err)}
 	addStep(f, err, progress)
+	if own, ok := errors.AsType[*fault.Error](err); ok {
+		f.Kind, f.Reason, f.Message, f.Remedy, f.Class = own.Kind, own.Reason, own.Error(), own.Remedy, classOf(own)
+		return f
+	}
+	f.Message = message(err)
 	classify(f, err)
 	return f
 }
@@ -106,16 +107,16 @@ func addStep(f *build.Failure, err error, progress *Progress) {
 
 // classOf says whose business an error of Kiln's own is.
 func classOf(err *fault.Error) build.Class {
-	switch err.Kind {
-	case fault.PermissionDenied:
+	switch {
+	case err.Reason == "POLICY_DENIED" || err.Reason == "DIRECTORY_NOT_ALLOWED":
 		return build.Policy
-	case fault.Canceled:
+	case err.Kind == fault.Canceled:
 		return build.ByCancel
-	case fault.DeadlineExceeded:
+	case err.Kind == fault.DeadlineExceeded:
 		return build.ByTimeout
-	case fault.InvalidArgument, fault.NotFound, fault.FailedPrecondition, fault.AlreadyExists, fault.Unauthenticated:
-		return build.User
-	default:
+	case err.Kind == fault.Unavailable || err.Kind == fault.ResourceExhausted || err.Kind == fault.Internal:
 		return build.Infrastructure
+	default:
+		return build.User
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/moby/buildkit/client/llb"
 	"github.com/tonistiigi/fsutil"
 
+	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )
 
@@ -20,6 +21,8 @@ type job struct {
 	spec   build.Spec
 	opt    client.SolveOpt
 	def    *llb.Definition // in place of a frontend
+
+	sources *sourcePolicy
 
 	outputs []*output
 	open    []io.Closer
@@ -85,7 +88,7 @@ func (j *job) run(ctx context.Context, statuses chan *client.SolveStatus, abando
 	defer func() { err = errors.Join(err, j.close()) }()
 	res, err := j.daemon.client.Solve(ctx, j.def, j.opt, statuses)
 	if err != nil {
-		return nil, errors.Join(j.writeFailed(), err)
+		return nil, errors.Join(j.known(err), err)
 	}
 	select {
 	case <-abandoned:
@@ -93,4 +96,16 @@ func (j *job) run(ctx context.Context, statuses chan *client.SolveStatus, abando
 	default:
 		return j.finish(ctx, res.ExporterResponse)
 	}
+}
+
+// known is what the builder itself knows of a failed solve, of which the daemon has
+// only a message.
+func (j *job) known(err error) error {
+	if failed := j.writeFailed(); failed != nil {
+		return failed
+	}
+	if explained, ok := errors.AsType[*fault.Error](j.sources.explain(err)); ok {
+		return explained
+	}
+	return nil
 }

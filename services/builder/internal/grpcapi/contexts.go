@@ -14,6 +14,7 @@ import (
 	"github.com/kilnbuild/kiln/pkg/fault"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
+	"github.com/kilnbuild/kiln/services/builder/internal/guard"
 )
 
 // maxInlineBytes bounds all files of an inline context together.
@@ -114,21 +115,26 @@ func inlineContext(field string, in *builderv1.InlineContext) (*build.InlineCont
 	return &out, nil
 }
 
-// httpContext looks at the form of the URL; which hosts it may name is for the
-// builder's policy.
+// httpContext looks at the form of the URL; which hosts are allowed is the guard's
+// to say.
 func httpContext(field string, in *builderv1.HttpContext) (*build.HTTPContext, error) {
-	u, err := url.Parse(in.GetUrl())
-	if err != nil || u.Host == "" || u.Scheme != "https" && u.Scheme != "http" {
-		return nil, fault.Invalid(field, redacted(in.GetUrl()), "is not the URL of an archive", `write it like "https://host/path/project.tar.gz"`)
+	raw := in.GetUrl()
+	if f := guard.WellFormed(raw); f != nil {
+		f.Field = field
+		return nil, f
+	}
+	u, err := url.Parse(raw)
+	if err != nil || u.Scheme != "https" && u.Scheme != "http" {
+		return nil, fault.Invalid(field, guard.Redacted(raw), "is not the URL of an archive", `write it like "https://host/path/project.tar.gz"`)
 	}
 	if u.Fragment != "" {
-		return nil, fault.Invalid(field, redacted(in.GetUrl()), "has a fragment, which no server sees", "leave out what follows the #")
+		return nil, fault.Invalid(field, guard.Redacted(raw), "has a fragment, which no server sees", "leave out what follows the #")
 	}
 	if _, secret := u.User.Password(); secret {
-		return nil, fault.Invalid(field, redacted(in.GetUrl()), "holds a password, which would end up in records and logs",
+		return nil, fault.Invalid(field, guard.Redacted(raw), "holds a password, which would end up in records and logs",
 			"leave the credentials out of the URL, or send the archive with UploadContext")
 	}
-	return &build.HTTPContext{URL: in.GetUrl(), Digest: in.GetDigest()}, nil
+	return &build.HTTPContext{URL: raw, Digest: in.GetDigest()}, nil
 }
 
 // imageOf is a reference in full.

@@ -10,40 +10,30 @@ import (
 	"github.com/kilnbuild/kiln/pkg/fault"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
+	"github.com/kilnbuild/kiln/services/builder/internal/guard"
 )
 
-var (
-	// scpURL is git's short form of an ssh URL: user@host:path.
-	scpURL = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9.-]*:[^-:\s#][^\s#]*$`)
-	// gitRef leaves out what git-check-ref-format(1) forbids, and a leading "-",
-	// which git would read as an option.
-	gitRef = regexp.MustCompile(`^[A-Za-z0-9_./@+][A-Za-z0-9_./@+=-]*$`)
-)
+// gitRef leaves out what git-check-ref-format(1) forbids, and a leading "-",
+// which git would read as an option.
+var gitRef = regexp.MustCompile(`^[A-Za-z0-9_./@+][A-Za-z0-9_./@+=-]*$`)
 
 // gitContext lets pass only what git can read as nothing but a repository of
-// another host: no option, no local path, no remote helper ("ext::…").
+// another host: no option, no local path, no remote helper ("ext::…"). Which hosts
+// are allowed is the guard's to say.
 func gitContext(field string, in *builderv1.GitContext) (*build.GitContext, error) {
 	raw := in.GetUrl()
-	if !scpURL.MatchString(raw) {
-		u, err := url.Parse(raw)
-		if err != nil || u.Host == "" || strings.HasPrefix(u.Host, "-") {
-			return nil, fault.Invalid(field+".url", redacted(raw), "is not the URL of a repository",
-				`write it like "https://host/group/project.git" or "git@host:group/project.git"`)
-		}
-		switch u.Scheme {
-		case "https", "http", "ssh", "git":
-		default:
-			return nil, fault.Invalid(field+".url", redacted(raw), "has a scheme that is not allowed", "use https, http, ssh or git")
-		}
-		if u.Fragment != "" || u.RawQuery != "" {
-			return nil, fault.Invalid(field+".url", redacted(raw), "has a fragment or a query",
-				"name the branch in ref and the directory in subdir")
-		}
-		if u.User != nil {
-			if _, secret := u.User.Password(); secret {
-				return nil, fault.Invalid(field+".url", redacted(raw), "holds a password, which would end up in records and logs",
-					"leave the credentials out of the URL")
-			}
+	if f := guard.WellFormed(raw); f != nil {
+		f.Field = field + ".url"
+		return nil, f
+	}
+	if strings.ContainsAny(raw, "#?") {
+		return nil, fault.Invalid(field+".url", guard.Redacted(raw), "has a fragment or a query",
+			"name the branch in ref and the directory in subdir")
+	}
+	if u, err := url.Parse(raw); err == nil && u.User != nil {
+		if _, secret := u.User.Password(); secret {
+			return nil, fault.Invalid(field+".url", guard.Redacted(raw), "holds a password, which would end up in records and logs",
+				"leave the credentials out of the URL")
 		}
 	}
 	if ref := in.GetRef(); ref != "" && (!gitRef.MatchString(ref) || strings.Contains(ref, "..")) {
@@ -54,16 +44,4 @@ func gitContext(field string, in *builderv1.GitContext) (*build.GitContext, erro
 		return nil, fault.Invalid(field+".subdir", subdir, "is not a clean path in the repository", `write it like "services/web"`)
 	}
 	return &build.GitContext{URL: raw, Ref: in.GetRef(), Subdir: subdir}, nil
-}
-
-// redacted is a URL without its password, for messages.
-func redacted(raw string) string {
-	u, err := url.Parse(raw)
-	if err != nil || u.User == nil {
-		if strings.Contains(raw, "@") && err != nil {
-			return "(not shown)"
-		}
-		return raw
-	}
-	return u.Redacted()
 }

@@ -12,4 +12,4 @@ func (*Masker) Stream() *Stream { return nil }
 type Stream struct{}
 
 func (*Stream) Write(b []byte) []byte { return b }
-func (*Stream) Flush() []byte        { return nil }
+func (*Stream) Flush() []byte         { return nil }

@@ -54,6 +54,7 @@ func get(ctx context.Context, client *http.Client, url string) error {
 func (r *runner) newBuildkitd(environ []string) *supervise.Child {
 	// An exporter that buildkitd does not know must not keep it from starting.
 	env := append(childEnv(environ, "buildkitd", r.paths.tmp()), "OTEL_IGNORE_ERROR=true")
+	env = append(env, proxyEnv(environ, r.addrs)...)
 	return supervise.New(supervise.Spec{
 		Name: "buildkitd", Path: r.bins.buildkitd, Args: []string{"--config", r.paths.config("buildkitd.toml")},
 		Env: env, LogPath: r.paths.log("buildkitd"),

@@ -44,9 +44,10 @@ started is gone. A second Ctrl-C does not wait for them.`,
 	flags := cmd.Flags()
 	flags.SortFlags = false
 	flags.StringVar(&opts.DataDir, "data-dir", "", "`directory` of all state (default: $XDG_STATE_HOME/kiln, or /var/lib/kiln for root)")
-	flags.IntVar(&opts.ListenBase, "listen-base", 0, "`port` N: gRPC on N to N+2, HTTP on N+10 to N+12, registry on N+20 (default: 50051, 9461, 5000)")
+	flags.IntVar(&opts.ListenBase, "listen-base", 0, "`port` N: gRPC on N to N+2, egress proxy on N+3, HTTP on N+10 to N+12, registry on N+20 (default: 50051, 50054, 9461, 5000)")
 	flags.StringVar(&opts.RegistryListen, "registry-listen", "", "loopback `address` of the registry, such as 127.0.0.1:5001")
 	flags.StringArrayVar(&opts.AllowRoots, "allow-root", nil, "`directory` whose contents requests may name as context; may be given several times (default: the working directory)")
+	flags.StringArrayVar(&opts.AllowNetworks, "allow-network", nil, "`network`, as 10.20.0.0/16, that git repositories and URLs of builds may be in although it is not public; may be given several times")
 	flags.StringVar(&opts.Buildkitd, "buildkitd", "", "the buildkitd `binary` (default: beside kiln, then $PATH)")
 	flags.StringVar(&opts.Registry, "registry", "", "the registry `binary` (default: beside kiln, then $PATH)")
 	flags.StringVar(&opts.LogLevel, "log-level", "info", "`level` of the services' logs: debug, info, warn or error")

@@ -16,8 +16,8 @@ import (
 type Options struct {
 	// DataDir holds all state. Empty: see DefaultDataDir.
 	DataDir string
-	// ListenBase N puts gRPC on ports N to N+2, HTTP on N+10 to N+12 and the
-	// registry on N+20. 0: 50051 to 50053, 9461 to 9463, 5000.
+	// ListenBase N puts gRPC on ports N to N+2, the egress proxy on N+3, HTTP on
+	// N+10 to N+12 and the registry on N+20. 0: 50051 to 50054, 9461 to 9463, 5000.
 	ListenBase int
 	// RegistryListen is the registry's loopback address, host:port. Empty: as
 	// ListenBase says.
@@ -25,6 +25,9 @@ type Options struct {
 	// AllowRoots are the directories that a request may name as its context.
 	// Empty: the working directory.
 	AllowRoots []string
+	// AllowNetworks are networks in CIDR form that sources of builds may come from
+	// although they are not public.
+	AllowNetworks []string
 	// Buildkitd and Registry are the binaries. Empty: beside kiln, then $PATH.
 	Buildkitd, Registry string
 	// LogLevel is that of the services. Empty: info.
@@ -87,7 +90,7 @@ type addresses struct {
 	builder, builderHTTP           string
 	cacheManager, cacheManagerHTTP string
 	janitor, janitorHTTP           string
-	registry                       string
+	registry, egress               string
 }
 
 // lastBase leaves room for the highest port, the registry's.
@@ -107,7 +110,7 @@ func (o Options) addresses() (addresses, error) {
 		builder: local(grpc), builderHTTP: local(http),
 		cacheManager: local(grpc + 1), cacheManagerHTTP: local(http + 1),
 		janitor: local(grpc + 2), janitorHTTP: local(http + 2),
-		registry: local(registry),
+		registry: local(registry), egress: local(grpc + 3),
 	}
 	if o.RegistryListen != "" {
 		var err error

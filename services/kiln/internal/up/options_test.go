@@ -13,13 +13,13 @@ func TestAddresses(t *testing.T) {
 		builder: "127.0.0.1:50051", builderHTTP: "127.0.0.1:9461",
 		cacheManager: "127.0.0.1:50052", cacheManagerHTTP: "127.0.0.1:9462",
 		janitor: "127.0.0.1:50053", janitorHTTP: "127.0.0.1:9463",
-		registry: "127.0.0.1:5000",
+		registry: "127.0.0.1:5000", egress: "127.0.0.1:50054",
 	}
 	based := addresses{
 		builder: "127.0.0.1:7000", builderHTTP: "127.0.0.1:7010",
 		cacheManager: "127.0.0.1:7001", cacheManagerHTTP: "127.0.0.1:7011",
 		janitor: "127.0.0.1:7002", janitorHTTP: "127.0.0.1:7012",
-		registry: "127.0.0.1:7020",
+		registry: "127.0.0.1:7020", egress: "127.0.0.1:7003",
 	}
 	elsewhere := usual
 	elsewhere.registry = "[::1]:5001"

@@ -105,6 +105,7 @@ func checkPorts(ctx context.Context, a addresses) error {
 		{"the cache manager's HTTP", a.cacheManagerHTTP, "--listen-base"},
 		{"the janitor", a.janitor, "--listen-base"},
 		{"the janitor's HTTP", a.janitorHTTP, "--listen-base"},
+		{"the egress proxy", a.egress, "--listen-base"},
 		{"the registry", a.registry, "--registry-listen"},
 	}
 	seen := map[string]string{}

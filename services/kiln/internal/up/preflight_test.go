@@ -33,7 +33,7 @@ func TestTakenPort(t *testing.T) {
 		defer l.Close()
 		return l.Addr().String()
 	}
-	a := addresses{free(), free(), free(), free(), free(), free(), free()}
+	a := addresses{free(), free(), free(), free(), free(), free(), free(), free()}
 	if err := checkPorts(t.Context(), a); err != nil {
 		t.Fatalf("all free: %v", err)
 	}

@@ -1,0 +1,148 @@
+package guard
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"strings"
+	"time"
+
+	"github.com/kilnbuild/kiln/pkg/fault"
+)
+
+// Bounds of the proxy.
+const (
+	maxConnections = 512             // requests and tunnels at once
+	tunnelIdle     = 5 * time.Minute // without a byte in either direction
+	maxLife        = 6 * time.Hour   // of a request or a tunnel
+	viaName        = "1.1 kiln-egress"
+)
+
+// proxy is an HTTP proxy that dials for others what the guard allows.
+type proxy struct {
+	guard   *Guard
+	forward *httputil.ReverseProxy
+	slots   chan struct{} // one taken for each request
+}
+
+// Proxy is an HTTP proxy for daemons that fetch by themselves: it looks hosts up,
+// checks and dials in one go. It takes plain requests with an absolute URL, and
+// CONNECT. What is refused gets 403 with the reason. A tunnel ends with the
+// context of its request, which ServeProxy sees to.
+func (g *Guard) Proxy() http.Handler { return g.newProxy() }
+
+func (g *Guard) newProxy() *proxy {
+	p := &proxy{guard: g, slots: make(chan struct{}, maxConnections)}
+	p.forward = &httputil.ReverseProxy{
+		Transport:      checked{g},
+		Rewrite:        rewrite,
+		ModifyResponse: p.checkLocation,
+		ErrorHandler:   p.fail,
+		ErrorLog:       slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
+	}
+	return p
+}
+
+// ServeProxy serves Proxy on a listener, which it closes, until ctx ends, and
+// returns when all that it serves has ended.
+func (g *Guard) ServeProxy(ctx context.Context, listener net.Listener) error {
+	p := g.newProxy()
+	serving, stop := context.WithCancel(ctx)
+	server := &http.Server{
+		Handler:           p,
+		BaseContext:       func(net.Listener) context.Context { return serving },
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
+		MaxHeaderBytes:    maxHeaderBytes,
+		ErrorLog:          slog.NewLogLogger(g.log.Handler(), slog.LevelDebug),
+	}
+	closed := make(chan struct{})
+	go func() {
+		defer close(closed)
+		<-serving.Done()
+		_ = server.Close() // What is under way has been told to end.
+	}()
+	err := server.Serve(listener)
+	stop()
+	<-closed
+	for range cap(p.slots) { // Each is free once its request has ended.
+		p.slots <- struct{}{}
+	}
+	if errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}
+
+// ServeHTTP implements http.Handler.
+func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	select {
+	case p.slots <- struct{}{}:
+		defer func() { <-p.slots }()
+	default:
+		http.Error(w, "the egress proxy has too many connections", http.StatusServiceUnavailable)
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), maxLife)
+	defer cancel()
+	r = r.WithContext(ctx)
+	switch {
+	case strings.Contains(strings.Join(r.Header.Values("Via"), ","), viaName):
+		http.Error(w, "the request has come through this proxy before", http.StatusLoopDetected)
+	case r.Method == http.MethodConnect:
+		p.connect(w, r)
+	case !r.URL.IsAbs() || r.URL.Host == "":
+		http.Error(w, "this is the egress proxy of a Kiln builder: it takes CONNECT and absolute URLs", http.StatusBadRequest)
+	default:
+		p.forward.ServeHTTP(w, r)
+	}
+}
+
+// rewrite makes the request that goes on. ReverseProxy has taken the hop-by-hop
+// headers out, but for an upgrade, which would make a tunnel without bounds.
+func rewrite(r *httputil.ProxyRequest) {
+	r.Out.Header.Del("Connection")
+	r.Out.Header.Del("Upgrade")
+	r.Out.Header.Add("Via", viaName)
+	if _, set := r.Out.Header["User-Agent"]; !set {
+		r.Out.Header.Set("User-Agent", "") // Else Go adds its own.
+	}
+}
+
+// checkLocation refuses a redirect to what is not allowed: a client in Go asks no
+// proxy for loopback addresses.
+func (p *proxy) checkLocation(response *http.Response) error {
+	location := response.Header.Get("Location")
+	if location != "" {
+		to, err := response.Request.URL.Parse(location)
+		if err != nil {
+			return malformed(location, "is no URL to be led to")
+		}
+		if err := p.guard.CheckURL(to.String()); err != nil {
+			return err
+		}
+	}
+	p.observe(response.Request.Context(), Allowed)
+	return nil
+}
+
+// fail answers for what was refused or could not be reached.
+func (p *proxy) fail(w http.ResponseWriter, r *http.Request, err error) {
+	if f, ok := errors.AsType[*fault.Error](err); ok {
+		p.observe(r.Context(), Denied)
+		p.guard.log.WarnContext(r.Context(), "refused to reach a host for a daemon", "error", f)
+		http.Error(w, fault.Line(f), http.StatusForbidden)
+		return
+	}
+	p.observe(r.Context(), Failed)
+	http.Error(w, "the egress proxy cannot reach "+r.URL.Host+": "+err.Error(), http.StatusBadGateway)
+}
+
+func (p *proxy) observe(ctx context.Context, outcome string) {
+	if p.guard.Observe != nil {
+		p.guard.Observe(ctx, outcome)
+	}
+}
