@@ -21,6 +21,9 @@ type BuildkitdOptions struct {
 	GC bool
 	// MaxParallelism bounds the steps that run at once. 0: 4, as in the guide.
 	MaxParallelism int
+	// Entitlements are rights that the daemon gives to builds that ask for them, such
+	// as "network.host".
+	Entitlements []string
 	// TOML is added to the daemon's configuration.
 	TOML string
 }
@@ -92,7 +95,11 @@ func buildkitdTOML(dir, sock string, opts BuildkitdOptions) string {
 	}
 	var t strings.Builder
 	fmt.Fprintf(&t, "root = %q\n", filepath.Join(dir, "root"))
-	fmt.Fprintf(&t, "[grpc]\n  address = [%q]\n", "unix://"+sock)
+	fmt.Fprintf(&t, "insecure-entitlements = [")
+	for _, right := range opts.Entitlements {
+		fmt.Fprintf(&t, "%q,", right)
+	}
+	fmt.Fprintf(&t, "]\n[grpc]\n  address = [%q]\n", "unix://"+sock)
 	// Without a path of its own, all daemons of the machine share one.
 	fmt.Fprintf(&t, "[otel]\n  socketPath = %q\n", filepath.Join(dir, "otel.sock"))
 	fmt.Fprintf(&t, "[cdi]\n  disabled = true\n")

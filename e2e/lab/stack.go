@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 
+	"google.golang.org/protobuf/proto"
+
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 )
 
@@ -48,15 +50,11 @@ func (l *Lab) StartStack(ctx context.Context, opts StackOptions) (*Stack, error)
 // BuilderConfig returns cfg, which may be nil, with its daemon and the registry
 // of its caches set.
 func BuilderConfig(cfg *configv1.BuilderConfig, daemon, registry string) *configv1.BuilderConfig {
-	merged := &configv1.BuilderConfig{
-		Daemons:         []*configv1.DaemonConfig{{Name: "lab", Address: daemon}},
-		CacheRepository: registry + "/cache",
-	}
+	merged := &configv1.BuilderConfig{}
 	if cfg != nil {
-		merged.Server, merged.Log = cfg.GetServer(), cfg.GetLog()
-		merged.AllowedRoots = cfg.GetAllowedRoots()
-		merged.MaxBuildTime = cfg.GetMaxBuildTime()
-		merged.MaxBuildsKept, merged.MaxRunningBuilds = cfg.GetMaxBuildsKept(), cfg.GetMaxRunningBuilds()
+		merged = proto.CloneOf(cfg)
 	}
+	merged.Daemons = []*configv1.DaemonConfig{{Name: "lab", Address: daemon}}
+	merged.CacheRepository = registry + "/cache"
 	return merged
 }

@@ -19,7 +19,7 @@ var (
 	imageNotResolved = regexp.MustCompile(`failed to resolve source metadata for ([^\s:]+(?::\d+)?[^\s]*): `)
 	layerNotPulled   = regexp.MustCompile(`failed to copy: .*(?:httpReadSeeker|fetching|failed open)`)
 	fileNotFound     = regexp.MustCompile(`failed to (?:calculate checksum of ref|compute cache key)[^"]*"([^"]+)": not found`)
-	gitNotRead       = regexp.MustCompile(`failed to (?:fetch remote|load cache key)[: ]+(\S+)`)
+	gitNotRead       = regexp.MustCompile(`failed to fetch remote (\S+)`)
 	urlNotRead       = regexp.MustCompile(`invalid response status (\d{3})`)
 	urlNotReached    = regexp.MustCompile(`(?:Get|Head) "(https?://[^"]+)": `)
 	noDockerfile     = regexp.MustCompile(`failed to read dockerfile: open (\S+): no such file`)

@@ -20,6 +20,10 @@ const (
 	dockerfileName = "dockerfile"
 )
 
+// mainLayout is the name of the OCI layout that is the context. As all such names it
+// must have the form of a repository.
+const mainLayout = "kiln/context"
+
 // addContexts gives the solve what it reads: its context and Dockerfile, and the
 // named contexts.
 func (j *job) addContexts() error {
@@ -62,8 +66,8 @@ func (j *job) addMainContext(c build.Context) error {
 		state, err = j.git("spec.context", *c.Git, "[internal] load git context")
 	case c.OCILayout != nil:
 		var ref string
-		if ref, err = j.layout("spec.context", contextName, *c.OCILayout); err == nil {
-			state = llb.OCILayout(ref, llb.OCIStore("", contextName), llb.Platform(j.platform()), llb.WithCustomName("[internal] load OCI layout context"))
+		if ref, err = j.layout("spec.context", mainLayout, *c.OCILayout); err == nil {
+			state = llb.OCILayout(ref, llb.OCIStore("", mainLayout), llb.Platform(j.platform()), llb.WithCustomName("[internal] load OCI layout context"))
 		}
 	case c.Image != nil:
 		opts := []llb.ImageOption{llb.Platform(j.platform()), llb.WithCustomName("[internal] load image context " + c.Image.Reference)}
@@ -106,7 +110,7 @@ func (j *job) addNamedContext(i int, name string, c build.Context) error {
 		j.opt.FrontendInputs[input] = state
 		attr("input:" + input)
 	case c.OCILayout != nil:
-		ref, err := j.layout(field, fmt.Sprintf("layout%d", i), *c.OCILayout)
+		ref, err := j.layout(field, fmt.Sprintf("kiln/layout%d", i), *c.OCILayout)
 		if err != nil {
 			return err
 		}

@@ -91,7 +91,7 @@ func outcomeToProto(o build.Outcome) *builderv1.Outcome {
 	}
 	for _, result := range o.Outputs {
 		out.Outputs = append(out.Outputs, &builderv1.OutputResult{
-			Digest: result.Digest, MediaType: result.MediaType, Tags: result.Tags,
+			Digest: result.Digest, MediaType: result.MediaType, Tags: result.Tags, Artifact: result.Artifact, SizeBytes: result.Size,
 		})
 	}
 	return out
@@ -113,6 +113,10 @@ func failureToProto(f *build.Failure) *rpcstatus.Status {
 	detail := &errorsv1.BuildFailure{
 		Reason: errorsv1.Reason(errorsv1.Reason_value["REASON_"+f.Reason]), Step: f.Step, StepDigest: f.StepDigest,
 		ExitCode: f.ExitCode, LogTail: f.LogTail, Reference: f.Reference,
+		Class: errorsv1.FailureClass(f.Class), //nolint:gosec // the same numbers
+	}
+	for _, d := range f.Details {
+		detail.DaemonDetails = append(detail.DaemonDetails, &errorsv1.DaemonDetail{TypeUrl: d.TypeURL, Value: d.Value})
 	}
 	if at := f.Location; at != nil {
 		detail.Location = &errorsv1.SourceLocation{
