@@ -24,6 +24,8 @@ type BuildkitdOptions struct {
 	// Entitlements are rights that the daemon gives to builds that ask for them, such
 	// as "network.host".
 	Entitlements []string
+	// Root is the directory of the daemon's state. Empty: one in Buildkitd.Dir.
+	Root string
 	// TOML is added to the daemon's configuration.
 	TOML string
 }
@@ -94,7 +96,11 @@ func buildkitdTOML(dir, sock string, opts BuildkitdOptions) string {
 		parallelism = 4
 	}
 	var t strings.Builder
-	fmt.Fprintf(&t, "root = %q\n", filepath.Join(dir, "root"))
+	root := opts.Root
+	if root == "" {
+		root = filepath.Join(dir, "root")
+	}
+	fmt.Fprintf(&t, "root = %q\n", root)
 	fmt.Fprintf(&t, "insecure-entitlements = [")
 	for _, right := range opts.Entitlements {
 		fmt.Fprintf(&t, "%q,", right)
