@@ -30,7 +30,7 @@ var (
 	denied = regexp.MustCompile(`(?i)\b(?:401|403)\b|unauthorized|forbidden|authorization failed|access denied|insufficient_scope|authentication required|authentication failed|could not read username|permission denied \(publickey`)
 	absent = regexp.MustCompile(`(?i)\b404\b|not found|name unknown|manifest unknown|no such host|could not resolve host`)
 	away   = regexp.MustCompile(`(?i)connection refused|connection reset|no route to host|network is unreachable|i/o timeout|timeout exceeded|timed out|tls handshake|server misbehaving|temporary failure|unexpected eof|: eof|broken pipe|couldn't connect|failed to connect|\b50[0-9]\b|too many requests|\b429\b|server gave http response to https client`)
-	byRule = regexp.MustCompile(`(?i)not allowed by (?:policy|build daemon configuration)|denied by policy|(?:network\.host|security\.insecure|device\S*) is not allowed|is not an allowed gateway source`)
+	byRule = regexp.MustCompile(`(?i)not allowed by (?:policy|build daemon configuration)|denied by policy|(?:network\.host|security\.insecure|device\S*) is not allowed|requested by the build but not allowed|is not an allowed gateway source`)
 	full   = regexp.MustCompile(`(?i)no space left on device|disk quota exceeded|insufficient storage`)
 )
 
