@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/moby/buildkit/client"
@@ -26,7 +27,13 @@ type stream struct {
 }
 
 func newHider(spec build.Spec) *hider {
-	return &hider{mask: mask.New(spec.Sensitive()), streams: make(map[stream]*mask.Stream)}
+	values := spec.Sensitive()
+	for _, value := range values {
+		// As errors quote what they are about.
+		quoted := strconv.Quote(string(value))
+		values = append(values, []byte(quoted[1:len(quoted)-1]))
+	}
+	return &hider{mask: mask.New(values), streams: make(map[stream]*mask.Stream)}
 }
 
 // status hides what is secret in a status, before anything else sees it. What a
