@@ -21,7 +21,7 @@ const (
 func details(err error) []build.Detail {
 	var all []build.Detail
 	walk(err, func(err error) {
-		typed, ok := err.(grpcerrors.TypedError) //nolint:errorlint // each error of the chain by itself
+		typed, ok := err.(grpcerrors.TypedError)
 		if !ok || len(all) == maxDetails {
 			return
 		}
