@@ -119,7 +119,7 @@ RUN test ! -e /dir/secret && cat /main /in /dir/f /other /repo /image /layout
 `
 	for _, round := range []string{"a", "b"} {
 		spec := &builderv1.BuildSpec{
-			Project: "named", Context: inlineContext(map[string]string{"f": "mai" + round}),
+			Project: "named", Context: inlineContext(map[string]string{"f": "main"}),
 			Dockerfile: &builderv1.Dockerfile{Source: &builderv1.Dockerfile_Inline{Inline: text}},
 			NamedContexts: map[string]*builderv1.Context{
 				"busy": imageContext(s.base), "in": inlineContext(map[string]string{"f": "inl" + round}),
@@ -128,7 +128,7 @@ RUN test ! -e /dir/secret && cat /main /in /dir/f /other /repo /image /layout
 			},
 		}
 		spec.NoCache = true
-		if got, want := s.succeed(t, spec).log(), "mai"+round+"inl"+round+"dir"+round+"oth"+round+"mainimg0oci0"; !strings.HasSuffix(got, want) {
+		if got, want := s.succeed(t, spec).log(), "main"+"inl"+round+"dir"+round+"oth"+round+"mainimg0oci0"; !strings.HasSuffix(got, want) {
 			t.Errorf("round %s: %q, want %q", round, got, want)
 		}
 	}

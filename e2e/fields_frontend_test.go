@@ -145,7 +145,7 @@ func TestFieldSourceDateEpoch(t *testing.T) {
 	s := sharedStack(t)
 	const epoch = 1700000000
 	build := func() string {
-		spec := dockerfile("FROM "+s.base+"\nRUN echo same >/file && mkdir /dir\n", s.ref("epoch"))
+		spec := dockerfile("FROM "+s.base+"\nRUN sleep 1.1; echo same >/file && mkdir /dir\n", s.ref("epoch"))
 		spec.NoCache, spec.SourceDateEpoch = true, proto.Int64(epoch)
 		return s.succeed(t, spec).outcome.GetOutputs()[0].GetDigest()
 	}

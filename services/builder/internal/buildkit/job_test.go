@@ -129,10 +129,10 @@ func TestExporters(t *testing.T) {
 		got = append(got, export{e.Type, e.Attrs, e.Output != nil})
 	}
 	want := []export{
-		{"docker", map[string]string{"name": "d:1", "annotation.k": "v"}, true},
+		{"docker", map[string]string{"name": "d:1", "annotation.k": "v", "compression": "gzip", "force-compression": "true"}, true},
 		{"tar", map[string]string{}, true},
-		{"oci", map[string]string{"annotation.k": "v"}, true},
-		{"image", map[string]string{"name": "a:1,a:2", "push": "true", "annotation.k": "v"}, false},
+		{"oci", map[string]string{"annotation.k": "v", "compression": "gzip", "force-compression": "true"}, true},
+		{"image", map[string]string{"name": "a:1,a:2", "push": "true", "annotation.k": "v", "compression": "gzip", "force-compression": "true"}, false},
 		{"image", map[string]string{"name": "z:1", "push": "true", "annotation.k": "v", "compression": "zstd", "force-compression": "true"}, false},
 	}
 	if diff := gocmp.Diff(want, got); diff != "" {

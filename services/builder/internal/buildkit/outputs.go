@@ -1,6 +1,7 @@
 package buildkit
 
 import (
+	"cmp"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -42,16 +43,18 @@ type output struct {
 // answers with what the last of its exporters said of an image.
 func (j *job) addOutputs() error {
 	pushes := make(map[string][]*output) // by compression
+	usual := usualCompression(j.spec.Outputs)
 	for _, want := range j.spec.Outputs {
 		out := &output{want: want}
 		j.outputs = append(j.outputs, out)
 		if want.Registry != nil {
-			pushes[want.Registry.Compression] = append(pushes[want.Registry.Compression], out)
+			compression := cmp.Or(want.Registry.Compression, usual)
+			pushes[compression] = append(pushes[compression], out)
 			continue
 		}
 		kind, attrs := client.ExporterTar, map[string]string{}
 		if want.Archive != nil {
-			kind, attrs = archiveType(*want.Archive), j.imageAttrs(want.Archive.Tags)
+			kind, attrs = archiveType(*want.Archive), j.imageAttrs(want.Archive.Tags, usual)
 		}
 		out.create = func() (ArtifactWriter, error) { return j.daemon.opts.Artifacts.Create(j.opt.Ref, artifactOf(want)) }
 		j.addExport(client.ExportEntry{Type: kind, Attrs: attrs, Output: out.begin}, out)
@@ -61,11 +64,8 @@ func (j *job) addOutputs() error {
 		for _, out := range pushes[compression] {
 			tags = append(tags, out.want.Registry.Tags...)
 		}
-		attrs := j.imageAttrs(tags)
+		attrs := j.imageAttrs(tags, compression)
 		attrs["push"] = "true"
-		if compression != "" {
-			attrs["compression"], attrs["force-compression"] = compression, "true"
-		}
 		j.addExport(client.ExportEntry{Type: client.ExporterImage, Attrs: attrs}, pushes[compression]...)
 	}
 	return nil
@@ -78,8 +78,23 @@ func (j *job) addExport(entry client.ExportEntry, of ...*output) {
 	j.opt.Exports = append(j.opt.Exports, entry)
 }
 
-func (j *job) imageAttrs(tags []string) map[string]string {
+// usualCompression is that of outputs that name none: the daemon's default, which
+// takes layers as they are, unless another output has them made anew. Then they are
+// there in several forms, and the default would take any.
+func usualCompression(outputs []build.Output) string {
+	for _, out := range outputs {
+		if out.Registry != nil && out.Registry.Compression != "" {
+			return "gzip"
+		}
+	}
+	return ""
+}
+
+func (j *job) imageAttrs(tags []string, compression string) map[string]string {
 	attrs := make(map[string]string)
+	if compression != "" {
+		attrs["compression"], attrs["force-compression"] = compression, "true"
+	}
 	if len(tags) > 0 {
 		attrs["name"] = strings.Join(tags, ",")
 	}
