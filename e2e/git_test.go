@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"net/http"
 	"net/http/cgi"
 	"net/http/httptest"
 	"path/filepath"
@@ -14,10 +15,23 @@ import (
 	errorsv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/errors/v1"
 )
 
-// gitServer serves a repository with git http-backend. It has branch main, with a
-// subdirectory, branch other, and tag v1 on the first commit. It returns the
-// repository's URL and the hash of the first commit.
+// gitServer serves a repository on loopback. It returns the repository's URL and the
+// hash of the first commit.
 func gitServer(t *testing.T, base string) (url, first string) {
+	t.Helper()
+	handler, first := gitHandler(t, base)
+	server := httptest.NewServer(handler)
+	t.Cleanup(server.Close)
+	return server.URL + "/repo.git", first
+}
+
+// submoduleURL is where nothing is, on loopback.
+const submoduleURL = "http://127.0.0.1:1/nobody.git"
+
+// gitHandler serves the repository /repo.git with git http-backend. It has branch
+// main, with a subdirectory, branch other, branch submodule, with one at
+// submoduleURL, and tag v1 on the first commit, whose hash it returns.
+func gitHandler(t *testing.T, base string) (handler http.Handler, first string) {
 	t.Helper()
 	projects := t.TempDir()
 	work := filepath.Join(projects, "work")
@@ -45,15 +59,18 @@ func gitServer(t *testing.T, base string) (url, first string) {
 	run("checkout", "-q", "-b", "other")
 	labtest.Write(t, work, map[string]string{"which": "other"})
 	run("commit", "-q", "-a", "-m", "third")
+	run("checkout", "-q", "-b", "submodule", "main")
+	labtest.Write(t, work, map[string]string{".gitmodules": "[submodule \"sub\"]\n\tpath = module\n\turl = " + submoduleURL + "\n"})
+	run("add", ".")
+	run("update-index", "--add", "--cacheinfo", "160000,"+first+",module")
+	run("commit", "-q", "-m", "fourth")
 	run("checkout", "-q", "main")
 	run("clone", "-q", "--bare", work, filepath.Join(projects, "repo.git"))
 
-	server := httptest.NewServer(&cgi.Handler{
+	return &cgi.Handler{
 		Path: filepath.Join(run("--exec-path"), "git-http-backend"),
 		Env:  []string{"GIT_PROJECT_ROOT=" + projects, "GIT_HTTP_EXPORT_ALL=1"},
-	})
-	t.Cleanup(server.Close)
-	return server.URL + "/repo.git", first
+	}, first
 }
 
 func TestGitContext(t *testing.T) {

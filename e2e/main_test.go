@@ -93,21 +93,21 @@ func sharedOptions() lab.StackOptions {
 			Entitlements:   []string{"network.host", "security.insecure"},
 			Frontends:      []string{"127.0.0.1:*"},
 			SbomGenerators: []string{"127.0.0.1:*"},
-			Sources:        loopback(),
+			Sources:        sourcesFrom("127.0.0.0/8").GetSources(),
 		}},
 		Buildkitd: lab.BuildkitdOptions{Entitlements: []string{"network.host"}},
 	}
-}
-
-// loopback lets builds fetch from this machine, where the tests' servers are.
-func loopback() *configv1.SourcesConfig {
-	return &configv1.SourcesConfig{Networks: []string{"127.0.0.0/8"}}
 }
 
 // ownStack starts a stack for one test, which may break it.
 func ownStack(t *testing.T, opts lab.StackOptions) *stack {
 	t.Helper()
 	return labtest.Must(startStack(labtest.Context(t, 2*time.Minute), labtest.New(t), opts))(t)
+}
+
+// sourcesFrom is a policy that lets sources come from networks that are not public.
+func sourcesFrom(networks ...string) *configv1.BuildPolicyConfig {
+	return &configv1.BuildPolicyConfig{Sources: &configv1.SourcesConfig{Networks: networks}}
 }
 
 func startStack(ctx context.Context, l *lab.Lab, opts lab.StackOptions) (*stack, error) {

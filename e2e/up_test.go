@@ -54,7 +54,7 @@ func nothingLeft(t *testing.T, up *lab.Up) {
 	if containers := labtest.Must(lab.Containers(up.DataDir))(t); len(containers) > 0 {
 		t.Errorf("containers left: %v", containers)
 	}
-	for _, offset := range []int{0, 1, 2, 10, 11, 12, 20} {
+	for _, offset := range []int{0, 1, 2, 3, 10, 11, 12, 20} {
 		listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(up.Base+offset)))
 		if err != nil {
 			t.Errorf("a port is still taken: %v", err)

@@ -26,6 +26,10 @@ type BuildkitdOptions struct {
 	Entitlements []string
 	// Root is the directory of the daemon's state. Empty: one in Buildkitd.Dir.
 	Root string
+	// Env is added to its environment.
+	Env []string
+	// ResolvConf is what it takes for /etc/resolv.conf; see Command.
+	ResolvConf string
 	// TOML is added to the daemon's configuration.
 	TOML string
 }
@@ -65,7 +69,10 @@ func (l *Lab) StartBuildkitd(ctx context.Context, opts BuildkitdOptions) (*Build
 	}
 	b := &Buildkitd{
 		Addr: "unix://" + sock, Dir: dir, lab: l,
-		cmd: Command{Name: filepath.Base(dir), Path: path, Args: []string{"--config", config}, Env: OTLPEnv(opts.OTLP, "buildkitd")},
+		cmd: Command{
+			Name: filepath.Base(dir), Path: path, Args: []string{"--config", config},
+			Env: append(OTLPEnv(opts.OTLP, "buildkitd"), opts.Env...), ResolvConf: opts.ResolvConf,
+		},
 	}
 	// Registered first, so that it runs after the daemon's end.
 	l.OnClose(b.cmd.Name+" state", func(ctx context.Context) error { return Clean(ctx, dir) })

@@ -27,6 +27,20 @@ type Command struct {
 	Env []string
 	// Dir is its working directory. Empty: the lab's.
 	Dir string
+	// ResolvConf is a file that it finds in the place of /etc/resolv.conf: it looks
+	// names up as that says, and the rest of the machine does not. Needs root.
+	ResolvConf string
+}
+
+// resolving is c in a mount namespace of its own, where ResolvConf is in its place.
+func (c Command) resolving() Command {
+	if c.ResolvConf == "" {
+		return c
+	}
+	const script = `mount --bind "$0" /etc/resolv.conf && exec "$@"`
+	c.Args = append([]string{"unshare", "--mount", "/bin/sh", "-c", script, c.ResolvConf, c.Path}, c.Args...)
+	c.Path = "/usr/bin/env"
+	return c
 }
 
 // Process is a running part.
@@ -61,6 +75,7 @@ func Environ() []string {
 // Run starts a command as a part of the lab: in its own process group, killed
 // with the calling program, ended by Close.
 func (l *Lab) Run(c Command) (*Process, error) {
+	c = c.resolving()
 	if c.Dir == "" {
 		c.Dir = l.Dir
 	}

@@ -28,6 +28,8 @@ type Service struct {
 type ServiceOptions struct {
 	// Env is added to the environment; see OTLPEnv.
 	Env []string
+	// ResolvConf is what it takes for /etc/resolv.conf; see Command.
+	ResolvConf string
 	// Unhealthy: come back as soon as the service answers, also NOT_SERVING.
 	Unhealthy bool
 }
@@ -115,7 +117,7 @@ func (l *Lab) tryService(ctx context.Context, path, dir string, cfg proto.Messag
 	}
 	p, err := l.Run(Command{
 		Name: filepath.Base(dir), Path: path, Args: []string{"--config", file},
-		Env: append(OTLPEnv("", ""), opts.Env...),
+		Env: append(OTLPEnv("", ""), opts.Env...), ResolvConf: opts.ResolvConf,
 	})
 	if err != nil {
 		return nil, err

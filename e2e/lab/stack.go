@@ -17,6 +17,8 @@ type StackOptions struct {
 	Builder *configv1.BuilderConfig
 	// BuilderEnv is added to the builder's environment.
 	BuilderEnv []string
+	// ResolvConf is for the builder and the daemon; see Command.
+	ResolvConf string
 }
 
 // Stack is a registry, a buildkitd and a builder that know one another.
@@ -36,11 +38,14 @@ func (l *Lab) StartStack(ctx context.Context, opts StackOptions) (*Stack, error)
 		return nil, err
 	}
 	opts.Buildkitd.Registries = append(opts.Buildkitd.Registries, registry.Addr)
+	if opts.ResolvConf != "" {
+		opts.Buildkitd.ResolvConf = opts.ResolvConf
+	}
 	daemon, err := l.StartBuildkitd(ctx, opts.Buildkitd)
 	if err != nil {
 		return nil, err
 	}
-	builder, err := l.StartBuilder(ctx, BuilderConfig(opts.Builder, daemon.Addr, registry.Addr), ServiceOptions{Env: opts.BuilderEnv})
+	builder, err := l.StartBuilder(ctx, BuilderConfig(opts.Builder, daemon.Addr, registry.Addr), ServiceOptions{Env: opts.BuilderEnv, ResolvConf: opts.ResolvConf})
 	if err != nil {
 		return nil, fmt.Errorf("%w\n%s", err, daemon.Tail(20))
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
+	"github.com/kilnbuild/kiln/services/builder/internal/guard"
 )
 
 // Guard says which hosts sources may come from. See package guard, which is it.
@@ -75,13 +76,18 @@ func (p *sourcePolicy) denied() *fault.Error {
 	return p.first
 }
 
-// explain is the error of a failed solve, or what the policy knows better.
+// explain is the error of a failed solve, or what the policy knows better, which is a
+// *fault.Error.
 func (p *sourcePolicy) explain(err error) error {
 	if f := p.denied(); f != nil {
 		return f
 	}
-	if strings.Contains(err.Error(), "digest mismatch") && p.pinned() {
-		return fault.Wrap(err, fault.FailedPrecondition, "DIGEST_MISMATCH",
+	switch text := err.Error(); {
+	case strings.Contains(text, guard.Refusal): // By the egress proxy, as git tells it.
+		return fault.Wrap(errors.New(message(err)), fault.PermissionDenied, "POLICY_DENIED", "a host that the daemon was led to is refused",
+			"take the source from another host, and its submodules too")
+	case strings.Contains(text, "digest mismatch") && p.pinned():
+		return fault.Wrap(errors.New(message(err)), fault.FailedPrecondition, "DIGEST_MISMATCH",
 			"an HTTP source gave the daemon other content than the builder, or than its checksum says",
 			"take it from a URL whose content stays, or fetch what changes with each request in a RUN step")
 	}
@@ -109,9 +115,8 @@ func (p *sourcePolicy) check(ctx context.Context, req *policysession.CheckPolicy
 		return nil, nil, ctx.Err()
 	case v.err != nil:
 		p.refuse(v.err)
-		return &policysession.DecisionResponse{
-			Action: spb.PolicyAction_DENY, DenyMessages: []*policysession.DenyMessage{{Message: v.err.Error()}},
-		}, nil, nil
+		no := &policysession.DecisionResponse{Action: spb.PolicyAction_DENY, DenyMessages: []*policysession.DenyMessage{{Message: v.err.Error()}}}
+		return no, nil, nil //nolint:nilerr // The decision is the answer.
 	case len(v.attrs) > 0:
 		update := &pb.SourceOp{Identifier: source.GetIdentifier(), Attrs: make(map[string]string)}
 		maps.Copy(update.Attrs, source.GetAttrs())

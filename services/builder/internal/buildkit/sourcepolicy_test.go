@@ -296,3 +296,26 @@ func TestPreparingAGitContextAsksNoHost(t *testing.T) {
 		t.Error("the source does not wait for the key")
 	}
 }
+
+func TestExplain(t *testing.T) {
+	url := serveHTTP(t, allowedAddr, func(http.ResponseWriter, *http.Request) {})
+	for name, tc := range map[string]struct {
+		source, text string
+		want         string
+	}{
+		"denied":             {"http://" + refusedAddr + "/", "failed to load LLB", "POLICY_DENIED"},
+		"by the proxy":       {url, "git stderr:\nremote: the builder's policy does not allow http://10.0.0.1/: …", "POLICY_DENIED"},
+		"other content":      {url, "failed to solve: digest mismatch sha256:1: sha256:2", "DIGEST_MISMATCH"},
+		"nothing was pinned": {"docker-image://a", "digest mismatch sha256:1: sha256:2", ""},
+		"something else":     {url, "exit code: 1", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := testPolicy()
+			ask(t, p, tc.source, nil)
+			f, _ := errors.AsType[*fault.Error](p.explain(errors.New(tc.text)))
+			if f == nil && tc.want != "" || f != nil && (f.Reason != tc.want || f.Remedy == "") {
+				t.Errorf("%#v, want %s", f, tc.want)
+			}
+		})
+	}
+}

@@ -126,11 +126,14 @@ func malformed(raw, why string) *fault.Error {
 		`write it like "https://host/group/project.git", "https://host/file.tar.gz" or "git@host:group/project.git"`)
 }
 
+// Refusal begins the message of each denial, also of those that the proxy sends.
+const Refusal = "the builder's policy does not allow"
+
 // denied is the fault for what the policy does not allow. setting is the key of
 // the builder's configuration that would allow it, empty when none does. The
 // caller sets its field.
 func denied(t target, addr, why, setting string) *fault.Error {
-	f := fault.Wrap(errors.New(why), fault.PermissionDenied, "POLICY_DENIED", "the builder's policy does not allow "+t.url,
+	f := fault.Wrap(errors.New(why), fault.PermissionDenied, "POLICY_DENIED", Refusal+" "+t.url,
 		"take the source from another host")
 	f.Value = t.url
 	f.Metadata = map[string]string{"url": t.url, "host": t.host}

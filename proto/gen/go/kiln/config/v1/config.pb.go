@@ -672,7 +672,8 @@ type SourcesConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Schemes of URLs. Default: https, http, ssh.
 	Schemes []string `protobuf:"bytes,1,rep,name=schemes,proto3" json:"schemes,omitempty"`
-	// Hosts that are allowed, "host" or "*.domain". Empty: all.
+	// Hosts that are allowed: "host", "*.domain" for all below a domain, or "*".
+	// Empty: all.
 	AllowedHosts []string `protobuf:"bytes,2,rep,name=allowed_hosts,json=allowedHosts,proto3" json:"allowed_hosts,omitempty"`
 	// Hosts that are refused, likewise. They win.
 	DeniedHosts []string `protobuf:"bytes,3,rep,name=denied_hosts,json=deniedHosts,proto3" json:"denied_hosts,omitempty"`
@@ -743,10 +744,11 @@ func (x *SourcesConfig) GetNetworks() []string {
 
 // The egress proxy: an HTTP proxy that applies SourcesConfig to every connection
 // that it makes, after names are resolved. buildkitd uses it when it is started
-// with HTTP_PROXY and HTTPS_PROXY set to its address.
+// with HTTP_PROXY and HTTPS_PROXY set to its address. It asks nobody who they are.
 type EgressConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Address, "host:port". "off": none. Default: off.
+	// Address, "host:port". Any but loopback needs server.insecure. "off": none.
+	// Default: off.
 	Listen        string `protobuf:"bytes,1,opt,name=listen,proto3" json:"listen,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
