@@ -79,9 +79,13 @@ $(GEN_TOOLS) &: tools/gen/go.mod tools/gen/go.sum $(wildcard tools/gen/*/*.go)
 
 # ---- build and generate ------------------------------------------------------
 
-.PHONY: build
+.PHONY: build build-failpoints
 build: ## Build every command into bin/
 	@go build -ldflags '$(LDFLAGS)' -o $(BIN)/ $(COMMANDS)
+
+# The builder that tests kill at its failpoints.
+build-failpoints:
+	@go build -tags failpoints -ldflags '$(LDFLAGS)' -o $(BIN)/failpoints/ ./services/builder/cmd/...
 
 .PHONY: generate
 generate: $(DEV_TOOLS) $(GEN_TOOLS) ## Write the generated code and docs/api from the contracts
@@ -120,7 +124,7 @@ lint-modules:
 GOTEST := go test -race -count=1 -json $(if $(ONLY),-run '$(ONLY)')
 
 .PHONY: test
-test: tools-test build ## Run every test, with -race, on real daemons; ONLY=name for some
+test: tools-test build build-failpoints ## Run every test, with -race, on real daemons; ONLY=name for some
 	@rc=0; { \
 		$(GOTEST) -timeout 10m $(UNIT_PACKAGES) || rc=1; \
 		(cd tools/gen && GOWORK=off $(GOTEST) -timeout 10m ./...) || rc=1; \

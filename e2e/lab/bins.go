@@ -32,7 +32,7 @@ func Bin(name string) (string, error) {
 			return path, nil
 		}
 	}
-	return "", fmt.Errorf("lab: no binary %s in %v: run `make tools build`", name, dirs)
+	return "", fmt.Errorf("lab: no binary %s in %v: run `make tools build build-failpoints`", name, dirs)
 }
 
 // RepoRoot returns the repository's directory: the nearest one with a go.work at

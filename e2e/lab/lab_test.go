@@ -2,6 +2,7 @@ package lab_test
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
@@ -94,6 +95,18 @@ func TestRacesOfPartsAreErrors(t *testing.T) {
 	<-p.Done()
 	if err := l.Close(); err == nil || !strings.Contains(err.Error(), "DATA RACE\nhere") {
 		t.Errorf("Close: %v", err)
+	}
+}
+
+// A builder with failpoints is another binary, and serves until it comes by one.
+func TestBuilderWithFailpoints(t *testing.T) {
+	l := labtest.New(t)
+	ctx := labtest.Context(t, time.Minute)
+	builder := labtest.Must(l.StartBuilder(ctx, lab.BuilderConfig(nil, "unix:///nonexistent", "localhost:1"),
+		lab.ServiceOptions{Unhealthy: true, Failpoint: "nowhere"}))(t)
+	exe := labtest.Must(os.Readlink(fmt.Sprintf("/proc/%d/exe", builder.PID())))(t)
+	if !strings.HasSuffix(exe, "/failpoints/kiln-builder") {
+		t.Errorf("it runs %s", exe)
 	}
 }
 

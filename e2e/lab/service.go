@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"google.golang.org/grpc/health/grpc_health_v1"
@@ -32,6 +33,9 @@ type ServiceOptions struct {
 	ResolvConf string
 	// Unhealthy: come back as soon as the service answers, also NOT_SERVING.
 	Unhealthy bool
+	// Failpoint is where the service kills itself, "name" or "name:3" for the
+	// third hit: see pkg/failpoint. Only the builder is built with failpoints.
+	Failpoint string
 }
 
 // StartBuilder runs kiln-builder with a configuration and waits until it serves.
@@ -75,7 +79,12 @@ func withDefaults(server, free *configv1.ServerConfig) *configv1.ServerConfig {
 func (l *Lab) startService(ctx context.Context, bin string, cfg proto.Message, opts ServiceOptions,
 	listen func(free *configv1.ServerConfig) *configv1.ServerConfig,
 ) (*Service, error) {
-	path, err := Bin(bin)
+	name := bin
+	if opts.Failpoint != "" {
+		name = filepath.Join("failpoints", bin)
+		opts.Env = append(slices.Clone(opts.Env), "KILN_FAILPOINT="+opts.Failpoint)
+	}
+	path, err := Bin(name)
 	if err != nil {
 		return nil, err
 	}

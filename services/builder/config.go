@@ -68,6 +68,9 @@ func Command() *cobra.Command {
   kiln-builder --config builder.yaml --print-config`,
 		NewConfig: DefaultConfig,
 		Run: func(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Telemetry) error {
+			if err := service.NoCoreDumps(); err != nil { // Builds bring secrets.
+				return err
+			}
 			shareProcessors()
 			s, err := New(ctx, cfg, tel)
 			if err != nil {

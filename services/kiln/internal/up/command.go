@@ -9,6 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	svc "github.com/kilnbuild/kiln/pkg/service"
 )
 
 // Command is `kiln up`.
@@ -61,6 +63,9 @@ started is gone. A second Ctrl-C does not wait for them.`,
 // runForeground runs until a signal. A second one hurries, a third has its usual
 // effect: the kernel then ends the children too.
 func runForeground(cmd *cobra.Command, opts Options, readyFD int) error {
+	if err := svc.NoCoreDumps(); err != nil { // Builds bring secrets.
+		return err
+	}
 	ctx, cancel := context.WithCancel(context.WithoutCancel(cmd.Context()))
 	defer cancel()
 	out := cmd.OutOrStdout()
