@@ -53,13 +53,15 @@ var (
 	ErrFinal   = errors.New("the build has ended already")
 )
 
-// Query says which builds to list, and in which order.
+// Query says which builds to list, and in which order. Builds that are equal in
+// the order come newest first: last created first.
 type Query struct {
 	Filter Filter  // nil: all
 	Order  []Order // empty: newest first
 }
 
-// Order is one key of an order.
+// Order is one key of an order. A build that has no value for the field comes
+// first, or last with Desc. FieldTag is no key: a build has several.
 type Order struct {
 	Field Field
 	Desc  bool
@@ -90,8 +92,9 @@ type (
 	Not struct{ Of Filter }
 )
 
-// Compare fits when the field stands to the value as Op says. The field of a
-// build that has none (no end yet, no tag) fits only "!=".
+// Compare fits when the field stands to the value as Op says. "!=" fits when "="
+// does not, and nothing else fits a build that has no value for the field (no
+// end yet, no tag).
 type Compare struct {
 	Field Field
 	Op    Op
