@@ -4,7 +4,6 @@ package build
 
 import (
 	"regexp"
-	"slices"
 	"time"
 )
 
@@ -59,8 +58,7 @@ func (s Spec) Tags() []string {
 	return all
 }
 
-// Sensitive returns what must never be shown or stored of the build: secrets, keys,
-// and the credentials of caches.
+// Sensitive returns what must never be shown or stored of the build.
 func (s Spec) Sensitive() [][]byte {
 	var all [][]byte
 	for _, secret := range s.Secrets {
@@ -69,19 +67,8 @@ func (s Spec) Sensitive() [][]byte {
 	for _, key := range s.SSHKeys {
 		all = append(all, key.PEM)
 	}
-	for _, entry := range slices.Concat(s.Cache.Imports, s.Cache.Exports) {
-		for _, name := range cacheCredentials {
-			if value := entry.Attributes[name]; value != "" {
-				all = append(all, []byte(value))
-			}
-		}
-	}
 	return all
 }
-
-// cacheCredentials are the attributes by which BuildKit's caches in object stores
-// and in GitHub get their credentials.
-var cacheCredentials = []string{"secret_access_key", "session_token", "token", "ghtoken"}
 
 // Contexts returns the context and all named contexts, by the field of the
 // request that they stood in.

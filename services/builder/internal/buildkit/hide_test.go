@@ -19,7 +19,7 @@ const canary = "canary\"with\\quotes-0123456789"
 func secretive() build.Spec {
 	return build.Spec{
 		Secrets: []build.Secret{{ID: "s", Value: []byte(canary)}},
-		Cache:   build.Cache{Exports: []build.CacheEntry{{Type: "s3", Attributes: map[string]string{"secret_access_key": "access-key-of-s3"}}}},
+		SSHKeys: []build.SSHKey{{ID: "k", PEM: []byte("a-line-of-the-key\nanother-line-of-it\n")}},
 	}
 }
 
@@ -45,7 +45,7 @@ func TestNothingSecretIsTold(t *testing.T) {
 		{Logs: []*client.VertexLog{log(1, canary[9:]+" end\n"), log(2, canary[3:])}},
 		{Statuses: []*client.VertexStatus{{Vertex: step, ID: "uploading " + canary}}},
 		{Warnings: []*client.VertexWarning{{Vertex: step, Short: []byte(canary), Detail: [][]byte{[]byte("see " + canary)}}}},
-		{Logs: []*client.VertexLog{log(1, "key access-key-of-s3, held "+canary[:5])}},
+		{Logs: []*client.VertexLog{log(1, "key a-line-of-the-key, held "+canary[:5])}},
 		{Vertexes: []*client.Vertex{{Digest: step, Name: "RUN echo " + canary, Started: &now, Completed: &now, Error: "failed: " + canary}}},
 	} {
 		progress.Update(h.status(status), sink)
@@ -59,7 +59,7 @@ func TestNothingSecretIsTold(t *testing.T) {
 	f = h.failure(f)
 	fmt.Fprintf(&told, "%+v %+v %s %v\n", f, f.Location, f.Details[0].Value, wrote)
 
-	for _, secret := range []string{canary, canary[9:], "access-key-of-s3", base64.StdEncoding.EncodeToString([]byte(canary))} {
+	for _, secret := range []string{canary, canary[9:], "a-line-of-the-key", base64.StdEncoding.EncodeToString([]byte(canary))} {
 		if strings.Contains(told.String(), secret) {
 			t.Errorf("told:\n%s", told.String())
 		}

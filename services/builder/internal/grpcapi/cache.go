@@ -104,6 +104,10 @@ func entryOf(in *builderv1.CacheEntry) build.CacheEntry {
 	return build.CacheEntry{Type: in.GetType(), Attributes: maps.Clone(in.GetAttributes())}
 }
 
+// credentials are the attributes by which BuildKit's caches are given secrets. A
+// request is stored, and they would be with it.
+var credentials = []string{"secret_access_key", "session_token", "token", "ghtoken"}
+
 // cacheEntry checks what BuildKit would overlook, or would say later than now.
 // directory is the attribute that holds a local cache's path.
 func cacheEntry(field string, in *builderv1.CacheEntry, directory string) error {
@@ -124,6 +128,12 @@ func cacheEntry(field string, in *builderv1.CacheEntry, directory string) error 
 	case "inline", "s3", "gha", "azblob":
 	default:
 		return fault.Invalid(field+".type", in.GetType(), "is not a type of cache", `use "registry", "local", "inline", "s3", "gha" or "azblob"`)
+	}
+	for _, name := range credentials {
+		if path, secret := attr(name); secret != "" {
+			return fault.Invalid(path, "", "is a secret, and requests are stored",
+				"give the daemon its credentials by its environment or role, or build through the BuildKit gateway on the same port, where nothing of it is stored")
+		}
 	}
 	if path, mode := attr("mode"); mode != "" && mode != "min" && mode != "max" {
 		return fault.Invalid(path, mode, "is not a mode", `use "min" or "max"`)

@@ -181,6 +181,7 @@ func cacheRefusals() map[string]refusal {
 		"local, no path":         cache(`spec.cache.exports[0].attributes["dest"]`, explicit(nil, entry("local", "src", "/a"))),
 		"a mode":                 cache(`spec.cache.exports[0].attributes["mode"]`, explicit(nil, entry("registry", "ref", "a/b", "mode", "most"))),
 		"ignore-error":           cache(`spec.cache.exports[0].attributes["ignore-error"]`, explicit(nil, entry("s3", "ignore-error", "perhaps"))),
+		"a credential":           cache(`spec.cache.exports[0].attributes["secret_access_key"]`, explicit(nil, entry("s3", "bucket", "b", "secret_access_key", "pw"))),
 		"an export twice":        cache("spec.cache.exports[1]", twice),
 		"inline, nothing pushed": {"spec.cache.mode", func(s *builderv1.BuildSpec) {
 			s.Outputs, s.Cache = nil, &builderv1.CachePolicy{Mode: builderv1.CacheMode_CACHE_MODE_INLINE}
