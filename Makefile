@@ -35,7 +35,9 @@ BUILDKIT_TOOLS := $(addprefix $(BIN)/,buildkitd buildctl)
 REGISTRY_TOOLS := $(BIN)/registry
 DEV_TOOLS := $(addprefix $(BIN)/,buf grpcurl protoc-gen-go protoc-gen-go-grpc)
 GEN_TOOLS := $(addprefix $(BIN)/,protodeps protoc-gen-apidoc testsummary)
-TEST_TOOLS := $(BIN)/buildx
+BUILDX := $(BIN)/buildx
+TEST_FRONTEND := $(BIN)/dockerfile-frontend
+TEST_TOOLS := $(BUILDX) $(TEST_FRONTEND)
 LINT_TOOLS := $(BIN)/golangci-lint
 
 .PHONY: tools tools-test tools-lint
@@ -60,8 +62,14 @@ $(REGISTRY_TOOLS) &: tools/registry/go.mod tools/registry/go.sum
 	$(call build-tools,registry,,$(REGISTRY_TOOLS))
 $(DEV_TOOLS) &: tools/dev/go.mod tools/dev/go.sum
 	$(call build-tools,dev,,$(DEV_TOOLS))
-$(TEST_TOOLS) &: tools/buildx/go.mod tools/buildx/go.sum
-	$(call build-tools,buildx,-X github.com/docker/buildx/version.Version=$(call pinned,buildx,github.com/docker/buildx),$(TEST_TOOLS))
+$(BUILDX) &: tools/buildx/go.mod tools/buildx/go.sum
+	$(call build-tools,buildx,-X github.com/docker/buildx/version.Version=$(call pinned,buildx,github.com/docker/buildx),$(BUILDX))
+# A frontend runs in an image of its own, in which there is nothing to link with.
+$(TEST_FRONTEND): tools/buildkit/go.mod tools/buildkit/go.sum
+	@echo "building $(notdir $@), pinned in tools/buildkit"
+	@mkdir -p $(BIN)
+	@CGO_ENABLED=0 GOWORK=off go -C tools/buildkit build -ldflags '-s -w' -o $@ github.com/moby/buildkit/frontend/dockerfile/cmd/dockerfile-frontend
+	@touch $@
 $(LINT_TOOLS) &: tools/lint/go.mod tools/lint/go.sum
 	$(call build-tools,lint,,$(LINT_TOOLS))
 $(GEN_TOOLS) &: tools/gen/go.mod tools/gen/go.sum $(wildcard tools/gen/*/*.go)

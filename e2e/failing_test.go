@@ -65,23 +65,21 @@ RUN for i in $(seq 30); do echo "line $i"; done; \
 	hasRemedy(t, r)
 }
 
-// A base image that does not exist, in a registry that answers and in one that
-// does not, is named.
+// A base image that does not exist is named.
 func TestUnknownBaseImage(t *testing.T) {
 	s := sharedStack(t)
-	for _, ref := range []string{s.Registry.Addr + "/no/such/image:7", "127.0.0.1:1/nothing/listens:1"} {
-		r, failure := s.fail(t, dockerfile("FROM "+ref+"\nRUN true\n"))
-		if failure.GetReason() != errorsv1.Reason_REASON_SOURCE_NOT_FOUND || r.outcome.GetError().GetCode() != int32(codes.NotFound) {
-			t.Errorf("%s: reason %s, code %d: %s", ref, failure.GetReason(), r.outcome.GetError().GetCode(), r.outcome.GetError().GetMessage())
-		}
-		if failure.GetReference() != ref {
-			t.Errorf("reference %q, want %q", failure.GetReference(), ref)
-		}
-		if at := failure.GetLocation(); at.GetStartLine() != 1 {
-			t.Errorf("location %v", at)
-		}
-		hasRemedy(t, r)
+	ref := s.Registry.Addr + "/no/such/image:7"
+	r, failure := s.fail(t, dockerfile("FROM "+ref+"\nRUN true\n"))
+	if failure.GetReason() != errorsv1.Reason_REASON_SOURCE_NOT_FOUND || r.outcome.GetError().GetCode() != int32(codes.NotFound) {
+		t.Errorf("reason %s, code %d: %s", failure.GetReason(), r.outcome.GetError().GetCode(), r.outcome.GetError().GetMessage())
 	}
+	if failure.GetReference() != ref {
+		t.Errorf("reference %q, want %q", failure.GetReference(), ref)
+	}
+	if at := failure.GetLocation(); at.GetStartLine() != 1 {
+		t.Errorf("location %v", at)
+	}
+	hasRemedy(t, r)
 }
 
 // A COPY of what is not there names it.
@@ -93,16 +91,6 @@ func TestMissingFile(t *testing.T) {
 	}
 	if failure.GetLocation().GetStartLine() != 2 {
 		t.Errorf("location %v", failure.GetLocation())
-	}
-	hasRemedy(t, r)
-}
-
-// A registry that does not take the image fails the build with the reference.
-func TestPushFails(t *testing.T) {
-	s := sharedStack(t)
-	r, failure := s.fail(t, dockerfile("FROM scratch\nCOPY <<EOF /x\n"+unique()+"\nEOF\n", "127.0.0.1:1/nothing/listens:1"))
-	if failure.GetReason() != errorsv1.Reason_REASON_EXPORT_FAILED || !strings.Contains(r.outcome.GetError().GetMessage(), "127.0.0.1:1") {
-		t.Errorf("%v", r.outcome.GetError())
 	}
 	hasRemedy(t, r)
 }

@@ -71,7 +71,7 @@ func sharedStack(t *testing.T) *stack {
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 		defer cancel()
-		shared.stack, shared.err = startStack(ctx, shared.lab, lab.StackOptions{Builder: &configv1.BuilderConfig{Policy: sourcesFrom("127.0.0.0/8")}})
+		shared.stack, shared.err = startStack(ctx, shared.lab, sharedOptions())
 	})
 	if shared.err != nil {
 		t.Fatal(shared.err)
@@ -82,6 +82,21 @@ func sharedStack(t *testing.T) *stack {
 		}
 	})
 	return shared.stack
+}
+
+// sharedOptions grant what the tests of single fields ask for: some rights in the
+// builder's policy and fewer in the daemon, images of the lab's registries as
+// frontends, and sources on loopback.
+func sharedOptions() lab.StackOptions {
+	return lab.StackOptions{
+		Builder: &configv1.BuilderConfig{Policy: &configv1.BuildPolicyConfig{
+			Entitlements:   []string{"network.host", "security.insecure"},
+			Frontends:      []string{"127.0.0.1:*"},
+			SbomGenerators: []string{"127.0.0.1:*"},
+			Sources:        sourcesFrom("127.0.0.0/8").GetSources(),
+		}},
+		Buildkitd: lab.BuildkitdOptions{Entitlements: []string{"network.host"}},
+	}
 }
 
 // ownStack starts a stack for one test, which may break it.

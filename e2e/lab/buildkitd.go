@@ -21,6 +21,11 @@ type BuildkitdOptions struct {
 	GC bool
 	// MaxParallelism bounds the steps that run at once. 0: 4, as in the guide.
 	MaxParallelism int
+	// Entitlements are rights that the daemon gives to builds that ask for them, such
+	// as "network.host".
+	Entitlements []string
+	// Root is the directory of the daemon's state. Empty: one in Buildkitd.Dir.
+	Root string
 	// Env is added to its environment.
 	Env []string
 	// ResolvConf is what it takes for /etc/resolv.conf; see Command.
@@ -98,8 +103,16 @@ func buildkitdTOML(dir, sock string, opts BuildkitdOptions) string {
 		parallelism = 4
 	}
 	var t strings.Builder
-	fmt.Fprintf(&t, "root = %q\n", filepath.Join(dir, "root"))
-	fmt.Fprintf(&t, "[grpc]\n  address = [%q]\n", "unix://"+sock)
+	root := opts.Root
+	if root == "" {
+		root = filepath.Join(dir, "root")
+	}
+	fmt.Fprintf(&t, "root = %q\n", root)
+	fmt.Fprintf(&t, "insecure-entitlements = [")
+	for _, right := range opts.Entitlements {
+		fmt.Fprintf(&t, "%q,", right)
+	}
+	fmt.Fprintf(&t, "]\n[grpc]\n  address = [%q]\n", "unix://"+sock)
 	// Without a path of its own, all daemons of the machine share one.
 	fmt.Fprintf(&t, "[otel]\n  socketPath = %q\n", filepath.Join(dir, "otel.sock"))
 	fmt.Fprintf(&t, "[cdi]\n  disabled = true\n")

@@ -53,6 +53,17 @@ func Must[V any](v V, err error) func(testing.TB) V {
 	}
 }
 
+// Must2 is Must for two values.
+func Must2[V, W any](v V, w W, err error) func(testing.TB) (V, W) {
+	return func(t testing.TB) (V, W) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v, w
+	}
+}
+
 // Eventually fails the test when cond does not become true within d.
 func Eventually(t testing.TB, d time.Duration, what string, cond func() bool) {
 	t.Helper()

@@ -58,6 +58,18 @@ func (s Spec) Tags() []string {
 	return all
 }
 
+// Sensitive returns what must never be shown or stored of the build.
+func (s Spec) Sensitive() [][]byte {
+	var all [][]byte
+	for _, secret := range s.Secrets {
+		all = append(all, secret.Value)
+	}
+	for _, key := range s.SSHKeys {
+		all = append(all, key.PEM)
+	}
+	return all
+}
+
 // Contexts returns the context and all named contexts, by the field of the
 // request that they stood in.
 func (s Spec) Contexts() map[string]Context {

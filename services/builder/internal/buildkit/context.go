@@ -1,22 +1,15 @@
 package buildkit
 
 import (
-	"context"
-	"crypto/sha256"
-	"encoding/binary"
-	"encoding/hex"
-	"errors"
 	"fmt"
-	"io/fs"
-	"os"
-	"path"
-	"strings"
+	"maps"
+	"slices"
 
-	"github.com/moby/buildkit/client"
+	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/client/llb"
-	"github.com/moby/buildkit/util/staticfs"
+	"github.com/opencontainers/go-digest"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/tonistiigi/fsutil"
-	fstypes "github.com/tonistiigi/fsutil/types"
 
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )
@@ -27,105 +20,164 @@ const (
 	dockerfileName = "dockerfile"
 )
 
-// addContext gives the solve its context and Dockerfile.
-func (d *Daemon) addContext(opt *client.SolveOpt, spec build.Spec) (*os.Root, error) {
-	var root *os.Root
-	switch {
-	case spec.Context.Inline != nil:
-		// The daemon tells files apart by name, size, mode and time, and these have
-		// no time: other content must have another name.
-		files := inlineFS(spec.Context.Inline.Files, 0)
-		opt.SharedKey += ":inline:" + contentKey(spec.Context.Inline.Files)
-		opt.LocalMounts = map[string]fsutil.FS{contextName: files, dockerfileName: files}
-	case spec.Context.Directory != nil:
-		var err error
-		if root, err = d.opts.Roots.Open(spec.Context.Directory.Path); err != nil {
-			return nil, err
-		}
-		files := fsutil.NewRootFS(fsutil.NewRoot(root))
-		opt.SharedKey += ":directory:" + spec.Context.Directory.Path
-		opt.LocalMounts = map[string]fsutil.FS{contextName: files, dockerfileName: files}
-	case spec.Context.Git != nil:
-		// As an input rather than as the URL of the "context" attribute, which
-		// takes a URL for git by its looks only.
-		git := spec.Context.Git
-		state := llb.Git(git.URL, "", llb.GitRef(git.Ref), llb.GitSubDir(git.Subdir), llb.KnownSSHHosts(noHostKey),
-			llb.WithCustomName("[internal] load git context"))
-		opt.FrontendInputs = map[string]llb.State{contextName: state, dockerfileName: state}
-		opt.LocalMounts = map[string]fsutil.FS{}
-	}
-	if spec.Dockerfile.Inline != "" {
-		// Its time stands for its content, so that the name of the context, which it
-		// shares, can stay. No step can copy a Dockerfile that is sent apart.
-		file := []build.File{{Path: "Dockerfile", Content: []byte(spec.Dockerfile.Inline)}}
-		files := inlineFS(file, timeOf(file))
-		opt.LocalMounts[dockerfileName] = files
-		// Says that the Dockerfile is sent, also where the context is not.
-		opt.FrontendAttrs["dockerfilekey"] = dockerfileName
-		delete(opt.FrontendInputs, dockerfileName)
-	}
-	return root, nil
-}
+// mainLayout is the name of the OCI layout that is the context. As all such names it
+// must have the form of a repository.
+const mainLayout = "kiln/context"
 
-// inlineFS is a file system of the files and the directories above them, all of
-// the same time, in nanoseconds since 1970.
-func inlineFS(files []build.File, modTime int64) fsutil.FS {
-	tree := staticfs.NewFS()
-	seen := make(map[string]bool)
-	for _, file := range files {
-		for dir := path.Dir(file.Path); dir != "." && !seen[dir]; dir = path.Dir(dir) {
-			seen[dir] = true
-			tree.Add(dir, &fstypes.Stat{Mode: uint32(os.ModeDir | 0o755), ModTime: modTime}, nil)
-		}
-		mode := file.Mode
-		if mode == 0 {
-			mode = 0o644
-		}
-		tree.Add(file.Path, &fstypes.Stat{Mode: mode, ModTime: modTime}, file.Content)
+// addContexts gives the solve what it reads: its context and Dockerfile, and the
+// named contexts.
+func (j *job) addContexts() error {
+	if err := j.addMainContext(j.spec.Context); err != nil {
+		return err
 	}
-	return skipping{tree}
-}
-
-// skipping is a static file system whose walk may skip directories.
-type skipping struct{ *staticfs.FS }
-
-// Walk implements fsutil.FS.
-func (s skipping) Walk(ctx context.Context, target string, fn fs.WalkDirFunc) error {
-	skipped := ""
-	return s.FS.Walk(ctx, target, func(name string, entry fs.DirEntry, err error) error {
-		if skipped != "" && strings.HasPrefix(name, skipped) {
-			return nil
-		}
-		err = fn(name, entry, err)
-		if !errors.Is(err, fs.SkipDir) {
+	for i, name := range slices.Sorted(maps.Keys(j.spec.NamedContexts)) {
+		if err := j.addNamedContext(i, name, j.spec.NamedContexts[name]); err != nil {
 			return err
 		}
-		if !entry.IsDir() {
-			name = path.Dir(name)
-		}
-		skipped = name + "/"
-		return nil
-	})
-}
-
-// contentKey is the same for the same files only.
-func contentKey(files []build.File) string {
-	digest := sum(files)
-	return hex.EncodeToString(digest[:])
-}
-
-// timeOf is a time that is the same for the same files and, but for one chance in
-// 2^62, another for others.
-func timeOf(files []build.File) int64 {
-	digest := sum(files)
-	return int64(binary.BigEndian.Uint64(digest[:]) >> 2) //nolint:gosec // two bits are gone
-}
-
-func sum(files []build.File) [sha256.Size]byte {
-	hash := sha256.New()
-	for _, f := range files {
-		fmt.Fprintf(hash, "%q %o %d\n", f.Path, f.Mode, len(f.Content))
-		hash.Write(f.Content)
 	}
-	return [sha256.Size]byte(hash.Sum(nil))
+	if j.spec.Dockerfile.Inline != "" {
+		// Its time stands for its content, so that the name of the context, which it
+		// shares, can stay. No step can copy a Dockerfile that is sent apart.
+		file := []build.File{{Path: "Dockerfile", Content: []byte(j.spec.Dockerfile.Inline)}}
+		j.opt.LocalMounts[dockerfileName] = inlineFS(file, timeOf(file))
+		// Says that the Dockerfile is sent, also where the context is not.
+		j.opt.FrontendAttrs["dockerfilekey"] = dockerfileName
+		delete(j.opt.FrontendInputs, dockerfileName)
+	}
+	return nil
+}
+
+func (j *job) addMainContext(c build.Context) error {
+	if c == (build.Context{}) {
+		return nil
+	}
+	files, key, err := j.files("spec.context", c)
+	if err != nil {
+		return err
+	}
+	if files != nil {
+		j.opt.SharedKey += ":" + key
+		j.opt.LocalMounts[contextName], j.opt.LocalMounts[dockerfileName] = files, files
+		return nil
+	}
+	var state llb.State
+	switch {
+	case c.Git != nil:
+		state, err = j.git("spec.context", *c.Git, "[internal] load git context")
+	case c.OCILayout != nil:
+		var ref string
+		if ref, err = j.layout("spec.context", mainLayout, *c.OCILayout); err == nil {
+			state = llb.OCILayout(ref, llb.OCIStore("", mainLayout), llb.Platform(j.platform()), llb.WithCustomName("[internal] load OCI layout context"))
+		}
+	case c.Image != nil:
+		opts := []llb.ImageOption{llb.Platform(j.platform()), llb.WithCustomName("[internal] load image context " + c.Image.Reference)}
+		if j.spec.Pull {
+			opts = append(opts, llb.ResolveModeForcePull)
+		}
+		state = llb.Image(c.Image.Reference, opts...)
+	default: // an archive that is yet to be fetched
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	j.opt.FrontendInputs[contextName], j.opt.FrontendInputs[dockerfileName] = state, state
+	return nil
+}
+
+// addNamedContext gives the frontend a context by a name. Images it resolves by
+// itself, for each platform, and takes their configuration too.
+func (j *job) addNamedContext(i int, name string, c build.Context) error {
+	field := fmt.Sprintf("spec.named_contexts[%q]", name)
+	attr := func(value string) { j.opt.FrontendAttrs["context:"+name] = value }
+	files, key, err := j.files(field, c)
+	if err != nil {
+		return err
+	}
+	switch {
+	case files != nil:
+		// The solve's SharedKey says which context this is; the name of the mount,
+		// which the daemon tells contexts apart by too, says which of the others.
+		mount := "context:" + name + ":" + key
+		j.opt.LocalMounts[mount] = files
+		attr("local:" + mount)
+	case c.Git != nil:
+		input := "context:" + name
+		state, err := j.git(field, *c.Git, "[context "+name+"] load git context")
+		if err != nil {
+			return err
+		}
+		j.opt.FrontendInputs[input] = state
+		attr("input:" + input)
+	case c.OCILayout != nil:
+		ref, err := j.layout(field, fmt.Sprintf("kiln/layout%d", i), *c.OCILayout)
+		if err != nil {
+			return err
+		}
+		attr("oci-layout://" + ref)
+	case c.Image != nil:
+		attr("docker-image://" + c.Image.Reference)
+	}
+	return nil
+}
+
+// files returns a context that the builder sends, and a key that changes with what
+// it is of; nil when the daemon fetches it. Under one key the daemon tells files
+// apart by name, size, mode and time.
+func (j *job) files(field string, c build.Context) (_ fsutil.FS, key string, _ error) {
+	switch {
+	case c.Inline != nil:
+		// These have no time, so that other content must have another key.
+		return inlineFS(c.Inline.Files, 0), "inline:" + contentKey(c.Inline.Files), nil
+	case c.Directory != nil:
+		root, err := j.daemon.opts.Roots.Open(c.Directory.Path)
+		if err != nil {
+			return nil, "", inField(field+".directory.path", err)
+		}
+		j.keep(root)
+		return fsutil.NewRootFS(fsutil.NewRoot(root)), "directory:" + c.Directory.Path, nil
+	default:
+		return nil, "", nil
+	}
+}
+
+// git reads a repository as a graph rather than by the URL of an attribute, which
+// the frontend takes for git by its looks only.
+func (j *job) git(field string, c build.GitContext, name string) (llb.State, error) {
+	if err := j.daemon.opts.Guard.CheckURL(c.URL); err != nil {
+		return llb.State{}, inField(field+".git.url", err)
+	}
+	opts := []llb.GitOption{llb.GitRef(c.Ref), llb.GitSubDir(c.Subdir), llb.KnownSSHHosts(noHostKey), llb.WithCustomName(name)}
+	if keep := j.spec.BuildArgs["BUILDKIT_CONTEXT_KEEP_GIT_DIR"]; keep == "1" || keep == "true" {
+		opts = append(opts, llb.KeepGitDir())
+	}
+	return llb.Git(c.URL, "", opts...), nil
+}
+
+// layout opens an OCI layout for the daemon to read under the name of a store, and
+// returns the reference of its image there.
+func (j *job) layout(field, store string, c build.OCILayoutContext) (string, error) {
+	root, err := j.daemon.opts.Roots.Open(c.Path)
+	if err != nil {
+		return "", inField(field+".oci_layout.path", err)
+	}
+	j.keep(root)
+	blobs := layoutStore{root: root}
+	f, _, err := blobs.open(digest.Digest(c.Digest))
+	if err != nil {
+		return "", inField(field+".oci_layout.digest", layoutLacks(c))
+	}
+	j.opt.OCIStores[store] = blobs
+	return store + "@" + c.Digest, f.Close()
+}
+
+// platform is the one that files of an image are taken for: the build's, when it
+// has one, else the daemon's own.
+func (j *job) platform() ocispecs.Platform {
+	if len(j.spec.Platforms) == 1 {
+		if only, err := platforms.Parse(j.spec.Platforms[0]); err == nil {
+			return only
+		}
+	}
+	return j.daemon.ownPlatform()
 }

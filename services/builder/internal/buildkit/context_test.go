@@ -3,12 +3,15 @@ package buildkit
 import (
 	"context"
 	"io/fs"
+	"log/slog"
+	"net/netip"
 	"strings"
 	"testing"
 
 	"github.com/moby/buildkit/client"
 
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
+	"github.com/kilnbuild/kiln/services/builder/internal/guard"
 )
 
 func optOf(t *testing.T, spec build.Spec) client.SolveOpt {
@@ -17,15 +20,14 @@ func optOf(t *testing.T, spec build.Spec) client.SolveOpt {
 	if spec.Context.Directory != nil && spec.Context.Directory.Path == "" {
 		spec.Context.Directory.Path = dir
 	}
-	d := &Daemon{opts: Options{Roots: []string{"/"}}}
-	opt, root, err := d.solveOpt("id", spec)
+	d := &Daemon{opts: Options{Roots: []string{"/"}, Guard: guard.New(guard.Policy{Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, Schemes: []string{"ssh", "https"}}, slog.New(slog.DiscardHandler))}}
+	j, err := d.prepare("id", spec)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if root != nil {
-		if err := root.Close(); err != nil {
-			t.Error(err)
-		}
+	opt := j.opt
+	if err := j.close(); err != nil {
+		t.Error(err)
 	}
 	return opt
 }

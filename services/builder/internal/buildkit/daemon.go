@@ -7,11 +7,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/client"
+	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 
@@ -20,13 +23,29 @@ import (
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 	"github.com/kilnbuild/kiln/services/builder/internal/hostdir"
+	"github.com/kilnbuild/kiln/services/builder/internal/policy"
 	"github.com/kilnbuild/kiln/services/builder/internal/pool"
 )
 
 // Options is what the solves of a daemon lean on.
 type Options struct {
-	Roots hostdir.Roots // directories of this host that a request may name
-	Guard Guard         // which hosts sources may come from
+	Roots     hostdir.Roots  // directories of this host that a request may name
+	Policy    *policy.Policy // what a request may ask for
+	Guard     Guard          // which hosts sources may come from
+	Artifacts Artifacts      // where archives and trees are kept
+}
+
+// Artifacts keeps what builds give besides images in a registry.
+type Artifacts interface {
+	// Create begins an artifact, which is there once it is committed.
+	Create(build, name string) (ArtifactWriter, error)
+}
+
+// ArtifactWriter takes the bytes of an artifact, and one of Commit and Abort.
+type ArtifactWriter interface {
+	io.Writer
+	Commit() (size int64, err error)
+	Abort() error
 }
 
 // Daemon is one buildkitd daemon.
@@ -35,6 +54,7 @@ type Daemon struct {
 	opts          Options
 	client        *client.Client
 	conn          *grpc.ClientConn
+	own           atomic.Pointer[ocispecs.Platform] // of its first worker, once it was asked
 }
 
 // Flow-control windows of the gateway's connections on both sides, in bytes. They
@@ -100,9 +120,20 @@ func (d *Daemon) Check(ctx context.Context) (pool.Info, error) {
 	if len(workers) == 0 {
 		return pool.Info{}, errors.New("it has no worker")
 	}
+	if all := workers[0].Platforms; len(all) > 0 {
+		d.own.Store(&all[0])
+	}
 	info := pool.Info{Version: workers[0].BuildkitVersion.Version}
 	for _, platform := range workers[0].Platforms {
 		info.Platforms = append(info.Platforms, platforms.Format(platform))
 	}
 	return info, nil
+}
+
+// ownPlatform is the daemon's own, and this host's until it was asked.
+func (d *Daemon) ownPlatform() ocispecs.Platform {
+	if own := d.own.Load(); own != nil {
+		return *own
+	}
+	return platforms.DefaultSpec()
 }

@@ -2,16 +2,12 @@ package buildkit
 
 import (
 	"bytes"
-	"context"
 	"errors"
-	"regexp"
 	"strings"
 
 	gatewaypb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/errdefs"
-	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/opencontainers/go-digest"
-	"google.golang.org/grpc/codes"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
@@ -27,12 +23,13 @@ const (
 // FailureOf says why a solve failed, from the typed details that BuildKit sends
 // with its error. progress may be nil.
 func FailureOf(err error, progress *Progress) *build.Failure {
-	var own *fault.Error
-	if errors.As(err, &own) {
-		return &build.Failure{Kind: own.Kind, Reason: own.Reason, Message: own.Error(), Remedy: own.Remedy}
-	}
-	f := &build.Failure{Message: message(err), Location: location(err)}
+	f := &build.Failure{Location: location(err), Details: details(err)}
 	addStep(f, err, progress)
+	if own, ok := errors.AsType[*fault.Error](err); ok {
+		f.Kind, f.Reason, f.Message, f.Remedy, f.Class = own.Kind, own.Reason, own.Error(), own.Remedy, classOf(own)
+		return f
+	}
+	f.Message = message(err)
 	classify(f, err)
 	return f
 }
@@ -108,84 +105,18 @@ func addStep(f *build.Failure, err error, progress *Progress) {
 	}
 }
 
-var (
-	imageNotResolved = regexp.MustCompile(`failed to resolve source metadata for ([^\s:]+(?::\d+)?[^\s]*): `)
-	fileNotFound     = regexp.MustCompile(`failed to (?:calculate checksum of ref|compute cache key)[^"]*"([^"]+)": not found`)
-	gitNotRead       = regexp.MustCompile(`failed to (?:fetch remote|load cache key)[: ]+(\S+)`)
-	noDockerfile     = regexp.MustCompile(`failed to read dockerfile: open (\S+): no such file`)
-	noTarget         = regexp.MustCompile(`target stage "?([^"\s]+)"? could not be found`)
-)
-
-// classify gives the failure its kind, reason and remedy. The order matters:
-// what BuildKit types comes before what it only words.
-func classify(f *build.Failure, err error) {
-	code := grpcerrors.Code(err)
-	text := err.Error()
-	set := func(kind fault.Kind, reason, remedy string) { f.Kind, f.Reason, f.Remedy = kind, reason, remedy }
-	match := func(re *regexp.Regexp) bool {
-		m := re.FindStringSubmatch(text)
-		if m != nil {
-			f.Reference = strings.TrimSuffix(m[1], ":")
-		}
-		return m != nil
-	}
+// classOf says whose business an error of Kiln's own is.
+func classOf(err *fault.Error) build.Class {
 	switch {
-	case errors.Is(err, context.Canceled) || code == codes.Canceled:
-		set(fault.Canceled, "CANCELLED", "build again")
-	case errors.Is(err, context.DeadlineExceeded) || code == codes.DeadlineExceeded:
-		set(fault.DeadlineExceeded, "TIMED_OUT", "give the build more time")
-	case f.ExitCode != nil:
-		set(fault.FailedPrecondition, "STEP_FAILED", "read the last lines of the step's log and mend the command at that line of the Dockerfile")
-	case match(imageNotResolved):
-		set(fault.NotFound, "SOURCE_NOT_FOUND", "check the name and tag of the image, that its registry can be reached from the daemon, and that it may be pulled")
-	case match(noDockerfile):
-		set(fault.NotFound, "SOURCE_NOT_FOUND", "put a Dockerfile there, name another with dockerfile.path, or send its text with dockerfile.inline")
-	case match(fileNotFound):
-		set(fault.NotFound, "SOURCE_NOT_FOUND", "check the path: it is relative to the context, and .dockerignore may leave it out")
-	case match(noTarget):
-		set(fault.InvalidArgument, "DOCKERFILE_INVALID", "name a stage of the Dockerfile with target")
-	case isExport(f.Step):
-		set(kindOf(code), "EXPORT_FAILED", "check that the registry can be reached from the daemon, has room, and lets it push")
-	case strings.Contains(text, "path escapes from parent"):
-		f.Message = "a symbolic link of the context is absolute or leads out of it: " + f.Message
-		set(fault.FailedPrecondition, "SOURCE_NOT_FOUND", "make the link relative and lead inside the context, or build the directory with kiln build")
-	case strings.HasPrefix(f.Step, "[internal] load git") || match(gitNotRead):
-		set(fault.NotFound, "SOURCE_NOT_FOUND", "check the URL and ref of the repository, and that the daemon can reach it")
-	case strings.Contains(text, "dockerfile parse error") || f.Location != nil:
-		set(fault.InvalidArgument, "DOCKERFILE_INVALID", "mend the Dockerfile at the line that is named")
-	case code == codes.Unavailable:
-		f.Message = "the connection to buildkitd broke: " + innermost(f.Message)
-		set(fault.Unavailable, "DAEMON_UNAVAILABLE", "check that buildkitd runs, and build again")
-	case code == codes.ResourceExhausted || strings.Contains(text, "no space left on device"):
-		set(fault.ResourceExhausted, "LIMIT_REACHED", "free disk on the daemon's host, or lower the cache policy, and build again")
+	case err.Reason == "POLICY_DENIED" || err.Reason == "DIRECTORY_NOT_ALLOWED":
+		return build.Policy
+	case err.Kind == fault.Canceled:
+		return build.ByCancel
+	case err.Kind == fault.DeadlineExceeded:
+		return build.ByTimeout
+	case err.Kind == fault.Unavailable || err.Kind == fault.ResourceExhausted || err.Kind == fault.Internal:
+		return build.Infrastructure
 	default:
-		set(kindOf(code), "INTERNAL", "read the message; it is buildkitd's own")
-	}
-}
-
-// innermost is the last of the causes that gRPC strings together.
-func innermost(text string) string {
-	if at := strings.LastIndex(text, "desc = "); at >= 0 {
-		text = text[at+len("desc = "):]
-	}
-	return strings.Trim(text, `"`)
-}
-
-func kindOf(code codes.Code) fault.Kind {
-	switch code {
-	case codes.InvalidArgument:
-		return fault.InvalidArgument
-	case codes.NotFound:
-		return fault.NotFound
-	case codes.PermissionDenied:
-		return fault.PermissionDenied
-	case codes.Unauthenticated:
-		return fault.Unauthenticated
-	case codes.FailedPrecondition:
-		return fault.FailedPrecondition
-	case codes.Unavailable:
-		return fault.Unavailable
-	default:
-		return fault.Internal
+		return build.User
 	}
 }

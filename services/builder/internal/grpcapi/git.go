@@ -20,8 +20,7 @@ var gitRef = regexp.MustCompile(`^[A-Za-z0-9_./@+][A-Za-z0-9_./@+=-]*$`)
 // gitContext lets pass only what git can read as nothing but a repository of
 // another host: no option, no local path, no remote helper ("ext::…"). Which hosts
 // are allowed is the guard's to say.
-func gitContext(in *builderv1.GitContext) (*build.GitContext, error) {
-	const field = "spec.context.git"
+func gitContext(field string, in *builderv1.GitContext) (*build.GitContext, error) {
 	raw := in.GetUrl()
 	if f := guard.WellFormed(raw); f != nil {
 		f.Field = field + ".url"
@@ -29,7 +28,7 @@ func gitContext(in *builderv1.GitContext) (*build.GitContext, error) {
 	}
 	if strings.ContainsAny(raw, "#?") {
 		return nil, fault.Invalid(field+".url", guard.Redacted(raw), "has a fragment or a query",
-			"name the branch in spec.context.git.ref and the directory in spec.context.git.subdir")
+			"name the branch in ref and the directory in subdir")
 	}
 	if u, err := url.Parse(raw); err == nil && u.User != nil {
 		if _, secret := u.User.Password(); secret {

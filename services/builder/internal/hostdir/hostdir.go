@@ -42,6 +42,31 @@ func (r Roots) Open(path string) (*os.Root, error) {
 	return nil, r.denied(path)
 }
 
+// Create opens the directory at path, and makes it and those above it, below their
+// root, when they are missing. path must name a place below a root as it is
+// written.
+func (r Roots) Create(path string) (*os.Root, error) {
+	for _, root := range r {
+		rel, err := filepath.Rel(root, filepath.Clean(path))
+		if err != nil || !filepath.IsLocal(rel) {
+			continue
+		}
+		base, err := os.OpenRoot(root)
+		if err != nil {
+			return nil, r.unreadable(path, err)
+		}
+		err = base.MkdirAll(rel, 0o755)
+		if err := errors.Join(err, base.Close()); err != nil && !errors.Is(err, fs.ErrExist) {
+			if strings.Contains(err.Error(), "escapes") {
+				return nil, r.denied(path)
+			}
+			return nil, r.unreadable(path, err)
+		}
+		return r.openBelow(root, rel, path)
+	}
+	return nil, r.denied(path)
+}
+
 // openBelow opens by os.Root, so that a link put in place since EvalSymlinks
 // looked does not lead out.
 func (r Roots) openBelow(base, rel, path string) (*os.Root, error) {

@@ -1,0 +1,204 @@
+package buildkit
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"path"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/distribution/reference"
+	"github.com/moby/buildkit/frontend/dockerfile/parser"
+	"github.com/tonistiigi/fsutil"
+
+	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/services/builder/internal/build"
+	"github.com/kilnbuild/kiln/services/builder/internal/policy"
+)
+
+// The frontends of BuildKit.
+const (
+	dockerfileFrontend = "dockerfile.v0"
+	gatewayFrontend    = "gateway.v0"
+)
+
+// addFrontend chooses who reads the Dockerfile, and tells it what to build.
+func (j *job) addFrontend() error {
+	if len(j.spec.Definition) > 0 {
+		return nil
+	}
+	wanted := j.spec.Frontend
+	if err := j.daemon.opts.Policy.Frontend(wanted.Name, wanted.Attributes); err != nil {
+		return inField("spec.frontend", err)
+	}
+	j.opt.Frontend = cmp.Or(wanted.Name, dockerfileFrontend)
+	maps.Copy(j.opt.FrontendAttrs, wanted.Attributes)
+	maps.Copy(j.opt.FrontendAttrs, frontendAttrs(j.spec))
+	if j.opt.Frontend == dockerfileFrontend {
+		if err := j.followSyntax(); err != nil {
+			return err
+		}
+	}
+	return j.protectFrontend()
+}
+
+func frontendAttrs(spec build.Spec) map[string]string {
+	attrs := make(map[string]string)
+	if spec.Dockerfile.Inline == "" && spec.Dockerfile.Path != "" {
+		attrs["filename"] = spec.Dockerfile.Path
+	}
+	if spec.Target != "" {
+		attrs["target"] = spec.Target
+	}
+	for name, value := range spec.BuildArgs {
+		attrs["build-arg:"+name] = value
+	}
+	for name, value := range spec.Labels {
+		attrs["label:"+name] = value
+	}
+	if len(spec.Platforms) > 0 {
+		attrs["platform"] = strings.Join(spec.Platforms, ",")
+	}
+	switch {
+	case spec.NoCache:
+		attrs["no-cache"] = ""
+	case len(spec.NoCacheStages) > 0:
+		attrs["no-cache"] = strings.Join(spec.NoCacheStages, ",")
+	}
+	if spec.Pull {
+		attrs["image-resolve-mode"] = "pull"
+	}
+	if spec.Network != "" {
+		attrs["force-network-mode"] = spec.Network
+	}
+	if spec.ShmSize > 0 {
+		attrs["shm-size"] = strconv.FormatInt(spec.ShmSize, 10)
+	}
+	var hosts, limits []string
+	for _, name := range slices.Sorted(maps.Keys(spec.ExtraHosts)) {
+		hosts = append(hosts, name+"="+spec.ExtraHosts[name])
+	}
+	for _, limit := range spec.Ulimits {
+		limits = append(limits, fmt.Sprintf("%s=%d:%d", limit.Name, limit.Soft, limit.Hard))
+	}
+	if len(hosts) > 0 {
+		attrs["add-hosts"] = strings.Join(hosts, ",")
+	}
+	if len(limits) > 0 {
+		attrs["ulimit"] = strings.Join(limits, ",")
+	}
+	return attrs
+}
+
+// noSyntax is the attribute by which the Dockerfile frontend knows that it need not
+// look for a syntax line: it has been chosen by one.
+const noSyntax = "cmdline"
+
+// followSyntax does here what the daemon's frontend would do by itself: hand over
+// to the image that the Dockerfile's first line names. Only so can the policy have
+// its say. A Dockerfile that the builder does not hold (of a git repository, of an
+// image) is read by the daemon's own frontend.
+func (j *job) followSyntax() error {
+	j.opt.FrontendAttrs[noSyntax] = ""
+	text, err := j.dockerfile()
+	if err != nil || text == nil {
+		return err
+	}
+	image, line, _, ok := parser.DetectSyntax(text)
+	if !ok {
+		return nil
+	}
+	err = j.daemon.opts.Policy.Frontend(gatewayFrontend, map[string]string{"source": image})
+	switch {
+	case err == nil:
+		j.opt.Frontend = gatewayFrontend
+		j.opt.FrontendAttrs["source"], j.opt.FrontendAttrs[noSyntax] = image, line
+		return nil
+	case policy.Official(image):
+		return nil // the daemon has it built in
+	default:
+		return inField("spec.dockerfile", err)
+	}
+}
+
+// maxDockerfile is how much of a Dockerfile is looked at, in bytes; BuildKit reads no
+// larger one.
+const maxDockerfile = 2 << 20
+
+// dockerfile returns the Dockerfile when the builder holds it, and else nil.
+func (j *job) dockerfile() ([]byte, error) {
+	if j.spec.Dockerfile.Inline != "" {
+		return []byte(j.spec.Dockerfile.Inline), nil
+	}
+	files := j.opt.LocalMounts[dockerfileName]
+	if files == nil {
+		return nil, nil
+	}
+	text, err := readFile(files, j.spec.Dockerfile.Path)
+	if errors.Is(err, fs.ErrNotExist) && path.Base(j.spec.Dockerfile.Path) == "Dockerfile" {
+		// The other spelling that BuildKit looks for.
+		text, err = readFile(files, path.Join(path.Dir(j.spec.Dockerfile.Path), "dockerfile"))
+	}
+	if err != nil {
+		return nil, nil //nolint:nilerr // the build fails for it, and says where
+	}
+	return text, nil
+}
+
+func readFile(files fsutil.FS, name string) ([]byte, error) {
+	f, err := files.Open(name)
+	if err != nil {
+		return nil, err
+	}
+	text, err := io.ReadAll(io.LimitReader(f, maxDockerfile))
+	return text, errors.Join(err, f.Close())
+}
+
+// protectFrontend refuses a named context that would stand in for the frontend's
+// image: BuildKit looks there first.
+func (j *job) protectFrontend() error {
+	source := j.opt.FrontendAttrs["source"]
+	named, err := reference.ParseNormalizedNamed(source)
+	if err != nil {
+		return nil //nolint:nilerr // there is none
+	}
+	name := strings.TrimSuffix(reference.FamiliarString(named), ":latest")
+	if _, taken := j.spec.NamedContexts[name]; taken {
+		return fault.Invalid(fmt.Sprintf("spec.named_contexts[%q]", name), name, "has the name of the frontend's image", "give the context another name")
+	}
+	return nil
+}
+
+// addAttestations asks for statements about the image.
+func (j *job) addAttestations() error {
+	wanted := j.spec.Attestations
+	if wanted.Provenance != "" {
+		j.opt.FrontendAttrs["attest:provenance"] = "mode=" + wanted.Provenance
+	}
+	if !wanted.SBOM {
+		return nil
+	}
+	if err := j.daemon.opts.Policy.SBOMGenerator(wanted.SBOMGenerator); err != nil {
+		return inField("spec.attestations.sbom_generator", err)
+	}
+	j.opt.FrontendAttrs["attest:sbom"] = ""
+	if generator := cmp.Or(wanted.SBOMGenerator, j.daemon.opts.Policy.DefaultSBOMGenerator()); generator != "" {
+		j.opt.FrontendAttrs["attest:sbom"] = "generator=" + generator
+	}
+	return nil
+}
+
+// inField gives an error of a part the field of the request that it is about.
+func inField(field string, err error) error {
+	if known, ok := errors.AsType[*fault.Error](err); ok {
+		copied := *known
+		copied.Field = field
+		return &copied
+	}
+	return err
+}

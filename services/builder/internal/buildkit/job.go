@@ -1,0 +1,111 @@
+package buildkit
+
+import (
+	"context"
+	"errors"
+	"io"
+
+	"github.com/containerd/containerd/v2/core/content"
+	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/client/llb"
+	"github.com/tonistiigi/fsutil"
+
+	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/services/builder/internal/build"
+)
+
+// job is one solve: what BuildKit is asked for, and what is open for it until it
+// has ended.
+type job struct {
+	daemon *Daemon
+	spec   build.Spec
+	opt    client.SolveOpt
+	def    *llb.Definition // in place of a frontend
+
+	sources *sourcePolicy
+
+	outputs []*output
+	open    []io.Closer
+}
+
+// prepare says in BuildKit's terms what a spec asks for, and opens what it reads.
+// Its errors are the caller's: what is not there, is wrong or is not granted. A job
+// must be closed.
+func (d *Daemon) prepare(id string, spec build.Spec) (_ *job, err error) {
+	j := &job{daemon: d, spec: spec, opt: client.SolveOpt{
+		Ref:            id,
+		FrontendAttrs:  make(map[string]string),
+		FrontendInputs: make(map[string]llb.State),
+		LocalMounts:    make(map[string]fsutil.FS),
+		OCIStores:      make(map[string]content.Store),
+		// A name for the context that stays (addContexts makes it whole) has the daemon
+		// ask for changed files only, also when the builder has started anew.
+		SharedKey: "kiln:" + spec.Project,
+	}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, j.close())
+		}
+	}()
+	for _, part := range []func() error{
+		j.addRights, j.addContexts, j.addFrontend, j.addDefinition, j.addSourcePolicy, j.addCache, j.addOutputs, j.addSession,
+	} {
+		if err := part(); err != nil {
+			return nil, err
+		}
+	}
+	return j, nil
+}
+
+// addRights asks for the rights that the policy grants.
+func (j *job) addRights() error {
+	if err := j.daemon.opts.Policy.Entitlements(j.spec.Entitlements); err != nil {
+		return inField("spec.entitlements", err)
+	}
+	j.opt.AllowedEntitlements = j.spec.Entitlements
+	return nil
+}
+
+// keep closes c when the solve has ended.
+func (j *job) keep(c io.Closer) { j.open = append(j.open, c) }
+
+// close gives back what is open, and drops artifacts that are not committed.
+func (j *job) close() error {
+	var errs []error
+	for _, out := range j.outputs {
+		errs = append(errs, out.abort())
+	}
+	for _, c := range j.open {
+		errs = append(errs, c.Close())
+	}
+	j.open, j.outputs = nil, nil
+	return errors.Join(errs...)
+}
+
+// run has the daemon solve the job, closes it, and returns what its outputs have
+// become. When abandoned is closed, nobody waits for them any more.
+func (j *job) run(ctx context.Context, statuses chan *client.SolveStatus, abandoned <-chan struct{}) (_ []build.OutputResult, err error) {
+	defer func() { err = errors.Join(err, j.close()) }()
+	res, err := j.daemon.client.Solve(ctx, j.def, j.opt, statuses)
+	if err != nil {
+		return nil, errors.Join(j.known(err), err)
+	}
+	select {
+	case <-abandoned:
+		return nil, context.Cause(ctx)
+	default:
+		return j.finish(ctx, res.ExporterResponse)
+	}
+}
+
+// known is what the builder itself knows of a failed solve, of which the daemon has
+// only a message.
+func (j *job) known(err error) error {
+	if failed := j.writeFailed(); failed != nil {
+		return failed
+	}
+	if explained, ok := errors.AsType[*fault.Error](j.sources.explain(err)); ok {
+		return explained
+	}
+	return nil
+}
