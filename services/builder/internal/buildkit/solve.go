@@ -24,10 +24,10 @@ func (d *Daemon) Accept(_ context.Context, spec build.Spec) error {
 }
 
 // Solve implements build.Daemon.
-func (d *Daemon) Solve(ctx context.Context, id string, spec build.Spec, sink func(any)) build.Result {
+func (d *Daemon) Solve(ctx context.Context, id string, attempt int, spec build.Spec, sink func(any)) build.Result {
 	r := &run{daemon: d, hide: newHider(spec), progress: NewProgress(), sink: sink}
 	started := time.Now()
-	outputs, err := r.solve(ctx, id, spec)
+	outputs, err := r.solve(ctx, id, attempt, spec)
 	r.progress.Update(r.hide.rest(), sink)
 	result := build.Result{Outputs: outputs, Steps: r.progress.Counts(), Times: r.progress.Times(started)}
 	if err != nil {
@@ -46,7 +46,7 @@ type run struct {
 
 func (r *run) update(status *client.SolveStatus) { r.progress.Update(r.hide.status(status), r.sink) }
 
-func (r *run) solve(ctx context.Context, id string, spec build.Spec) ([]build.OutputResult, error) {
+func (r *run) solve(ctx context.Context, id string, attempt int, spec build.Spec) ([]build.OutputResult, error) {
 	spec, err := r.fetch(ctx, spec)
 	if err != nil {
 		return nil, err
@@ -55,6 +55,7 @@ func (r *run) solve(ctx context.Context, id string, spec build.Spec) ([]build.Ou
 	if err != nil {
 		return nil, err
 	}
+	j.opt.Ref = refOf(id, attempt)
 	type answer struct {
 		outputs []build.OutputResult
 		err     error
