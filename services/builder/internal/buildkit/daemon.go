@@ -7,7 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"net/http"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -22,6 +22,8 @@ import (
 	"github.com/kilnbuild/kiln/pkg/rpc"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
+	"github.com/kilnbuild/kiln/services/builder/internal/artifacts"
+	"github.com/kilnbuild/kiln/services/builder/internal/contextstore"
 	"github.com/kilnbuild/kiln/services/builder/internal/hostdir"
 	"github.com/kilnbuild/kiln/services/builder/internal/policy"
 	"github.com/kilnbuild/kiln/services/builder/internal/pool"
@@ -30,22 +32,25 @@ import (
 // Options is what the solves of a daemon lean on.
 type Options struct {
 	Roots     hostdir.Roots  // directories of this host that a request may name
-	Policy    *policy.Policy // what a request may ask for
-	Guard     Guard          // which hosts sources may come from
+	Contexts  Contexts       // contexts that were uploaded, or are fetched
 	Artifacts Artifacts      // where archives and trees are kept
+	Guard     Guard          // which hosts sources may come from
+	Policy    *policy.Policy // what a request may ask for
+}
+
+// Contexts keeps contexts by the digest of their content. See package contextstore,
+// which is it.
+type Contexts interface {
+	// Open opens a context, which stays until it is closed, or is a NOT_FOUND fault.
+	Open(digest string) (*contextstore.Tree, error)
+	// Fetch gets the context in an archive, bounded in time and size.
+	Fetch(ctx context.Context, client *http.Client, url, digest string) (contextstore.Info, error)
 }
 
 // Artifacts keeps what builds give besides images in a registry.
 type Artifacts interface {
 	// Create begins an artifact, which is there once it is committed.
-	Create(build, name string) (ArtifactWriter, error)
-}
-
-// ArtifactWriter takes the bytes of an artifact, and one of Commit and Abort.
-type ArtifactWriter interface {
-	io.Writer
-	Commit() (size int64, err error)
-	Abort() error
+	Create(build, name string) (*artifacts.Writer, error)
 }
 
 // Daemon is one buildkitd daemon.

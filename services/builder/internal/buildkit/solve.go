@@ -47,6 +47,10 @@ type run struct {
 func (r *run) update(status *client.SolveStatus) { r.progress.Update(r.hide.status(status), r.sink) }
 
 func (r *run) solve(ctx context.Context, id string, spec build.Spec) ([]build.OutputResult, error) {
+	spec, err := r.fetch(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
 	j, err := r.daemon.prepare(id, spec)
 	if err != nil {
 		return nil, err
