@@ -23,6 +23,41 @@ type Service struct {
 	Addr string
 	// HTTPAddr is the address of its HTTP server, host:port.
 	HTTPAddr string
+	// State is the directory of the builder's state. Empty for the others.
+	State string
+
+	lab     *Lab
+	command Command
+}
+
+// Start starts a service again that has ended, with the same configuration,
+// addresses and state but without a failpoint, and waits until it serves.
+func (s *Service) Start(ctx context.Context) error { return s.start(ctx, s.command) }
+
+// StartFailing does as Start, with a failpoint; see ServiceOptions. A service that
+// comes to it before it serves is an error.
+func (s *Service) StartFailing(ctx context.Context, failpoint string) error {
+	c, err := withFailpoint(s.command, failpoint)
+	if err != nil {
+		return err
+	}
+	return s.start(ctx, c)
+}
+
+func (s *Service) start(ctx context.Context, c Command) error {
+	p, err := s.lab.Run(c)
+	if err != nil {
+		return err
+	}
+	s.Process = p
+	return WaitServing(ctx, p, s.Addr)
+}
+
+// withFailpoint is a command of the binary that has failpoints, with one set.
+func withFailpoint(c Command, failpoint string) (Command, error) {
+	path, err := Bin(filepath.Join("failpoints", filepath.Base(c.Path)))
+	c.Path, c.Env = path, append(slices.Clone(c.Env), "KILN_FAILPOINT="+failpoint)
+	return c, err
 }
 
 // ServiceOptions says how to run a service.
@@ -39,13 +74,24 @@ type ServiceOptions struct {
 }
 
 // StartBuilder runs kiln-builder with a configuration and waits until it serves.
-// Listen addresses that are not set are chosen.
+// Listen addresses and a state directory that are not set are chosen.
 func (l *Lab) StartBuilder(ctx context.Context, cfg *configv1.BuilderConfig, opts ServiceOptions) (*Service, error) {
 	cfg = proto.CloneOf(cfg)
-	return l.startService(ctx, "kiln-builder", cfg, opts, func(s *configv1.ServerConfig) *configv1.ServerConfig {
+	if cfg.GetStateDir() == "" {
+		dir, err := l.subdir("builder-state")
+		if err != nil {
+			return nil, err
+		}
+		cfg.StateDir = dir
+	}
+	s, err := l.startService(ctx, "kiln-builder", cfg, opts, func(s *configv1.ServerConfig) *configv1.ServerConfig {
 		cfg.Server = withDefaults(cfg.GetServer(), s)
 		return cfg.GetServer()
 	})
+	if s != nil {
+		s.State = cfg.GetStateDir()
+	}
+	return s, err
 }
 
 // StartCacheManager runs kiln-cachemanager as StartBuilder runs the builder.
@@ -79,12 +125,7 @@ func withDefaults(server, free *configv1.ServerConfig) *configv1.ServerConfig {
 func (l *Lab) startService(ctx context.Context, bin string, cfg proto.Message, opts ServiceOptions,
 	listen func(free *configv1.ServerConfig) *configv1.ServerConfig,
 ) (*Service, error) {
-	name := bin
-	if opts.Failpoint != "" {
-		name = filepath.Join("failpoints", bin)
-		opts.Env = append(slices.Clone(opts.Env), "KILN_FAILPOINT="+opts.Failpoint)
-	}
-	path, err := Bin(name)
+	path, err := Bin(bin)
 	if err != nil {
 		return nil, err
 	}
@@ -124,14 +165,21 @@ func (l *Lab) tryService(ctx context.Context, path, dir string, cfg proto.Messag
 	if err := os.WriteFile(file, data, 0o600); err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
 	}
-	p, err := l.Run(Command{
+	command := Command{
 		Name: filepath.Base(dir), Path: path, Args: []string{"--config", file},
 		Env: append(OTLPEnv("", ""), opts.Env...), ResolvConf: opts.ResolvConf,
-	})
+	}
+	run := command
+	if opts.Failpoint != "" {
+		if run, err = withFailpoint(command, opts.Failpoint); err != nil {
+			return nil, err
+		}
+	}
+	p, err := l.Run(run)
 	if err != nil {
 		return nil, err
 	}
-	s := &Service{Process: p, Addr: server.GetListen(), HTTPAddr: server.GetHttpListen()}
+	s := &Service{Process: p, Addr: server.GetListen(), HTTPAddr: server.GetHttpListen(), lab: l, command: command}
 	return s, waitHealth(ctx, p, s.Addr, func(h grpc_health_v1.HealthCheckResponse_ServingStatus) bool {
 		return opts.Unhealthy || h == grpc_health_v1.HealthCheckResponse_SERVING
 	})

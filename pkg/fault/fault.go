@@ -30,13 +30,14 @@ const (
 	Canceled                       // The caller gave up.
 	Unimplemented                  // Not served by this version.
 	Aborted                        // Cut short by a conflict or a restart.
+	OutOfRange                     // Beyond what there is, or no longer is.
 )
 
 // String is the name of the kind, for logs.
 func (k Kind) String() string {
 	names := [...]string{
 		"Internal", "InvalidArgument", "NotFound", "AlreadyExists", "PermissionDenied", "Unauthenticated",
-		"FailedPrecondition", "ResourceExhausted", "Unavailable", "DeadlineExceeded", "Canceled", "Unimplemented", "Aborted",
+		"FailedPrecondition", "ResourceExhausted", "Unavailable", "DeadlineExceeded", "Canceled", "Unimplemented", "Aborted", "OutOfRange",
 	}
 	if k < 0 || int(k) >= len(names) {
 		return "Kind(" + strconv.Itoa(int(k)) + ")"

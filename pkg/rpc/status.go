@@ -126,6 +126,8 @@ func codeOf(kind fault.Kind) (codes.Code, string) {
 		return codes.Unimplemented, "UNIMPLEMENTED"
 	case fault.Aborted:
 		return codes.Aborted, "INTERRUPTED"
+	case fault.OutOfRange:
+		return codes.OutOfRange, "OUT_OF_RANGE"
 	default:
 		return codes.Internal, unnamed
 	}

@@ -33,6 +33,7 @@ func TestStatusOfEachKind(t *testing.T) {
 		fault.Canceled:           codes.Canceled,
 		fault.Unimplemented:      codes.Unimplemented,
 		fault.Aborted:            codes.Aborted,
+		fault.OutOfRange:         codes.OutOfRange,
 		fault.Kind(99):           codes.Internal,
 	} {
 		st := rpc.Status(fault.New(kind, "", "m", "r"))

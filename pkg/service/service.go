@@ -115,9 +115,23 @@ func run[M proto.Message](cmd *cobra.Command, spec Spec[M], cfg M) (err error) {
 	return lifecycle.Protect(ctx, func(ctx context.Context) error { return spec.Run(ctx, cfg, tel) })
 }
 
+// Exit is the error of a command that ends with another code than 1.
+type Exit struct {
+	// Code is the exit code.
+	Code int
+	// Err is what is printed.
+	Err error
+}
+
+// Error is that of Err.
+func (e *Exit) Error() string { return e.Err.Error() }
+
+// Unwrap is Err.
+func (e *Exit) Unwrap() error { return e.Err }
+
 // Main runs a command until it ends or SIGINT or SIGTERM ends it, and returns
-// the exit code: 0, or 1 after a failure, which is printed on one line. A second
-// signal ends the process at once.
+// the exit code: 0, or 1 after a failure or that of an Exit. The failure is
+// printed on one line. A second signal ends the process at once.
 func Main(cmd *cobra.Command) int {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -127,6 +141,9 @@ func Main(cmd *cobra.Command) int {
 		return 0
 	}
 	_, _ = fmt.Fprintf(cmd.ErrOrStderr(), "%s: %s\n", cmd.Name(), oneLine(fault.Line(err)))
+	if exit, ok := errors.AsType[*Exit](err); ok {
+		return exit.Code
+	}
 	return 1
 }
 

@@ -12,6 +12,7 @@ import (
 	collectorv1 "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 	tracev1 "go.opentelemetry.io/proto/otlp/trace/v1"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/proto"
 )
 
 // Span is a span that the receiver got. Ids are lower-case hexadecimal.
@@ -30,6 +31,7 @@ type OTLP struct {
 
 	mu    sync.Mutex
 	spans []Span
+	raw   [][]byte
 }
 
 // NewOTLP starts a collector for traces over gRPC, on loopback, until the end of
@@ -81,10 +83,21 @@ func (o *OTLP) Spans() []Span {
 	return slices.Clone(o.spans)
 }
 
+// Raw is every message that has come in so far, as it was sent: for a search for
+// what must not be in it.
+func (o *OTLP) Raw() [][]byte {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return slices.Clone(o.raw)
+}
+
 // Export is the RPC of the collector.
 func (o *OTLP) Export(_ context.Context, req *collectorv1.ExportTraceServiceRequest) (*collectorv1.ExportTraceServiceResponse, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
+	if raw, err := proto.Marshal(req); err == nil {
+		o.raw = append(o.raw, raw)
+	}
 	for _, resource := range req.GetResourceSpans() {
 		service := serviceName(resource)
 		for _, scope := range resource.GetScopeSpans() {

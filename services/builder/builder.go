@@ -5,6 +5,7 @@ package builder
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"time"
 
@@ -15,93 +16,124 @@ import (
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
+	"github.com/kilnbuild/kiln/services/builder/internal/artifacts"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 	"github.com/kilnbuild/kiln/services/builder/internal/buildkit"
 	"github.com/kilnbuild/kiln/services/builder/internal/buildkit/gateway"
+	"github.com/kilnbuild/kiln/services/builder/internal/contextstore"
 	"github.com/kilnbuild/kiln/services/builder/internal/grpcapi"
 	"github.com/kilnbuild/kiln/services/builder/internal/guard"
 	"github.com/kilnbuild/kiln/services/builder/internal/metrics"
 	"github.com/kilnbuild/kiln/services/builder/internal/policy"
 	"github.com/kilnbuild/kiln/services/builder/internal/pool"
+	"github.com/kilnbuild/kiln/services/builder/internal/sqlite"
+	"github.com/kilnbuild/kiln/services/builder/internal/wire"
 )
 
 // Service is a builder that is listening, and serves once Run is called.
 type Service struct {
-	server *rpc.Server
-	fleet  fleet
-	daemon *buildkit.Daemon
-	builds *build.Service
-	guard  *guard.Guard
-	egress net.Listener  // of the proxy; nil without one
-	grace  time.Duration // of calls under way when the builder stops
+	cfg       *configv1.BuilderConfig // complete
+	log       *slog.Logger
+	server    *rpc.Server
+	fleet     fleet
+	builds    *build.Service
+	store     build.Store
+	contexts  *contextstore.Store
+	artifacts *artifacts.Store
+	guard     *guard.Guard
+	egress    net.Listener     // of the proxy; nil without one
+	parts     *lifecycle.Stack // what is closed when all has ended
 
 	stopped chan struct{} // closed when Run returns
 }
 
-// fleet gives the domain and the gateway their view of the pool.
-type fleet struct {
-	*pool.Pool[*buildkit.Daemon]
-}
-
-func (f fleet) Pick(ctx context.Context) (build.Daemon, error) { return f.Pool.Pick(ctx) }
-
-func (f fleet) upstream(ctx context.Context) (gateway.Upstream, error) { return f.Current(ctx) }
-
 // New makes a builder from its configuration, whose unset fields get their
-// defaults, and binds its addresses. ctx bounds the making only. A builder that
-// is not Run must be closed.
+// defaults, takes up the builds that an earlier process left, and binds its
+// addresses. ctx bounds the making only. A builder that is not Run must be closed.
 func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Telemetry) (_ *Service, err error) {
-	cfg = Complete(cfg)
-	var undo lifecycle.Stack
+	s := &Service{cfg: Complete(cfg), log: tel.Logger, parts: &lifecycle.Stack{}, stopped: make(chan struct{})}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, undo.Close(context.WithoutCancel(ctx)))
+			err = errors.Join(err, s.parts.Close(context.WithoutCancel(ctx)))
 		}
 	}()
-
-	sources, err := newGuard(cfg.GetPolicy().GetSources(), tel)
-	if err != nil {
+	if err := s.openStores(ctx); err != nil {
 		return nil, err
 	}
-	egress, err := listenEgress(ctx, cfg)
-	if err != nil {
+	if s.guard, err = newGuard(s.cfg.GetPolicy().GetSources(), tel); err != nil {
 		return nil, err
 	}
-	if egress != nil {
-		undo.Push("egress proxy", func(context.Context) error { return egress.Close() })
+	if s.egress, err = listenEgress(ctx, s.cfg); err != nil {
+		return nil, err
 	}
-	daemon, err := buildkit.Dial(ctx, cfg.GetDaemons()[0], buildkit.Options{
-		Roots: cfg.GetAllowedRoots(), Guard: sources, Policy: policy.New(cfg.GetPolicy()),
+	if s.egress != nil {
+		s.parts.Push("egress proxy", func(context.Context) error {
+			if err := s.egress.Close(); !errors.Is(err, net.ErrClosed) { // Run has closed it
+				return err
+			}
+			return nil
+		})
+	}
+	rules := policy.New(s.cfg.GetPolicy())
+	daemon, err := buildkit.Dial(ctx, s.cfg.GetDaemons()[0], buildkit.Options{
+		Roots: s.cfg.GetAllowedRoots(), Contexts: s.contexts, Artifacts: s.artifacts, Guard: s.guard, Policy: rules,
 	}, tel)
 	if err != nil {
 		return nil, err
 	}
-	undo.Push("daemon", func(context.Context) error { return daemon.Close() })
-	members := fleet{pool.New(daemon, tel.Logger)}
+	s.parts.Push("daemon", func(context.Context) error { return daemon.Close() })
+	s.fleet = fleet{pool.New(daemon, tel.Logger)}
 	counters, err := metrics.New(tel.Meter)
 	if err != nil {
 		return nil, err
 	}
-	builds := build.NewService(members, build.NewRecords(int(cfg.GetMaxBuildsKept())), build.Limits{
-		MaxRunning: int(cfg.GetMaxRunningBuilds()), MaxBuildTime: cfg.GetMaxBuildTime().AsDuration(),
-	}, counters, tel.Logger, uuid.NewString)
-
-	passOn := gateway.New(members.upstream, builds, grpcapi.Caller)
-	server, err := rpc.NewServer(rpc.ServerOptions{
-		Name: "kiln-builder", Config: cfg.GetServer(), Telemetry: tel,
-		GRPC: passOn.ServerOptions(),
+	translate := grpcapi.Translator{CacheRepository: s.cfg.GetCacheRepository()}
+	s.builds = build.NewService(build.Options{
+		Pool: s.fleet, Store: s.store, Queue: turns{newQueue(s.cfg)}, Metrics: counters, Log: tel.Logger,
+		MaxBuildTime: s.cfg.GetMaxBuildTime().AsDuration(), NewID: uuid.NewString, Encode: wire.Encode, Decode: translate.Decode,
 	})
-	if err != nil {
+	s.parts.Push("builds", s.builds.Close)
+	if err := s.builds.Recover(ctx); err != nil {
 		return nil, err
 	}
-	builderv1.RegisterBuilderServiceServer(server,
-		grpcapi.NewServer(builds, members, grpcapi.Translator{CacheRepository: cfg.GetCacheRepository()}))
-	server.Depend("buildkitd "+daemon.Name(), readyEvery, members.Ready)
-	return &Service{
-		server: server, fleet: members, daemon: daemon, builds: builds, stopped: make(chan struct{}),
-		guard: sources, egress: egress,
-		grace: cfg.GetServer().GetLimits().GetShutdownGrace().AsDuration(),
-	}, nil
+	return s, s.serve(translate, rules, tel)
+}
+
+// openStores opens what the builder keeps on disk.
+func (s *Service) openStores(ctx context.Context) error {
+	dir, err := openState(s.cfg.GetStateDir(), s.parts)
+	if err != nil {
+		return err
+	}
+	if s.store, err = sqlite.Open(ctx, dir.database()); err != nil {
+		return err
+	}
+	s.parts.Push("store", func(context.Context) error { return s.store.Close() })
+	if s.artifacts, err = artifacts.Open(dir.artifacts(), s.log, time.Now); err != nil {
+		return err
+	}
+	s.parts.Push("artifacts", func(context.Context) error { return s.artifacts.Close() })
+	s.contexts, err = contextstore.Open(dir.contexts(), contextLimits(s.cfg.GetContexts()), s.log, time.Now)
+	if err != nil {
+		return err
+	}
+	s.parts.Push("contexts", func(context.Context) error { return s.contexts.Close() })
+	return nil
+}
+
+// serve binds the addresses.
+func (s *Service) serve(translate grpcapi.Translator, rules *policy.Policy, tel *telemetry.Telemetry) (err error) {
+	passOn := gateway.New(s.fleet.upstream, s.builds, rules, grpcapi.Caller)
+	s.server, err = rpc.NewServer(rpc.ServerOptions{
+		Name: "kiln-builder", Config: s.cfg.GetServer(), Telemetry: tel, GRPC: passOn.ServerOptions(),
+	})
+	if err != nil {
+		return err
+	}
+	s.parts.Push("server", func(context.Context) error { return s.server.Close() })
+	builderv1.RegisterBuilderServiceServer(s.server, grpcapi.NewServer(s.builds, s.fleet, translate, s.contexts, s.artifacts))
+	s.server.Depend("buildkitd "+s.cfg.GetDaemons()[0].GetName(), readyEvery, s.fleet.Ready)
+	return nil
 }
 
 // readyEvery is how often the health status looks at what the pool knows, which
@@ -119,22 +151,24 @@ func (s *Service) HTTPAddr() string { return s.server.HTTPAddr() }
 
 // Close gives back what a builder holds that is not Run.
 func (s *Service) Close() error {
-	err := errors.Join(s.server.Close(), s.daemon.Close())
-	if s.egress != nil {
-		err = errors.Join(err, s.egress.Close())
-	}
-	return err
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	return s.parts.Close(ctx)
 }
+
+// closeTimeout bounds how long it may take to store how the last builds ended.
+const closeTimeout = 10 * time.Second
 
 // Run serves until ctx ends, then lets the builds that are running end within
 // the grace time of the configuration.
 func (s *Service) Run(ctx context.Context) error {
+	grace := s.cfg.GetServer().GetLimits().GetShutdownGrace().AsDuration()
 	// Builds that are still running a little before the server cuts their calls
 	// get their end while it can still be told.
 	defer context.AfterFunc(ctx, func() {
 		select {
 		case <-s.stopped:
-		case <-time.After(max(0, s.grace-tellEnd)):
+		case <-time.After(max(0, grace-tellEnd)):
 			s.builds.Interrupt()
 		}
 	})()
@@ -145,14 +179,21 @@ func (s *Service) Run(ctx context.Context) error {
 	tasks := []lifecycle.Task{
 		{Name: "server", Run: func(ctx context.Context) error {
 			defer stop()
-			return s.server.Run(ctx)
+			err := s.server.Run(ctx)
+			// Detached builds are no calls that the server waits for.
+			ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
+			defer cancel()
+			return errors.Join(err, s.builds.Close(ending))
 		}},
 		{Name: "pool", Run: func(context.Context) error { return s.fleet.Run(checks) }},
+		{Name: "sweep", Run: func(ctx context.Context) error {
+			return s.sweep(ctx, s.cfg.GetRetention(), int(s.cfg.GetMaxBuildsKept()))
+		}},
 	}
 	if s.egress != nil {
 		// As long as the pool: builds that end in the grace time still fetch.
 		tasks = append(tasks, lifecycle.Task{Name: "egress proxy", Run: func(context.Context) error { return s.guard.ServeProxy(checks, s.egress) }})
 	}
 	err := lifecycle.Run(ctx, tasks...)
-	return errors.Join(err, s.daemon.Close())
+	return errors.Join(err, s.Close())
 }

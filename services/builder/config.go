@@ -47,9 +47,60 @@ func Complete(cfg *configv1.BuilderConfig) *configv1.BuilderConfig {
 	if out.MaxBuildTime == nil {
 		out.MaxBuildTime = durationpb.New(time.Hour)
 	}
-	out.MaxBuildsKept = cmp.Or(out.MaxBuildsKept, 1000)
+	out.MaxBuildsKept = cmp.Or(out.MaxBuildsKept, 10_000)
 	out.MaxRunningBuilds = cmp.Or(out.MaxRunningBuilds, 64)
+	out.StateDir = cmp.Or(out.StateDir, defaultStateDir())
+	completeStores(out)
+	if out.Admission == nil {
+		out.Admission = &configv1.AdmissionConfig{}
+	}
+	out.Admission.MaxQueued = cmp.Or(out.Admission.MaxQueued, 1000)
+	if out.Policy == nil {
+		out.Policy = &configv1.BuildPolicyConfig{}
+	}
+	if out.Policy.Sources == nil {
+		out.Policy.Sources = &configv1.SourcesConfig{}
+	}
+	if len(out.Policy.Sources.Schemes) == 0 {
+		out.Policy.Sources.Schemes = []string{"https", "http", "ssh"}
+	}
+	if out.Egress == nil {
+		out.Egress = &configv1.EgressConfig{}
+	}
+	out.Egress.Listen = cmp.Or(out.Egress.Listen, "off")
 	return out
+}
+
+// completeStores sets the bounds of what the builder keeps.
+func completeStores(out *configv1.BuilderConfig) {
+	if out.Retention == nil {
+		out.Retention = &configv1.RetentionConfig{}
+	}
+	keep := out.Retention
+	keep.BuildAge = orDuration(keep.BuildAge, 30*24*time.Hour)
+	keep.BuildBytes = cmp.Or(keep.BuildBytes, 2_000_000_000)
+	keep.ArtifactAge = orDuration(keep.ArtifactAge, 7*24*time.Hour)
+	keep.ArtifactBytes = cmp.Or(keep.ArtifactBytes, 20_000_000_000)
+	keep.Interval = orDuration(keep.Interval, time.Minute)
+	if out.Contexts == nil {
+		out.Contexts = &configv1.ContextsConfig{}
+	}
+	contexts := out.Contexts
+	contexts.KeepAge = orDuration(contexts.KeepAge, 48*time.Hour)
+	contexts.KeepBytes = cmp.Or(contexts.KeepBytes, 20_000_000_000)
+	contexts.MaxBytes = cmp.Or(contexts.MaxBytes, 10_000_000_000)
+	contexts.MaxEntries = cmp.Or(contexts.MaxEntries, 500_000)
+	contexts.MaxRatio = cmp.Or(contexts.MaxRatio, 200)
+	contexts.MaxDepth = cmp.Or(contexts.MaxDepth, 128)
+	contexts.MaxPathBytes = cmp.Or(contexts.MaxPathBytes, 4096)
+	contexts.FetchTimeout = orDuration(contexts.FetchTimeout, 10*time.Minute)
+}
+
+func orDuration(set *durationpb.Duration, otherwise time.Duration) *durationpb.Duration {
+	if set != nil {
+		return set
+	}
+	return durationpb.New(otherwise)
 }
 
 // Command is the kiln-builder command.

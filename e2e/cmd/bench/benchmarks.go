@@ -7,6 +7,24 @@ import (
 	"time"
 )
 
+// experiment measures something beside a peer.
+type experiment interface {
+	label() string
+	run(ctx context.Context, s *stage) ([]row, error)
+}
+
+// experiments are all there are, in their order.
+func experiments() []experiment {
+	var all []experiment
+	for _, b := range benchmarks {
+		all = append(all, b)
+	}
+	for _, n := range []int{1, 4, 16, 64} {
+		all = append(all, throughput{n})
+	}
+	return append(all, eventRate{}, watchers{}, upload{})
+}
+
 // benchmark is the same work done by Kiln and by a peer, in turns.
 type benchmark struct {
 	name, peer string
@@ -22,7 +40,7 @@ type benchmark struct {
 // work is done once per round. push: the image goes to a registry, too.
 type work func(ctx context.Context, push bool) error
 
-// benchmarks are all there are, in their order. In each, nothing has changed since
+// benchmarks measure single builds. In each, nothing has changed since
 // the build before: all is cached, and what is measured is the way there and back.
 var benchmarks = []benchmark{
 	{
@@ -42,6 +60,10 @@ var benchmarks = []benchmark{
 		limit: "ratio < 1", ours: buildRPC, peers: directBuildctl,
 	},
 	{
+		name: "unchanged_build_vs_buildx", peer: "docker buildx", rounds: 40,
+		limit: "ratio < 1", ours: buildRPC, peers: buildx,
+	},
+	{
 		name: "gateway_added_vs_direct_buildctl", peer: "buildctl without the gateway", rounds: 60, added: true,
 		limit: "added < 10 ms", ours: gatewayBuildctl, peers: directBuildctl,
 	},
@@ -53,11 +75,19 @@ var benchmarks = []benchmark{
 
 func buildRPC(s *stage) work        { return s.buildRPC }
 func goClient(s *stage) work        { return s.goClient }
+func buildx(s *stage) work          { return s.buildx }
 func directBuildctl(s *stage) work  { return s.buildctlTo(s.daemon) }
 func gatewayBuildctl(s *stage) work { return s.buildctlTo("tcp://" + s.builder) }
 
 // warmups are rounds that are not measured: they fill caches and open connections.
 const warmups = 3
+
+func (b benchmark) label() string { return b.name }
+
+func (b benchmark) run(ctx context.Context, s *stage) ([]row, error) {
+	r, err := s.measure(ctx, b)
+	return []row{r}, err
+}
 
 // measure runs the rounds and returns the medians in milliseconds. Which side goes
 // first changes from round to round, so that neither always follows the other.
@@ -77,12 +107,18 @@ func (s *stage) measure(ctx context.Context, b benchmark) (row, error) {
 		}
 	}
 	ours, peers := median(times[0]), median(times[1])
-	r := row{Name: b.name, Unit: "ms", Ours: ours, Peer: b.peer, PeerValue: peers, Ratio: ours / peers, N: b.rounds, limit: b.limit}
+	r := row{Name: b.name, Unit: "ms", Ours: ours, Peer: b.peer, PeerValue: peers, Ratio: ours / peers, N: b.rounds, limit: b.limit,
+		P95: quantile(times[0], 0.95), PeerP95: quantile(times[1], 0.95)}
 	if b.added {
 		added := ours - peers
 		r.AddedMS = &added
 	}
 	return r, nil
+}
+
+func quantile(values []float64, q float64) float64 {
+	s := slices.Sorted(slices.Values(values))
+	return s[min(len(s)-1, int(q*float64(len(s))))]
 }
 
 func median(values []float64) float64 {

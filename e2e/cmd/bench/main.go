@@ -52,6 +52,9 @@ type row struct {
 	Ratio float64 `json:"ratio"`
 	// N is how often each was measured.
 	N int `json:"n"`
+	// P95 and PeerP95 are the 95th percentiles, where single calls are measured.
+	P95     float64 `json:"p95,omitempty"`
+	PeerP95 float64 `json:"peer_p95,omitempty"`
 	// AddedMS is Ours - PeerValue in milliseconds, where that is the point.
 	AddedMS *float64 `json:"added_ms,omitempty"`
 
@@ -62,11 +65,11 @@ type row struct {
 func run(ctx context.Context, only string) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, longest)
 	defer cancel()
-	var chosen []benchmark
+	var chosen []experiment
 	var names []string
-	for _, b := range benchmarks {
-		names = append(names, b.name)
-		if strings.Contains(b.name, only) {
+	for _, b := range experiments() {
+		names = append(names, b.label())
+		if strings.Contains(b.label(), only) {
 			chosen = append(chosen, b)
 		}
 	}
@@ -83,12 +86,12 @@ func run(ctx context.Context, only string) (err error) {
 	}
 	var rows []row
 	for _, b := range chosen {
-		fmt.Printf("%s: %d rounds\n", b.name, b.rounds)
-		r, err := s.measure(ctx, b)
+		fmt.Println(b.label())
+		r, err := b.run(ctx, s)
 		if err != nil {
-			return fmt.Errorf("%s: %w", b.name, err)
+			return fmt.Errorf("%s: %w", b.label(), err)
 		}
-		rows = append(rows, r)
+		rows = append(rows, r...)
 	}
 	printTable(os.Stdout, rows)
 	return write(rows)
@@ -96,12 +99,19 @@ func run(ctx context.Context, only string) (err error) {
 
 func printTable(w io.Writer, rows []row) {
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "\nname\tours\tpeer\tpeer's\tratio\tadded\tn\twanted")
+	fmt.Fprintln(t, "\nname\tours\tp95\tpeer\tpeer's\tp95\tratio\tadded\tn\twanted")
 	for _, r := range rows {
-		fmt.Fprintf(t, "%s\t%.1f %s\t%s\t%.1f %s\t%.3f\t%+.1f %s\t%d\t%s\n",
-			r.Name, r.Ours, r.Unit, r.Peer, r.PeerValue, r.Unit, r.Ratio, r.Ours-r.PeerValue, r.Unit, r.N, r.limit)
+		fmt.Fprintf(t, "%s\t%.1f %s\t%s\t%s\t%.1f %s\t%s\t%.3f\t%+.1f %s\t%d\t%s\n",
+			r.Name, r.Ours, r.Unit, percentile(r.P95), r.Peer, r.PeerValue, r.Unit, percentile(r.PeerP95), r.Ratio, r.Ours-r.PeerValue, r.Unit, r.N, r.limit)
 	}
 	_ = t.Flush()
+}
+
+func percentile(value float64) string {
+	if value == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.1f", value)
 }
 
 func write(rows []row) error {

@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 
@@ -23,7 +21,10 @@ type stage struct {
 	lab             *lab.Lab
 	daemon, builder string
 	registry, dir   string
+	base            string // image that has a shell
 	buildctl        string
+	buildxBin       string
+	builderPID      int
 	api             builderv1.BuilderServiceClient
 	bk              *client.Client
 }
@@ -39,21 +40,28 @@ func startStage(ctx context.Context) (*stage, error) {
 	if s.buildctl, err = lab.Bin("buildctl"); err != nil {
 		return s, err
 	}
+	if s.buildxBin, err = lab.Bin("buildx"); err != nil {
+		return s, err
+	}
 	if err := os.MkdirAll(s.dir, 0o755); err != nil {
 		return s, fmt.Errorf("%w", err)
 	}
 	stack, err := l.StartStack(ctx, lab.StackOptions{
-		Builder: &configv1.BuilderConfig{AllowedRoots: []string{filepath.Dir(s.dir)}},
+		// As many at once as the peer is asked for.
+		Builder: &configv1.BuilderConfig{AllowedRoots: []string{filepath.Dir(s.dir)}, MaxRunningBuilds: 64},
 	})
 	if err != nil {
 		return s, err
 	}
+	s.builderPID = stack.Builder.PID()
 	s.daemon, s.builder, s.registry = stack.Buildkitd.Addr, stack.Builder.Addr, stack.Registry.Addr
-	base, err := image.PushBase(ctx, s.registry)
-	if err != nil {
+	if s.base, err = image.PushBase(ctx, s.registry); err != nil {
 		return s, err
 	}
-	if err := s.writeApp(base); err != nil {
+	if err := s.writeApp(); err != nil {
+		return s, err
+	}
+	if err := s.createBuildx(ctx); err != nil {
 		return s, err
 	}
 	conn, err := lab.Dial(s.builder)
@@ -70,9 +78,9 @@ func startStage(ctx context.Context) (*stage, error) {
 }
 
 // writeApp writes a small project: some files, a COPY and two RUN.
-func (s *stage) writeApp(base string) error {
+func (s *stage) writeApp() error {
 	files := map[string]string{
-		"Dockerfile": "FROM " + base + "\nWORKDIR /app\nCOPY src src\nRUN cat src/* >all\nRUN sha256sum all >sum\n",
+		"Dockerfile": "FROM " + s.base + "\nWORKDIR /app\nCOPY src src\nRUN cat src/* >all\nRUN sha256sum all >sum\n",
 	}
 	for i := range 20 {
 		files[fmt.Sprintf("src/%02d.txt", i)] = fmt.Sprintln("line", i)
@@ -94,6 +102,26 @@ func (s *stage) writeApp(base string) error {
 // moved by the other.
 func (s *stage) tag(side string) string { return s.registry + "/bench-" + side + ":1" }
 
+// createBuildx tells buildx of the daemon, without Kiln in between.
+func (s *stage) createBuildx(ctx context.Context) error {
+	_, err := lab.Exec(ctx, s.buildxCommand("create", "--name", "bench", "--driver", "remote", s.daemon))
+	return err
+}
+
+func (s *stage) buildxCommand(args ...string) lab.Command {
+	return lab.Command{Path: s.buildxBin, Args: args, Env: []string{"BUILDX_CONFIG=" + filepath.Join(s.lab.Dir, "buildx")}}
+}
+
+// buildx runs an unmodified docker buildx on the daemon.
+func (s *stage) buildx(ctx context.Context, push bool) error {
+	args := []string{"build", "--builder", "bench", "--progress", "quiet", "--provenance=false", s.dir}
+	if push {
+		args = append(args, "--push", "-t", s.tag("buildx"))
+	}
+	_, err := lab.Exec(ctx, s.buildxCommand(args...))
+	return err
+}
+
 // buildRPC calls Build on the connection that stays open.
 func (s *stage) buildRPC(ctx context.Context, push bool) error {
 	spec := &builderv1.BuildSpec{
@@ -105,25 +133,7 @@ func (s *stage) buildRPC(ctx context.Context, push bool) error {
 			Registry: &builderv1.RegistryOutput{Tags: []string{s.tag("rpc")}},
 		}}}
 	}
-	stream, err := s.api.Build(ctx, &builderv1.BuildRequest{Spec: spec})
-	if err != nil {
-		return fmt.Errorf("%w", err)
-	}
-	var last *builderv1.Outcome
-	for {
-		res, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			break
-		}
-		if err != nil {
-			return fmt.Errorf("%w", err)
-		}
-		last = res.GetEvent().GetOutcome()
-	}
-	if last.GetState() != builderv1.BuildState_BUILD_STATE_SUCCEEDED {
-		return fmt.Errorf("the build ended with %v", last)
-	}
-	return nil
+	return s.rpcEvents(ctx, spec, func(*builderv1.BuildEvent) {})
 }
 
 // goClient solves the same with BuildKit's own client, whose connection stays
@@ -143,14 +153,38 @@ func (s *stage) goClient(ctx context.Context, push bool) error {
 			Type: client.ExporterImage, Attrs: map[string]string{"name": s.tag("go-client"), "push": "true"},
 		}}
 	}
+	return s.solve(ctx, opt, func(*client.SolveStatus) {})
+}
+
+// clientStatuses solves a Dockerfile with BuildKit's own client, and gives each
+// status to see.
+func (s *stage) clientStatuses(ctx context.Context, dockerfile string, see func(*client.SolveStatus)) error {
+	dir, err := os.MkdirTemp(s.lab.Dir, "context-")
+	if err == nil {
+		err = os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte(dockerfile), 0o644)
+	}
+	if err != nil {
+		return fmt.Errorf("%w", err)
+	}
+	files, err := fsutil.NewFS(dir)
+	if err != nil {
+		return fmt.Errorf("%w", err)
+	}
+	return s.solve(ctx, client.SolveOpt{
+		Frontend: "dockerfile.v0", LocalMounts: map[string]fsutil.FS{"context": files, "dockerfile": files},
+	}, see)
+}
+
+func (s *stage) solve(ctx context.Context, opt client.SolveOpt, see func(*client.SolveStatus)) error {
 	statuses := make(chan *client.SolveStatus)
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for range statuses {
+		for status := range statuses {
+			see(status)
 		}
 	}()
-	_, err = s.bk.Solve(ctx, nil, opt, statuses)
+	_, err := s.bk.Solve(ctx, nil, opt, statuses)
 	<-done
 	if err != nil {
 		return fmt.Errorf("%w", err)

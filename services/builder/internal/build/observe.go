@@ -5,58 +5,95 @@ import (
 	"time"
 )
 
-// Observed is a build that a client runs by itself through the gateway, and
-// that is only looked at.
+// Observation is a build that a client runs by itself through the gateway.
+type Observation struct {
+	ID      string // BuildKit's ref
+	Project string
+	Tags    []string
+	Caller  Caller
+}
+
+// Observed is such a build: it waits for its turn like all others, and what the
+// daemon says of it is kept like that of all others. End must be called.
 type Observed struct {
 	service *Service
-	id      string
-	created time.Time
+	live    *live
+	turn    Turn
+	queued  time.Duration
 }
 
-// Observe remembers a build that begins through the gateway. It returns nil when
-// its id is known already: BuildKit itself refuses a ref that is in use.
-func (s *Service) Observe(ctx context.Context, id, daemon, project string, tags []string, caller Caller) *Observed {
-	now := time.Now()
-	added := s.records.Add(Record{
-		ID: id, Project: project, State: Running, Origin: OriginGateway, Created: now, Started: now,
-		Daemon: daemon, Tags: tags, TraceID: caller.TraceID, Caller: caller.Identity,
-	})
-	if !added {
-		return nil
+// Observe remembers a build that begins through the gateway. The context that it
+// returns ends with ctx, and with a cause when somebody cancels the build, or the
+// builder stops. Errors: RESOURCE_EXHAUSTED when too many wait; ALREADY_EXISTS
+// when its id is known already, which BuildKit too refuses.
+func (s *Service) Observe(ctx context.Context, o Observation) (context.Context, *Observed, error) {
+	done, err := s.begin()
+	if err != nil {
+		return nil, nil, err
 	}
-	s.metrics.BuildStarted(ctx, OriginGateway)
-	return &Observed{service: s, id: id, created: now}
-}
-
-// End remembers how the build ended. Steps seen so far are kept.
-func (o *Observed) End(ctx context.Context, state State, failure *Failure, outputs []OutputResult) {
-	outcome := Outcome{State: state, Failure: failure, Outputs: outputs}
-	outcome.Times.Total = time.Since(o.created)
-	if rec, err := o.service.records.Get(o.id); err == nil {
-		outcome.Steps, outcome.Times = rec.Steps, rec.times.within(outcome.Times.Total)
+	defer done()
+	rec := Record{
+		ID: o.ID, Project: o.Project, State: Queued, Origin: OriginGateway, Created: time.Now(), Tags: o.Tags,
+		TraceID: o.Caller.TraceID, Caller: o.Caller.Identity, Attempt: 1, MaxAttempts: 1,
 	}
-	o.service.end(ctx, o.id, outcome, 0)
+	turn, err := s.Queue.Enter(rec.Tenant(), rec.Priority)
+	if err != nil {
+		return nil, nil, err
+	}
+	if _, _, err := s.Store.Create(ctx, rec, nil); err != nil {
+		turn.Release()
+		return nil, nil, err
+	}
+	s.Metrics.BuildStarted(ctx, rec.Origin)
+	l := s.enliven(ctx, rec)
+	l.push(Started{BuildID: rec.ID, TraceID: rec.TraceID})
+	ctx, cancel := context.WithCancelCause(ctx)
+	context.AfterFunc(l.ctx, func() { cancel(context.Cause(l.ctx)) })
+	s.runs.Add(1) // until End
+	return ctx, &Observed{service: s, live: l, turn: turn}, nil
 }
 
-// ObserveProgress remembers how far a build through the gateway has come. It may
-// do so after the build's end: a client reads the status until it has it all.
-func (s *Service) ObserveProgress(id string, steps StepCounts, times PhaseTimes) {
-	s.records.Update(id, func(rec *Record) {
-		if rec.Origin != OriginGateway {
-			return
-		}
-		rec.Steps, rec.times = steps, times
-		if rec.Outcome != nil {
-			outcome := *rec.Outcome // others may read the old one
-			outcome.Steps, outcome.Times = steps, times.within(outcome.Times.Total)
-			rec.Outcome = &outcome
-		}
+// Wait waits for the build's turn. notify is told where it stands while it waits;
+// so are those who watch the build. It ends with the cause of ctx.
+func (o *Observed) Wait(ctx context.Context, notify func(Waiting)) error {
+	err := o.turn.Wait(ctx, func(w Waiting) {
+		o.live.waiting(w)
+		notify(w)
+	})
+	if err == nil {
+		o.queued = time.Since(o.live.record().Created)
+		o.service.Metrics.BuildWaited(ctx, o.queued)
+	}
+	return err
+}
+
+// Begin says that the build's solve goes to a daemon.
+func (o *Observed) Begin(daemon string) {
+	o.live.update(func(rec *Record) {
+		rec.State, rec.Daemon, rec.Started, rec.Waiting = Running, daemon, time.Now(), nil
 	})
 }
 
-// within gives the times a total. The solve cannot have taken longer than all.
-func (t PhaseTimes) within(total time.Duration) PhaseTimes {
-	t.Total = total
-	t.Solve = max(0, min(t.Solve, total-t.Export))
-	return t
+// Event keeps what the daemon says of the build: a StepEvent, LogEvent or Warning.
+func (o *Observed) Event(kind any) { o.live.push(kind) }
+
+// End keeps how the build ended. failure is nil if it succeeded; when ctx, which
+// Observe returned, has ended, the cause of that counts for more. What Get returns
+// has ended from then on; it is stored soon after, for which the client of the
+// build does not wait.
+func (o *Observed) End(ctx context.Context, failure *Failure, result Result) {
+	o.turn.Release()
+	outcome := Outcome{State: Succeeded, Failure: failure, Outputs: result.Outputs, Steps: result.Steps, Times: result.Times}
+	if failure != nil {
+		outcome.State, outcome.Failure = finalState(ctx, failure)
+		if outcome.State == Failed && outcome.Failure.Class == ByCancel {
+			outcome.State = Cancelled
+		}
+	}
+	total := time.Since(o.live.record().Created)
+	outcome.Times.Queue = o.queued
+	outcome.Times.Solve = max(0, min(outcome.Times.Solve, total-outcome.Times.Export-o.queued))
+	o.service.conclude(o.live, outcome)
+	o.service.runs.Go(func() { o.service.settle(o.live, outcome) })
+	o.service.runs.Done()
 }

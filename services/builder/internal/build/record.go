@@ -42,20 +42,20 @@ func (o Origin) String() string {
 
 // Record is what is remembered of a build.
 type Record struct {
-	ID       string
-	Project  string
-	State    State
-	Origin   Origin
-	Created  time.Time
-	Started  time.Time // zero: its solve was not sent
-	Ended    time.Time // zero: not ended
-	Daemon   string
-	Tags     []string
-	Outcome  *Outcome // set when State is final
-	TraceID  string
-	Caller   string
-	LastSeq  uint64 // of the last event that is stored
-	Steps    StepCounts
+	ID      string
+	Project string
+	State   State
+	Origin  Origin
+	Created time.Time
+	Started time.Time // zero: its solve was not sent
+	Ended   time.Time // zero: not ended
+	Daemon  string
+	Tags    []string
+	Outcome *Outcome // set when State is final
+	TraceID string
+	Caller  string
+	LastSeq uint64 // of the last event that is stored
+	Steps   StepCounts
 
 	RequestID   string
 	Fingerprint string   // of the request: equal for equal requests
@@ -66,9 +66,6 @@ type Record struct {
 	HasSecrets  bool     // its request had secrets, which are not stored
 	MaxAttempts int
 	Priority    int
-
-	sequence uint64     // order of coming, in memory
-	times    PhaseTimes // of a build through the gateway, so far
 }
 
 // Tenant is whose limits and share of the turns count: the identity of the
@@ -120,9 +117,4 @@ type Location struct {
 	StartLine int
 	EndLine   int
 	Snippet   string
-}
-
-// failureOf turns an error of Kiln's own into a failure.
-func failureOf(err *fault.Error) *Failure {
-	return &Failure{Kind: err.Kind, Reason: err.Reason, Message: err.Error(), Remedy: err.Remedy}
 }

@@ -5,7 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
@@ -42,16 +42,46 @@ type Pool interface {
 	Health(name string) (since time.Time, err error)
 }
 
+// Queue says whose build runs when.
+type Queue interface {
+	// Enter takes a place, or gives a RESOURCE_EXHAUSTED fault when too many wait.
+	Enter(tenant string, priority int) (Turn, error)
+	// Readmit takes a place whatever the limits: after a restart.
+	Readmit(tenant string, priority int) Turn
+}
+
+// Turn is the place of one build in the queue, and then its slot.
+type Turn interface {
+	// Wait returns nil when the build may run. It calls notify when it must wait
+	// and when its place changes, and ends with the cause of ctx.
+	Wait(ctx context.Context, notify func(Waiting)) error
+	// Release gives the place or the slot back. It may be called again.
+	Release()
+}
+
 // Metrics counts builds.
 type Metrics interface {
 	BuildStarted(ctx context.Context, origin Origin)
+	BuildWaited(ctx context.Context, waited time.Duration)
 	BuildEnded(ctx context.Context, rec Record)
 }
 
-// Limits bounds what the service does.
-type Limits struct {
-	MaxRunning   int           // builds at once
-	MaxBuildTime time.Duration // upper bound of Spec.Timeout, and its default
+// Options is what a service is made of.
+type Options struct {
+	Pool    Pool
+	Store   Store
+	Queue   Queue
+	Metrics Metrics
+	Log     *slog.Logger
+	// MaxBuildTime is the upper bound of Spec.Timeout, and its default.
+	MaxBuildTime time.Duration
+	// NewID gives ids that callers cannot guess.
+	NewID func() string
+	// Encode gives the form in which an event is stored and sent.
+	Encode func(Event) ([]byte, error)
+	// Decode reads the request of a build without secrets, as Submission.Request
+	// had it.
+	Decode func(request []byte) (Spec, error)
 }
 
 // Caller says who asks for a build.
@@ -62,263 +92,144 @@ type Caller struct {
 
 // Service takes builds from their coming to their one end.
 type Service struct {
-	pool    Pool
-	records *Records
-	limits  Limits
-	metrics Metrics
-	log     *slog.Logger
-	newID   func() string
-	running atomic.Int64
+	Options
+
+	mu   sync.Mutex
+	live map[string]*live // builds that have not ended, by id
+	runs sync.WaitGroup   // the goroutines of builds
 
 	// open ends when the builder stops, with the cause that running builds get.
 	open      context.Context //nolint:containedctx // it is the service's own, and no call's
 	interrupt context.CancelCauseFunc
 }
 
-// NewService returns a service that builds on the daemons of pool.
-func NewService(pool Pool, records *Records, limits Limits, metrics Metrics, log *slog.Logger, newID func() string) *Service {
-	s := &Service{pool: pool, records: records, limits: limits, metrics: metrics, log: log, newID: newID}
+// NewService returns a service that builds on the daemons of the pool. Recover
+// must be called before the first build comes.
+func NewService(opts Options) *Service {
+	s := &Service{Options: opts, live: make(map[string]*live)}
 	s.open, s.interrupt = context.WithCancelCause(context.Background())
 	return s
 }
 
-// Interrupt ends the builds that are running, and that are still to come, in state
-// Interrupted: the builder stops.
+// errInterrupted is the cause that builds get when the builder stops.
+var errInterrupted = fault.New(fault.Aborted, "INTERRUPTED", "the builder stopped while the build was running",
+	"build again, when the builder is back or on another one; with retry.max_attempts, a build goes on by itself")
+
+// Interrupt ends the builds that are running, and those that are still to come:
+// the builder stops. Builds that wait, and those whose retry policy says so, go
+// on when it is back; the others end in state INTERRUPTED.
 func (s *Service) Interrupt() {
-	s.interrupt(fault.New(fault.Aborted, "INTERRUPTED", "the builder was stopped while the build was running",
-		"build again, when the builder is back or on another one"))
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.interrupt(errInterrupted)
 }
 
-// Records returns what is remembered of builds.
-func (s *Service) Records() *Records { return s.records }
-
-// errCallerGone is the cause of a cancelled build whose events cannot be delivered.
-var errCallerGone = errors.New("the caller ended the call")
-
-// Build builds spec and calls emit for each event, in order, from one goroutine;
-// the last one is an Outcome. Ending ctx, or an error from emit, cancels the solve.
-// It returns an error when the build was not accepted (UNAVAILABLE,
-// RESOURCE_EXHAUSTED), when emit did, and when emit still has events to take
-// slowReader after the build's end; how the build itself ended stands in the
-// Outcome.
-func (s *Service) Build(ctx context.Context, spec Spec, caller Caller, emit func(Event) error) error {
-	created := time.Now()
-	release, err := s.admit()
-	if err != nil {
-		return err
+// begin counts in a call that may make a build, and refuses it when the builder
+// stops.
+func (s *Service) begin() (done func(), err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.open.Err() != nil {
+		return nil, fault.New(fault.Unavailable, "SHUTTING_DOWN", "the builder is stopping", "call again, or call another builder")
 	}
-	daemon, err := s.pool.Pick(ctx)
-	if err != nil {
-		release()
-		return err
-	}
-	id := s.newID()
-	if err := daemon.Accept(ctx, spec); err != nil {
-		release()
-		return err
-	}
-	rec := Record{
-		ID: id, Project: spec.Project, State: Running, Origin: OriginAPI, Created: created,
-		Started: time.Now(), Daemon: daemon.Name(), TraceID: caller.TraceID, Caller: caller.Identity,
-	}
-	rec.Tags = spec.Tags()
-	s.records.Add(rec)
-	s.metrics.BuildStarted(ctx, rec.Origin)
-
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
-	defer context.AfterFunc(s.open, func() { cancel(context.Cause(s.open)) })()
-	events := newQueue()
-	solved := make(chan struct{})
-	events.push(Started{BuildID: rec.ID, Daemon: rec.Daemon, TraceID: rec.TraceID})
-	go func() {
-		defer close(solved)
-		defer release() // not when the last event is taken: a slow reader holds no place
-		defer events.close()
-		outcome := s.solve(ctx, rec, spec, daemon, events.push)
-		s.end(context.WithoutCancel(ctx), rec.ID, outcome, events.pushed()+1)
-		events.push(outcome)
-	}()
-	delivered := make(chan error, 1)
-	go func() { delivered <- s.deliver(events, emit, cancel) }()
-	select {
-	case err := <-delivered:
-		return err
-	case <-solved:
-	}
-	select {
-	case err := <-delivered:
-		return err
-	case <-time.After(slowReader):
-		return fault.New(fault.DeadlineExceeded, "TIMED_OUT",
-			fmt.Sprintf("the caller has not read the build's events %s after its end", slowReader),
-			"read the stream as it comes; GetBuild tells the outcome")
-	}
+	s.runs.Add(1)
+	return s.runs.Done, nil
 }
 
-// slowReader is how long a caller may take, after a build has ended, to read what
-// it has not read. The call ends then, and with it what emit waits for.
-const slowReader = 30 * time.Second
-
-// deliver hands events to the caller until the last one. After an error of emit
-// it goes on, without emit, until the solve has stopped: a call that has
-// returned leaves nothing running.
-func (s *Service) deliver(events *queue, emit func(Event) error, cancel context.CancelCauseFunc) error {
-	var failed error
-	for {
-		event, ok := events.next()
-		if !ok {
-			return failed
-		}
-		if failed != nil {
-			continue
-		}
-		if err := emit(event); err != nil {
-			failed = fault.Wrap(err, fault.Canceled, "CANCELLED", "the caller ended the call", "read the stream to its end")
-			cancel(errCallerGone)
-		}
-	}
-}
-
-// admit counts a build in, or refuses it.
-func (s *Service) admit() (release func(), err error) {
-	if n := s.running.Add(1); s.limits.MaxRunning > 0 && n > int64(s.limits.MaxRunning) {
-		s.running.Add(-1)
-		full := fault.New(fault.ResourceExhausted, "LIMIT_REACHED",
-			fmt.Sprintf("%d builds are running, which is the limit", s.limits.MaxRunning),
-			"try again later, or raise max_running_builds of the builder")
-		full.RetryAfter = 5 * time.Second
-		return nil, full
-	}
-	return func() { s.running.Add(-1) }, nil
-}
-
-// solve runs the build on the daemon, bounded in time and watched, and says how
-// it ended. A panic of the adapter fails this build alone.
-func (s *Service) solve(ctx context.Context, rec Record, spec Spec, daemon Daemon, sink func(any)) (outcome Outcome) {
-	defer func() {
-		if p := recover(); p != nil {
-			s.log.ErrorContext(ctx, "panic in a build", "build", rec.ID, "panic", fmt.Sprint(p))
-			outcome = Outcome{State: Failed, Failure: failureOf(fault.New(fault.Internal, "INTERNAL",
-				"the builder failed while building", "report it with the trace id of the build"))}
-		}
-	}()
-	timeout, wanted := s.limits.MaxBuildTime, spec.Timeout
-	if wanted > 0 && (timeout <= 0 || wanted < timeout) {
-		timeout = wanted
-	}
-	if timeout > 0 {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeoutCause(ctx, timeout, timedOut(timeout))
-		defer cancel()
-	}
-	ctx, answered, stop := s.watch(ctx, rec.Daemon)
-	defer stop()
-
-	result := daemon.Solve(ctx, rec.ID, spec, func(kind any) {
-		answered()
-		sink(kind)
-	})
-	outcome = Outcome{
-		State: Succeeded, Failure: result.Failure, Outputs: result.Outputs, Steps: result.Steps, Times: result.Times,
-	}
-	if outcome.Failure != nil {
-		outcome.State, outcome.Failure = finalState(ctx, outcome.Failure)
-	}
-	outcome.Times.Queue = rec.Started.Sub(rec.Created)
-	outcome.Times.Total = time.Since(rec.Created)
-	return outcome
-}
-
-func timedOut(after time.Duration) error {
-	return fault.New(fault.DeadlineExceeded, "TIMED_OUT",
-		fmt.Sprintf("the build took longer than %s", after),
-		"give the build a longer timeout, up to max_build_time of the builder, or look at its slowest step")
-}
-
-// finalState says how a build ended that did not succeed. When its context has
-// ended, the cause of that outweighs what the daemon said.
-func finalState(ctx context.Context, failure *Failure) (State, *Failure) {
-	if ctx.Err() == nil {
-		return Failed, failure
-	}
-	cause := context.Cause(ctx)
-	var known *fault.Error
-	switch {
-	case errors.As(cause, &known) && known.Kind == fault.DeadlineExceeded:
-		return TimedOut, failureOf(known)
-	case errors.As(cause, &known) && known.Kind == fault.Aborted:
-		return Interrupted, failureOf(known)
-	case errors.As(cause, &known):
-		return Failed, failureOf(known)
-	case errors.Is(cause, context.DeadlineExceeded):
-		return TimedOut, failureOf(fault.New(fault.DeadlineExceeded, "TIMED_OUT",
-			"the deadline of the call passed", "call with a later deadline, or use StartBuild"))
-	default:
-		return Cancelled, failureOf(fault.New(fault.Canceled, "CANCELLED",
-			"the build was cancelled by its caller", "build again"))
-	}
-}
-
-// How long a daemon may be silent: a build that it has not begun ends at once
-// when the daemon's checks fail, one that it is building after deadAfter, for a
-// hung or overloaded daemon may come back.
-const (
-	watchEvery = 250 * time.Millisecond
-	deadAfter  = time.Minute
-)
-
-// watch ends the returned context with an UNAVAILABLE fault when the daemon
-// stops answering. answered tells it that the daemon has begun to build.
-func (s *Service) watch(ctx context.Context, daemon string) (_ context.Context, answered, stop func()) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	var begun atomic.Bool
+// Close interrupts what is still running and waits until all of it is stored, or
+// until ctx ends.
+func (s *Service) Close(ctx context.Context) error {
+	s.Interrupt()
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		tick := time.NewTicker(watchEvery)
-		defer tick.Stop()
-		for {
-			select {
-			case <-ctx.Done():
-				return
-			case <-tick.C:
-			}
-			since, err := s.pool.Health(daemon)
-			if err != nil && (!begun.Load() || time.Since(since) > deadAfter) {
-				cancel(err)
-				return
-			}
-		}
+		s.runs.Wait()
 	}()
-	return ctx, func() { begun.Store(true) }, func() {
-		cancel(context.Canceled)
-		<-done
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("builds have not ended though the builder stops: %w", ctx.Err())
 	}
 }
 
-// end writes the outcome into the record.
-func (s *Service) end(ctx context.Context, id string, outcome Outcome, lastSeq uint64) {
-	var ended Record
-	s.records.Update(id, func(rec *Record) {
-		if rec.State.Final() {
-			return
+// Get returns the record of a build, or a NOT_FOUND fault.
+func (s *Service) Get(ctx context.Context, id string) (Record, error) {
+	if l := s.find(id); l != nil {
+		return l.record(), nil
+	}
+	rec, err := s.Store.Get(ctx, id)
+	return rec, s.named(id, err)
+}
+
+// Request returns the record and the request of a build that has ended.
+func (s *Service) Request(ctx context.Context, id string) (Record, []byte, error) {
+	rec, err := s.Get(ctx, id)
+	if err != nil {
+		return Record{}, nil, err
+	}
+	if !rec.State.Final() {
+		return Record{}, nil, fault.New(fault.FailedPrecondition, "WRONG_STATE",
+			fmt.Sprintf("build %q has not ended; it is %s", id, rec.State), "wait for its end with WatchBuild, or end it with CancelBuild")
+	}
+	if rec.Origin != OriginAPI {
+		return Record{}, nil, fault.New(fault.FailedPrecondition, "WRONG_STATE",
+			fmt.Sprintf("build %q came through the BuildKit gateway, and its request stayed with its client", id), "start it again with that client")
+	}
+	request, err := s.Store.Request(ctx, id)
+	return rec, request, s.named(id, err)
+}
+
+// List returns at most size records that fit the query, and the token of the
+// next page, empty on the last one.
+func (s *Service) List(ctx context.Context, query Query, size int, token string) ([]Record, string, error) {
+	records, next, err := s.Store.List(ctx, query, size, token)
+	for i, rec := range records {
+		if l := s.find(rec.ID); l != nil {
+			records[i] = l.record()
 		}
-		rec.State, rec.Ended, rec.Outcome = outcome.State, time.Now(), &outcome
-		rec.Steps, rec.LastSeq = outcome.Steps, lastSeq
-		ended = *rec
-	})
-	if ended.ID == "" {
-		return
 	}
-	s.metrics.BuildEnded(ctx, ended)
-	attrs := []any{
-		"build", ended.ID, "project", ended.Project, "origin", ended.Origin.String(), "daemon", ended.Daemon,
-		"state", ended.State.String(), "duration", ended.Ended.Sub(ended.Created).Round(time.Millisecond),
-		"steps", outcome.Steps.Total, "cached", outcome.Steps.Cached,
+	return records, next, err
+}
+
+// Running counts the builds that a daemon is running.
+func (s *Service) Running(daemon string) int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for _, l := range s.live {
+		if rec := l.record(); rec.State == Running && rec.Daemon == daemon {
+			n++
+		}
 	}
-	if outcome.Failure != nil {
-		attrs = append(attrs, "reason", outcome.Failure.Reason)
+	return n
+}
+
+// Cancel ends a build, waits until its solve has stopped, and returns its
+// record. One that has ended stays as it is.
+func (s *Service) Cancel(ctx context.Context, id string) (Record, error) {
+	if l := s.find(id); l != nil {
+		l.cancel(errCancelled)
+		select {
+		case <-l.done:
+		case <-ctx.Done():
+			return Record{}, context.Cause(ctx)
+		}
 	}
-	s.log.InfoContext(ctx, "build ended", attrs...)
+	return s.Get(ctx, id)
+}
+
+// find returns a build that has not ended, or nil.
+func (s *Service) find(id string) *live {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.live[id]
+}
+
+func (s *Service) named(id string, err error) error {
+	if errors.Is(err, ErrUnknown) {
+		return fault.New(fault.NotFound, "NOT_FOUND", fmt.Sprintf("build %q is not known", id),
+			"check the id with ListBuilds; records of old builds go as retention says")
+	}
+	return err
 }

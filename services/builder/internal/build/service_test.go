@@ -2,15 +2,16 @@ package build_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
@@ -24,10 +25,24 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // events and the one end of each build.
 type daemon func(ctx context.Context, sink func(any)) build.Result
 
-func (daemon) Name() string                                    { return "d1" }
-func (d daemon) Prepare(string, build.Spec) (build.Job, error) { return d, nil }
-func (d daemon) Solve(ctx context.Context, sink func(any)) build.Result {
+func (daemon) Name() string                             { return "d1" }
+func (daemon) Accept(context.Context, build.Spec) error { return nil }
+func (d daemon) Solve(ctx context.Context, _ string, _ build.Spec, sink func(any)) build.Result {
 	return d(ctx, sink)
+}
+
+// succeeds is a daemon that says a little and succeeds.
+func succeeds(_ context.Context, sink func(any)) build.Result {
+	sink(build.StepEvent{Name: "one"})
+	sink(build.LogEvent{Data: []byte("hello")})
+	return build.Result{Steps: build.StepCounts{Total: 1, Completed: 1}, Outputs: []build.OutputResult{{Digest: "sha256:d"}}}
+}
+
+// hangs is a daemon that builds until it is told to end.
+func hangs(ctx context.Context, sink func(any)) build.Result {
+	sink(build.StepEvent{Name: "forever"})
+	<-ctx.Done()
+	return build.Result{Failure: &build.Failure{Message: "canceled", Class: build.ByCancel}}
 }
 
 type refusing struct {
@@ -35,7 +50,7 @@ type refusing struct {
 	err error
 }
 
-func (r refusing) Prepare(string, build.Spec) (build.Job, error) { return nil, r.err }
+func (r refusing) Accept(context.Context, build.Spec) error { return r.err }
 
 type pool struct {
 	daemon build.Daemon
@@ -59,303 +74,399 @@ func (p *pool) fail(err error) {
 	p.since, p.health = time.Now(), err
 }
 
-type counted struct {
-	mu             sync.Mutex
-	started, ended int
+// rig is a service with what it stands on. Two rigs with one store are a builder
+// that was started again.
+type rig struct {
+	*build.Service
+	store   *memory
+	metrics *counted
 }
 
-func (c *counted) BuildStarted(context.Context, build.Origin) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.started++
+// seen is an event as these tests store it.
+type seen struct {
+	Seq  uint64
+	Kind string
+	Text string
 }
 
-func (c *counted) BuildEnded(context.Context, build.Record) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.ended++
+func encode(e build.Event) ([]byte, error) {
+	text := []byte("{}")
+	if log, ok := e.Kind.(build.LogEvent); ok {
+		text = log.Data[:min(len(log.Data), 1000)]
+	}
+	return json.Marshal(seen{e.Sequence, fmt.Sprintf("%T", e.Kind), string(text)})
 }
 
-func newService(t *testing.T, p build.Pool, limits build.Limits) (*build.Service, *counted) {
+var ids atomic.Int64
+
+func newRig(t *testing.T, p build.Pool, store *memory, slots int) *rig {
 	t.Helper()
-	var n int
-	var mu sync.Mutex
-	counters := &counted{}
-	return build.NewService(p, build.NewRecords(10), limits, counters, slog.New(slog.DiscardHandler), func() string {
-		mu.Lock()
-		defer mu.Unlock()
-		n++
-		return fmt.Sprintf("b%d", n)
-	}), counters
+	r := &rig{store: store, metrics: &counted{}}
+	r.Service = build.NewService(build.Options{
+		Pool: p, Store: store, Queue: &line{free: slots}, Metrics: r.metrics, Log: slog.New(slog.DiscardHandler),
+		NewID:  func() string { return fmt.Sprintf("b%04d", ids.Add(1)) },
+		Encode: encode, Decode: func([]byte) (build.Spec, error) { return build.Spec{Project: "web", MaxAttempts: 3}, nil },
+	})
+	return r
 }
 
-func collect(events *[]build.Event) func(build.Event) error {
-	return func(e build.Event) error {
+// stop ends the rig as the builder ends, and waits for it.
+func (r *rig) stop(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if err := r.Close(ctx); err != nil {
+		t.Error(err)
+	}
+}
+
+func web() build.Submission {
+	return build.Submission{Spec: build.Spec{Project: "web"}, Fingerprint: "f", Caller: build.Caller{TraceID: "t"}}
+}
+
+// into collects what a watcher is given, and fails at gaps.
+func into(t *testing.T, events *[]seen) func(build.Frame) error {
+	return func(f build.Frame) error {
+		var e seen
+		if err := json.Unmarshal(f.Data, &e); err != nil {
+			t.Error(err)
+		}
+		if n := len(*events); e.Seq != f.Sequence || (n > 0 && e.Seq != (*events)[n-1].Seq+1) {
+			t.Errorf("event %d after %d others", e.Seq, n)
+		}
 		*events = append(*events, e)
 		return nil
 	}
 }
 
-func outcomeOf(t *testing.T, events []build.Event) build.Outcome {
+func (r *rig) final(t *testing.T, id string, want build.State) build.Record {
 	t.Helper()
-	if len(events) == 0 {
-		t.Fatal("no events")
-	}
-	outcome, ok := events[len(events)-1].Kind.(build.Outcome)
-	if !ok {
-		t.Fatalf("last event is a %T, want an Outcome", events[len(events)-1].Kind)
-	}
-	for i, e := range events {
-		if e.Sequence != uint64(i+1) {
-			t.Errorf("event %d has sequence %d", i, e.Sequence)
-		}
-		if _, ok := e.Kind.(build.Outcome); ok && i != len(events)-1 {
-			t.Errorf("event %d is an Outcome before the end", i)
-		}
-	}
-	return outcome
-}
-
-func TestBuildEvents(t *testing.T) {
-	p := &pool{daemon: daemon(func(_ context.Context, sink func(any)) build.Result {
-		sink(build.StepEvent{Name: "one"})
-		sink(build.LogEvent{Data: []byte("hello")})
-		return build.Result{Steps: build.StepCounts{Total: 1, Completed: 1}, Outputs: []build.OutputResult{{Digest: "sha256:d"}}}
-	})}
-	s, counters := newService(t, p, build.Limits{})
-	var events []build.Event
-	spec := build.Spec{Project: "web", Push: &build.Push{Tags: []string{"r/web:1"}}}
-	if err := s.Build(t.Context(), spec, build.Caller{Identity: "me", TraceID: "t"}, collect(&events)); err != nil {
-		t.Fatal(err)
-	}
-	outcome := outcomeOf(t, events)
-	if outcome.State != build.Succeeded || outcome.Failure != nil {
-		t.Fatalf("outcome = %+v", outcome)
-	}
-	if got := events[0].Kind; got != any(build.Started{BuildID: "b1", Daemon: "d1", TraceID: "t"}) {
-		t.Errorf("first event = %+v", got)
-	}
-	rec, err := s.Records().Get("b1")
+	rec, err := r.Get(t.Context(), id)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if rec.State != build.Succeeded || rec.LastSeq != uint64(len(events)) || rec.Caller != "me" || rec.Ended.IsZero() {
-		t.Errorf("record = %+v", rec)
+	if rec.State != want || rec.Outcome == nil || rec.Outcome.State != want || rec.Ended.IsZero() {
+		t.Fatalf("build %s is %s with outcome %+v, want %s", id, rec.State, rec.Outcome, want)
 	}
-	if diff := cmp.Diff([]build.OutputResult{{Digest: "sha256:d"}}, rec.Outcome.Outputs); diff != "" {
-		t.Error(diff)
+	return rec
+}
+
+func TestEventsAndRecordOfABuild(t *testing.T) {
+	r := newRig(t, &pool{daemon: daemon(succeeds)}, newMemory(), 1)
+	defer r.stop(t)
+	sub := web()
+	sub.Spec.Outputs = []build.Output{{Registry: &build.RegistryOutput{Tags: []string{"r/web:1"}}}}
+	var events []seen
+	if err := r.Build(t.Context(), sub, into(t, &events)); err != nil {
+		t.Fatal(err)
 	}
-	if counters.started != 1 || counters.ended != 1 {
-		t.Errorf("counted %+v", counters)
+	var kinds []string
+	for _, e := range events {
+		kinds = append(kinds, e.Kind)
+	}
+	if got, want := fmt.Sprint(kinds), "[build.Started build.StepEvent build.LogEvent build.Outcome]"; got != want {
+		t.Errorf("events %s, want %s", got, want)
+	}
+	page, _ := r.store.Unended(t.Context())
+	if len(page) != 0 {
+		t.Errorf("%d builds have not ended", len(page))
+	}
+	var rec build.Record
+	for id := range r.store.records {
+		rec = r.final(t, id, build.Succeeded)
+	}
+	if rec.LastSeq != 4 || rec.Steps.Completed != 1 || rec.Outcome.Outputs[0].Digest != "sha256:d" ||
+		rec.Tags[0] != "r/web:1" || rec.TraceID != "t" || rec.Started.IsZero() || rec.Daemon != "d1" {
+		t.Errorf("record %+v", rec)
+	}
+	r.stop(t) // the metrics are told after the caller
+	if r.metrics.started != 1 || r.metrics.ended != 1 {
+		t.Errorf("metrics %+v", r.metrics)
 	}
 }
 
-// untilDone solves until its context ends, as a real solve does.
-func untilDone(ctx context.Context, sink func(any)) build.Result {
-	sink(build.StepEvent{Name: "one"})
-	<-ctx.Done()
-	return build.Result{Failure: &build.Failure{Kind: fault.Internal, Message: "what the daemon says"}}
+func TestWhatIsRefusedLeavesNothing(t *testing.T) {
+	denied := fault.New(fault.PermissionDenied, "DENIED", "no", "ask")
+	for name, p := range map[string]*pool{
+		"no daemon": {err: denied}, "not accepted": {daemon: refusing{daemon(succeeds), denied}},
+	} {
+		r := newRig(t, p, newMemory(), 1)
+		if err := r.Build(t.Context(), web(), nil); !errors.Is(err, denied) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if len(r.store.records) != 0 || r.metrics.started != 0 {
+			t.Errorf("%s: a build is left", name)
+		}
+		r.stop(t)
+	}
 }
 
-func TestBuildEnds(t *testing.T) {
-	gone := fault.New(fault.Unavailable, "DAEMON_UNAVAILABLE", "it is gone", "look for it")
-	failing := build.Result{Failure: &build.Failure{Kind: fault.FailedPrecondition, Reason: "STEP_FAILED"}}
-	for name, tc := range map[string]struct {
-		daemon daemon
-		limits build.Limits
-		spec   build.Spec
-		during func(p *pool, cancel context.CancelFunc)
-		state  build.State
-		reason string
-		within time.Duration
+// The same request id is the same build: for callers at once, after its end, and
+// for a builder that was started again; another request with it is refused.
+func TestRequestIDIsOneBuild(t *testing.T) {
+	var solves atomic.Int32
+	p := &pool{daemon: daemon(func(ctx context.Context, sink func(any)) build.Result {
+		solves.Add(1)
+		return succeeds(ctx, sink)
+	})}
+	store := newMemory()
+	r := newRig(t, p, store, 4)
+	sub := web()
+	sub.RequestID = "r1"
+	var group sync.WaitGroup
+	for range 32 {
+		group.Go(func() {
+			var events []seen
+			if err := r.Build(t.Context(), sub, into(t, &events)); err != nil || len(events) != 4 {
+				t.Errorf("%d events, %v", len(events), err)
+			}
+		})
+	}
+	group.Wait()
+	r.stop(t)
+	again := newRig(t, p, store, 4)
+	defer again.stop(t)
+	if err := again.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	rec, err := again.Start(t.Context(), sub)
+	if err != nil || rec.State != build.Succeeded {
+		t.Errorf("after a restart: %v, %v", rec.State, err)
+	}
+	if n := solves.Load(); n != 1 {
+		t.Errorf("%d solves", n)
+	}
+	sub.Fingerprint = "other"
+	if _, err := again.Start(t.Context(), sub); fault.KindOf(err) != fault.AlreadyExists {
+		t.Errorf("another request: %v", err)
+	}
+	sub.Spec.Project = "other"
+	if rec, err := again.Start(t.Context(), sub); err != nil || rec.ID == "" {
+		t.Errorf("in another project: %v", err)
+	}
+}
+
+// A build without a request id ends with its call; one with an id only when
+// nobody comes back for it.
+func TestACallerThatGoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, &pool{daemon: daemon(hangs)}, newMemory(), 4)
+		defer r.stop(t)
+		ctx, cancel := context.WithCancel(t.Context())
+		time.AfterFunc(time.Second, cancel)
+		err := r.Build(ctx, web(), func(build.Frame) error { return nil })
+		if !errors.Is(err, context.Canceled) {
+			t.Errorf("%v", err)
+		}
+		for id := range r.store.records {
+			r.final(t, id, build.Cancelled)
+		}
+
+		sub := web()
+		sub.RequestID = "r1"
+		leave := func() (string, error) {
+			ctx, cancel := context.WithCancel(t.Context())
+			time.AfterFunc(time.Second, cancel)
+			err := r.Build(ctx, sub, func(build.Frame) error { return nil })
+			rec, _ := r.store.Find(t.Context(), "web", "r1")
+			return rec.ID, err
+		}
+		id, _ := leave()
+		time.Sleep(10 * time.Second)
+		if again, _ := leave(); again != id {
+			t.Errorf("came back to %s, want %s", again, id)
+		}
+		time.Sleep(14 * time.Second)
+		if rec, _ := r.Get(t.Context(), id); rec.State != build.Running {
+			t.Fatalf("14 s after its last call the build is %s", rec.State)
+		}
+		time.Sleep(2 * time.Second)
+		r.final(t, id, build.Cancelled)
+	})
+}
+
+func TestDeadlines(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, &pool{daemon: daemon(hangs)}, newMemory(), 4)
+		defer r.stop(t)
+		sub := web()
+		sub.Spec.Timeout = time.Minute
+		rec, err := r.Start(t.Context(), sub)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(61 * time.Second)
+		if rec = r.final(t, rec.ID, build.TimedOut); rec.Outcome.Failure.Class != build.ByTimeout {
+			t.Errorf("failure %+v", rec.Outcome.Failure)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		sub = web()
+		sub.Spec.Project = "deadline"
+		_ = r.Build(ctx, sub, func(build.Frame) error { return nil })
+		for id, stored := range r.store.records {
+			if stored.Project == "deadline" {
+				r.final(t, id, build.TimedOut)
+			}
+		}
+	})
+}
+
+// Cancel ends a build that runs and one that waits, and leaves one that ended.
+func TestCancel(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, &pool{daemon: daemon(hangs)}, newMemory(), 1)
+		defer r.stop(t)
+		running, _ := r.Start(t.Context(), web())
+		waiting, _ := r.Start(t.Context(), web())
+		synctest.Wait()
+		time.Sleep(time.Second)
+		if rec, _ := r.Get(t.Context(), waiting.ID); rec.State != build.Queued || rec.Waiting == nil {
+			t.Errorf("the second build: %+v", rec)
+		}
+		for _, id := range []string{waiting.ID, running.ID, running.ID} {
+			rec, err := r.Cancel(t.Context(), id)
+			if err != nil || rec.State != build.Cancelled || rec.Waiting != nil {
+				t.Errorf("cancelled: %+v, %v", rec, err)
+			}
+			r.final(t, id, build.Cancelled)
+		}
+		if _, err := r.Cancel(t.Context(), "nope"); fault.KindOf(err) != fault.NotFound {
+			t.Errorf("unknown: %v", err)
+		}
+	})
+}
+
+// What the infrastructure breaks is tried again as the policy says; what the user
+// broke is not.
+func TestRetries(t *testing.T) {
+	for name, c := range map[string]struct {
+		class    build.Class
+		attempts int
+		fails    int
+		solves   int
+		state    build.State
 	}{
-		"the build fails": {
-			daemon: func(context.Context, func(any)) build.Result { return failing },
-			state:  build.Failed, reason: "STEP_FAILED",
-		},
-		"the caller cancels": {
-			daemon: untilDone, during: func(_ *pool, cancel context.CancelFunc) { cancel() },
-			state: build.Cancelled, reason: "CANCELLED",
-		},
-		"its own timeout passes": {
-			daemon: untilDone, spec: build.Spec{Timeout: time.Minute}, limits: build.Limits{MaxBuildTime: time.Hour},
-			state: build.TimedOut, reason: "TIMED_OUT", within: time.Minute,
-		},
-		"the builder's timeout passes first": {
-			daemon: untilDone, spec: build.Spec{Timeout: 2 * time.Hour}, limits: build.Limits{MaxBuildTime: time.Hour},
-			state: build.TimedOut, reason: "TIMED_OUT", within: time.Hour,
-		},
-		"the daemon goes before it answers": {
-			daemon: func(ctx context.Context, _ func(any)) build.Result { return untilDone(ctx, func(any) {}) },
-			during: func(p *pool, _ context.CancelFunc) { p.fail(gone) },
-			state:  build.Failed, reason: "DAEMON_UNAVAILABLE", within: time.Second,
-		},
-		"the daemon goes while it builds": {
-			daemon: untilDone, during: func(p *pool, _ context.CancelFunc) { p.fail(gone) },
-			state: build.Failed, reason: "DAEMON_UNAVAILABLE", within: 62 * time.Second,
-		},
-		"the adapter panics": {
-			daemon: func(context.Context, func(any)) build.Result { panic("boom") },
-			state:  build.Failed, reason: "INTERNAL",
-		},
+		"no policy":       {build.Infrastructure, 0, 1, 1, build.Failed},
+		"succeeds later":  {build.Infrastructure, 3, 2, 3, build.Succeeded},
+		"fails each time": {build.Infrastructure, 3, 9, 3, build.Failed},
+		"the user's":      {build.User, 3, 9, 1, build.Failed},
+		"policy":          {build.Policy, 3, 9, 1, build.Failed},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				p := &pool{daemon: tc.daemon}
-				s, counters := newService(t, p, tc.limits)
-				ctx, cancel := context.WithCancel(t.Context())
-				defer cancel()
-				if tc.during != nil {
-					time.AfterFunc(10*time.Millisecond, func() { tc.during(p, cancel) })
-				}
-				start := time.Now()
-				var events []build.Event
-				if err := s.Build(ctx, tc.spec, build.Caller{}, collect(&events)); err != nil {
+				solves := 0
+				r := newRig(t, &pool{daemon: daemon(func(ctx context.Context, sink func(any)) build.Result {
+					if solves++; solves <= c.fails {
+						return build.Result{Failure: &build.Failure{Message: "broke", Class: c.class}}
+					}
+					return succeeds(ctx, sink)
+				})}, newMemory(), 1)
+				defer r.stop(t)
+				sub := web()
+				sub.Spec.MaxAttempts = c.attempts
+				var events []seen
+				if err := r.Build(t.Context(), sub, into(t, &events)); err != nil {
 					t.Fatal(err)
 				}
-				took := time.Since(start)
-				outcome := outcomeOf(t, events)
-				if outcome.State != tc.state || outcome.Failure == nil || outcome.Failure.Reason != tc.reason {
-					t.Errorf("state %v, failure %+v; want %v, %s", outcome.State, outcome.Failure, tc.state, tc.reason)
-				}
-				if tc.within > 0 && (took > tc.within+time.Second || took < tc.within-3*time.Second) {
-					t.Errorf("ended after %v, want about %v", took, tc.within)
-				}
-				if rec, _ := s.Records().Get("b1"); rec.State != tc.state || counters.ended != 1 {
-					t.Errorf("record in state %v, counted %d ends", rec.State, counters.ended)
+				for id := range r.store.records {
+					if rec := r.final(t, id, c.state); rec.Attempt != c.solves || solves != c.solves {
+						t.Errorf("attempt %d, %d solves, want %d", rec.Attempt, solves, c.solves)
+					}
 				}
 			})
 		})
 	}
 }
 
-// A caller that goes away must not leave the solve running.
-func TestBuildWaitsForSolveWhenCallerGoes(t *testing.T) {
+// When the builder stops: what waits goes on later, what runs too if its policy
+// says so, all else is INTERRUPTED; and each has one outcome.
+func TestStopAndStartAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		stopped := false
-		p := &pool{daemon: daemon(func(ctx context.Context, sink func(any)) build.Result {
-			res := untilDone(ctx, sink)
-			time.Sleep(time.Second) // the daemon takes its time to end
-			stopped = true
-			return res
-		})}
-		s, _ := newService(t, p, build.Limits{})
-		gone := errors.New("gone")
-		if err := s.Build(t.Context(), build.Spec{}, build.Caller{}, func(build.Event) error { return gone }); !errors.Is(err, gone) {
-			t.Errorf("err = %v", err)
+		store := newMemory()
+		r := newRig(t, &pool{daemon: daemon(hangs)}, store, 3)
+		detached := web()
+		detached.Detached = true
+		resumes := detached
+		resumes.Spec.MaxAttempts = 2
+		secret := resumes
+		secret.Spec.Secrets = []build.Secret{{ID: "s", Value: []byte("x")}}
+		start := func(sub build.Submission) string {
+			rec, err := r.Start(t.Context(), sub)
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+			return rec.ID
 		}
-		if !stopped {
-			t.Error("the call returned while the solve was running")
+		runs, goesOn, hadSecret := start(detached), start(resumes), start(secret)
+		waits, waitsSecret, attached := start(detached), start(secret), start(web())
+		watched := make(chan error, 1)
+		go func() { watched <- r.Watch(t.Context(), waits, 0, func(build.Frame) error { return nil }) }()
+		time.Sleep(time.Second)
+		r.stop(t)
+		if err := <-watched; fault.KindOf(err) != fault.Unavailable {
+			t.Errorf("the watcher of a build that goes on got %v", err)
 		}
-		if rec, _ := s.Records().Get("b1"); rec.State != build.Cancelled {
-			t.Errorf("state %v, want cancelled", rec.State)
+		for _, id := range []string{runs, hadSecret, waitsSecret, attached} {
+			r.final(t, id, build.Interrupted)
 		}
-	})
-}
 
-func TestBuildNotAccepted(t *testing.T) {
-	t.Run("no daemon", func(t *testing.T) {
-		down := fault.New(fault.Unavailable, "DAEMON_UNAVAILABLE", "none", "look")
-		s, counters := newService(t, &pool{err: down}, build.Limits{})
-		err := s.Build(t.Context(), build.Spec{}, build.Caller{}, func(build.Event) error { t.Error("an event"); return nil })
-		if !errors.Is(err, down) || counters.started != 0 {
-			t.Errorf("err = %v, %d started", err, counters.started)
+		again := newRig(t, &pool{daemon: daemon(succeeds)}, store, 1)
+		defer again.stop(t)
+		if err := again.Recover(t.Context()); err != nil {
+			t.Fatal(err)
 		}
-	})
-	t.Run("its context is refused", func(t *testing.T) {
-		denied := fault.New(fault.PermissionDenied, "DIRECTORY_NOT_ALLOWED", "no", "another")
-		s, counters := newService(t, &pool{daemon: refusing{err: denied}}, build.Limits{MaxRunning: 1})
-		for range 2 { // a refused build takes no place
-			err := s.Build(t.Context(), build.Spec{}, build.Caller{}, func(build.Event) error { t.Error("an event"); return nil })
-			if !errors.Is(err, denied) || counters.started != 0 {
-				t.Errorf("err = %v, %d started", err, counters.started)
+		time.Sleep(5 * time.Second)
+		for id, attempt := range map[string]int{goesOn: 2, waits: 1} {
+			if rec := again.final(t, id, build.Succeeded); rec.Attempt != attempt {
+				t.Errorf("%s: attempt %d, want %d", id, rec.Attempt, attempt)
+			}
+			var events []seen
+			if err := again.Watch(t.Context(), id, 0, into(t, &events)); err != nil || events[len(events)-1].Kind != "build.Outcome" {
+				t.Errorf("%v, %v", events, err)
 			}
 		}
 	})
-	t.Run("full", func(t *testing.T) {
-		s, _ := newService(t, &pool{daemon: daemon(untilDone)}, build.Limits{MaxRunning: 1})
-		ctx, cancel := context.WithCancel(t.Context())
-		running, done := make(chan struct{}), make(chan error)
-		go func() {
-			done <- s.Build(ctx, build.Spec{}, build.Caller{}, func(e build.Event) error {
-				if e.Sequence == 1 {
-					close(running)
+}
+
+// kill is what kill -9 leaves: the store as it was, and no service.
+func TestKilledAtAnyMomentEndsOnce(t *testing.T) {
+	for _, state := range []build.State{build.Queued, build.Running} {
+		for _, origin := range []build.Origin{build.OriginAPI, build.OriginGateway} {
+			for _, attempts := range []int{1, 2} {
+				store := newMemory()
+				rec := build.Record{
+					ID: "k", Project: "web", State: state, Origin: origin, Attempt: 1, MaxAttempts: attempts, Detached: true,
+					RequestID: "r", Fingerprint: "f", Created: time.Now(),
 				}
-				return nil
-			})
-		}()
-		<-running
-		err := s.Build(t.Context(), build.Spec{}, build.Caller{}, func(build.Event) error { return nil })
-		var full *fault.Error
-		if !errors.As(err, &full) || full.Kind != fault.ResourceExhausted || full.RetryAfter <= 0 {
-			t.Errorf("err = %v", err)
+				if _, _, err := store.Create(t.Context(), rec, nil); err != nil {
+					t.Fatal(err)
+				}
+				r := newRig(t, &pool{daemon: daemon(succeeds)}, store, 1)
+				if err := r.Recover(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				var events []seen
+				if err := r.Watch(t.Context(), "k", 0, into(t, &events)); err != nil {
+					t.Error(err)
+				}
+				want := build.Interrupted
+				if origin == build.OriginAPI && (state == build.Queued || attempts > 1) {
+					want = build.Succeeded
+				}
+				r.final(t, "k", want)
+				outcomes := 0
+				for _, e := range events {
+					if e.Kind == "build.Outcome" {
+						outcomes++
+					}
+				}
+				if outcomes != 1 {
+					t.Errorf("%s %s: %d outcomes", state, origin, outcomes)
+				}
+				r.stop(t)
+			}
 		}
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-		// Its place is free again.
-		ctx, cancel = context.WithTimeout(t.Context(), 50*time.Millisecond)
-		defer cancel()
-		if err := s.Build(ctx, build.Spec{}, build.Caller{}, func(build.Event) error { return nil }); err != nil {
-			t.Errorf("after a build ended: %v", err)
-		}
-	})
-}
-
-// A caller that does not read holds no place, and is let go in the end.
-func TestBuildSlowReader(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		quick := daemon(func(context.Context, func(any)) build.Result { return build.Result{} })
-		s, _ := newService(t, &pool{daemon: quick}, build.Limits{MaxRunning: 1})
-		blocked := make(chan struct{})
-		slow := make(chan error, 1)
-		go func() {
-			slow <- s.Build(t.Context(), build.Spec{}, build.Caller{}, func(build.Event) error { <-blocked; return nil })
-		}()
-		time.Sleep(time.Second)
-		var events []build.Event
-		if err := s.Build(t.Context(), build.Spec{}, build.Caller{}, collect(&events)); err != nil {
-			t.Errorf("beside a slow reader: %v", err)
-		}
-		start := time.Now()
-		if err := <-slow; fault.KindOf(err) != fault.DeadlineExceeded || time.Since(start) > time.Minute {
-			t.Errorf("the slow reader got %v after %v", err, time.Since(start))
-		}
-		close(blocked)
-	})
-}
-
-// A builder that stops tells the callers of its builds so.
-func TestInterrupt(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s, _ := newService(t, &pool{daemon: daemon(untilDone)}, build.Limits{})
-		time.AfterFunc(time.Second, s.Interrupt)
-		var events []build.Event
-		if err := s.Build(t.Context(), build.Spec{}, build.Caller{}, collect(&events)); err != nil {
-			t.Fatal(err)
-		}
-		if outcome := outcomeOf(t, events); outcome.State != build.Interrupted || outcome.Failure.Reason != "INTERRUPTED" {
-			t.Errorf("outcome %+v, failure %+v", outcome, outcome.Failure)
-		}
-	})
-}
-
-func TestObserved(t *testing.T) {
-	s, counters := newService(t, &pool{}, build.Limits{})
-	o := s.Observe(t.Context(), "ref", "d1", "web", []string{"r/web:1"}, build.Caller{})
-	if s.Observe(t.Context(), "ref", "d1", "web", nil, build.Caller{}) != nil {
-		t.Error("a ref that is known was observed again")
-	}
-	s.ObserveProgress("ref", build.StepCounts{Total: 3}, build.PhaseTimes{})
-	o.End(t.Context(), build.Succeeded, nil, nil)
-	o.End(t.Context(), build.Failed, nil, nil) // there is one end
-	s.ObserveProgress("ref", build.StepCounts{Total: 5, Cached: 5}, build.PhaseTimes{Solve: time.Hour})
-	rec, err := s.Records().Get("ref")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if rec.State != build.Succeeded || rec.Steps.Total != 5 || rec.Outcome.Steps.Cached != 5 || rec.Outcome.Times.Solve > rec.Outcome.Times.Total || counters.ended != 1 {
-		t.Errorf("record %+v, counted %+v", rec, counters)
 	}
 }

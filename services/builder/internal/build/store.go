@@ -17,7 +17,8 @@ type Frame struct {
 // What a method has returned from is there after a kill -9. Implementations must
 // pass storetest.
 type Store interface {
-	// Create adds a build. With a request id that a build of the same project has
+	// Create adds a build; one whose id is there already is an ALREADY_EXISTS
+	// fault. With a request id that a build of the same project has
 	// already, it adds nothing and returns that build and false, also when two
 	// callers come at once. request is what Request returns: never a secret.
 	Create(ctx context.Context, rec Record, request []byte) (_ Record, created bool, _ error)
@@ -25,6 +26,8 @@ type Store interface {
 	// one step. It returns ErrFinal, and writes nothing, when the stored record
 	// has ended: there is one terminal state.
 	Commit(ctx context.Context, rec Record, frames []Frame) error
+	// Find returns the build of a project that has a request id, or ErrUnknown.
+	Find(ctx context.Context, project, requestID string) (Record, error)
 	// Get returns a record, or ErrUnknown.
 	Get(ctx context.Context, id string) (Record, error)
 	// Request returns the request of a build, or ErrUnknown.

@@ -13,7 +13,9 @@ import (
 	"github.com/kilnbuild/kiln/pkg/fault"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
+	"github.com/kilnbuild/kiln/services/builder/internal/filter"
 	"github.com/kilnbuild/kiln/services/builder/internal/pool"
+	"github.com/kilnbuild/kiln/services/builder/internal/wire"
 )
 
 // Fleet knows how the daemons are.
@@ -28,11 +30,13 @@ type Server struct {
 	builds    *build.Service
 	fleet     Fleet
 	translate Translator
+	contexts  Contexts
+	artifacts Artifacts
 }
 
 // NewServer returns a server of the builds that the service takes.
-func NewServer(builds *build.Service, fleet Fleet, translate Translator) *Server {
-	return &Server{builds: builds, fleet: fleet, translate: translate}
+func NewServer(builds *build.Service, fleet Fleet, translate Translator, contexts Contexts, artifacts Artifacts) *Server {
+	return &Server{builds: builds, fleet: fleet, translate: translate, contexts: contexts, artifacts: artifacts}
 }
 
 // Caller says who makes a call, and in which trace.
@@ -46,47 +50,99 @@ func Caller(ctx context.Context) build.Caller {
 
 // Build implements the RPC.
 func (s *Server) Build(req *builderv1.BuildRequest, stream builderv1.BuilderService_BuildServer) error {
-	if req.GetRequestId() != "" {
-		return unserved("request_id", "leave request_id out; every call is then a new build")
-	}
-	spec, err := s.translate.Spec(req.GetSpec())
+	ctx := stream.Context()
+	sub, err := s.submission(ctx, req.GetSpec(), req.GetRequestId())
 	if err != nil {
 		return err
 	}
-	ctx := stream.Context()
-	return s.builds.Build(ctx, spec, Caller(ctx), func(event build.Event) error {
-		return stream.Send(&builderv1.BuildResponse{Event: eventToProto(event)})
-	})
+	return follow(stream, func(emit func(build.Frame) error) error { return s.builds.Build(ctx, sub, emit) })
 }
 
-// GetBuild implements the RPC.
-func (s *Server) GetBuild(_ context.Context, req *builderv1.GetBuildRequest) (*builderv1.GetBuildResponse, error) {
-	rec, err := s.builds.Records().Get(req.GetBuildId())
+// StartBuild implements the RPC.
+func (s *Server) StartBuild(ctx context.Context, req *builderv1.StartBuildRequest) (*builderv1.StartBuildResponse, error) {
+	sub, err := s.submission(ctx, req.GetSpec(), req.GetRequestId())
 	if err != nil {
 		return nil, err
 	}
-	return &builderv1.GetBuildResponse{Build: recordToProto(rec)}, nil
+	sub.Detached = true
+	rec, err := s.builds.Start(ctx, sub)
+	if err != nil {
+		return nil, err
+	}
+	return &builderv1.StartBuildResponse{Build: wire.Record(rec)}, nil
+}
+
+// WatchBuild implements the RPC.
+func (s *Server) WatchBuild(req *builderv1.WatchBuildRequest, stream builderv1.BuilderService_WatchBuildServer) error {
+	return follow(stream, func(emit func(build.Frame) error) error {
+		return s.builds.Watch(stream.Context(), req.GetBuildId(), req.GetFromSequence(), emit)
+	})
+}
+
+// CancelBuild implements the RPC.
+func (s *Server) CancelBuild(ctx context.Context, req *builderv1.CancelBuildRequest) (*builderv1.CancelBuildResponse, error) {
+	rec, err := s.builds.Cancel(ctx, req.GetBuildId())
+	if err != nil {
+		return nil, err
+	}
+	return &builderv1.CancelBuildResponse{Build: wire.Record(rec)}, nil
+}
+
+// RetryBuild implements the RPC.
+func (s *Server) RetryBuild(ctx context.Context, req *builderv1.RetryBuildRequest) (*builderv1.RetryBuildResponse, error) {
+	_, stored, err := s.builds.Request(ctx, req.GetBuildId())
+	if err != nil {
+		return nil, err
+	}
+	spec, err := withSecrets(stored, req.GetSecrets(), req.GetSshKeys())
+	if err != nil {
+		return nil, err
+	}
+	sub, err := s.submission(ctx, spec, req.GetRequestId())
+	if err != nil {
+		return nil, err
+	}
+	sub.Detached, sub.RetryOf = true, req.GetBuildId()
+	rec, err := s.builds.Start(ctx, sub)
+	if err != nil {
+		return nil, err
+	}
+	return &builderv1.RetryBuildResponse{Build: wire.Record(rec)}, nil
+}
+
+// GetBuild implements the RPC.
+func (s *Server) GetBuild(ctx context.Context, req *builderv1.GetBuildRequest) (*builderv1.GetBuildResponse, error) {
+	rec, err := s.builds.Get(ctx, req.GetBuildId())
+	if err != nil {
+		return nil, err
+	}
+	return &builderv1.GetBuildResponse{Build: wire.Record(rec)}, nil
 }
 
 // defaultPageSize is used when a request names none.
 const defaultPageSize = 50
 
 // ListBuilds implements the RPC.
-func (s *Server) ListBuilds(_ context.Context, req *builderv1.ListBuildsRequest) (*builderv1.ListBuildsResponse, error) {
-	if req.GetFilter() != "" {
-		return nil, unserved("filter", "leave filter out, and choose among the builds that come")
+func (s *Server) ListBuilds(ctx context.Context, req *builderv1.ListBuildsRequest) (*builderv1.ListBuildsResponse, error) {
+	var query build.Query
+	var err error
+	if query.Filter, err = filter.Parse(req.GetFilter()); err != nil {
+		return nil, err
+	}
+	if query.Order, err = filter.ParseOrder(req.GetOrderBy()); err != nil {
+		return nil, err
 	}
 	size := int(req.GetPageSize())
 	if size == 0 {
 		size = defaultPageSize
 	}
-	records, next, err := s.builds.Records().List(size, req.GetPageToken())
+	records, next, err := s.builds.List(ctx, query, size, req.GetPageToken())
 	if err != nil {
 		return nil, err
 	}
 	res := &builderv1.ListBuildsResponse{NextPageToken: next, Builds: make([]*builderv1.BuildRecord, 0, len(records))}
 	for _, rec := range records {
-		res.Builds = append(res.Builds, recordToProto(rec))
+		res.Builds = append(res.Builds, wire.Record(rec))
 	}
 	return res, nil
 }
@@ -98,7 +154,7 @@ func (s *Server) ListDaemons(context.Context, *builderv1.ListDaemonsRequest) (*b
 		daemon := &builderv1.Daemon{
 			Name: status.Name, Address: status.Address, State: builderv1.DaemonState_DAEMON_STATE_READY,
 			Platforms: status.Info.Platforms, Version: status.Info.Version,
-			RunningBuilds: int32(s.builds.Records().Running(status.Name)), //nolint:gosec // bounded by max_running_builds
+			RunningBuilds: int32(s.builds.Running(status.Name)), //nolint:gosec // bounded by max_running_builds
 		}
 		switch {
 		case status.Checked.IsZero():

@@ -1,20 +1,25 @@
 // Package build is `kiln build` and `kiln build-registry`: a thin BuildKit client
 // over the builder's gateway. It sends only what changed of the context since the
-// last build, and secrets never leave its session.
+// last build, and secrets never leave its session. With --detach it is a client of
+// the Build API instead, and sends both.
 package build
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/kilnbuild/kiln/services/kiln/internal/connect"
+	"github.com/kilnbuild/kiln/services/kiln/internal/progress"
 )
 
 // options are what the flags and arguments ask for.
 type options struct {
-	builder         string
+	conn            connect.Flags
 	contextDir      string
 	dockerfileDir   string
 	dockerfileName  string
@@ -30,6 +35,7 @@ type options struct {
 	pull            bool
 	push            bool
 	load            bool
+	detach          bool
 	progress        string
 	format          string
 	registryCache   bool
@@ -37,10 +43,7 @@ type options struct {
 	cacheScope      string
 }
 
-const (
-	defaultBuilder         = "127.0.0.1:50051"
-	defaultCacheRepository = "localhost:5000/cache"
-)
+const defaultCacheRepository = "localhost:5000/cache"
 
 // Command is `kiln build`.
 func Command() *cobra.Command {
@@ -49,12 +52,18 @@ func Command() *cobra.Command {
 		Short: "Build an image, with the daemon's own cache",
 		Long: `Builds the image TAG from the files of CONTEXT_DIR and the Dockerfile in
 DOCKERFILE_DIR (or at that path, when it is a file). Without --push or --load the
-result stays in the build cache.`,
+result stays in the build cache.
+
+With --detach the context is uploaded, and the build goes on by itself: its ID is
+printed, for kiln builds. Registry credentials are then the daemon's, not yours.`,
 		Example: `  kiln build . . localhost:5000/web:1 --push
   kiln build . docker/web web:dev --load --build-arg VERSION=1.2
   kiln build . . localhost:5000/web:1 --push --platform linux/amd64,linux/arm64
   kiln build . . web:dev --secret id=npmrc,src=$HOME/.npmrc
-  kiln build . . localhost:5000/web:1 --push --progress quiet --format json`,
+  kiln build . . localhost:5000/web:1 --push --progress quiet --format json
+  kiln builds watch $(kiln build . . localhost:5000/web:1 --push --detach)
+  kiln build . . registry.example.org/web:1 --push --builder build.example.org:50051 \
+    --tls-ca ca.pem --tls-cert me.pem --tls-key me-key.pem`,
 	})
 }
 
@@ -80,8 +89,20 @@ func command(registryCache bool, cmd *cobra.Command) *cobra.Command {
 		}
 		return nil
 	}
+	o.addFlags(cmd)
+	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if err := o.complete(args); err != nil {
+			return err
+		}
+		cmd.SilenceUsage = true
+		return run(cmd.Context(), o, cmd.OutOrStdout(), cmd.ErrOrStderr())
+	}
+	return cmd
+}
+
+func (o *options) addFlags(cmd *cobra.Command) {
 	flags := cmd.Flags()
-	flags.StringVar(&o.builder, "builder", envOr("KILN_BUILDER", defaultBuilder), "address of the builder, host:port or unix:///path (or KILN_BUILDER)")
+	o.conn.Add(flags)
 	flags.StringVar(&o.project, "project", os.Getenv("KILN_PROJECT"), "project of the build (or KILN_PROJECT; default: the last part of TAG's repository)")
 	flags.StringVar(&o.target, "target", "", "stage to build (default: the last one)")
 	flags.StringSliceVar(&o.platforms, "platform", nil, "platforms to build for, like linux/amd64,linux/arm64 (default: the daemon's own)")
@@ -93,28 +114,18 @@ func command(registryCache bool, cmd *cobra.Command) *cobra.Command {
 	flags.BoolVar(&o.pull, "pull", false, "ask the registry for base images again")
 	flags.BoolVar(&o.push, "push", false, "push the image to TAG's registry")
 	flags.BoolVar(&o.load, "load", false, "load the image into the local Docker Engine")
-	flags.StringVar(&o.progress, "progress", "auto", "progress on standard error: auto, tty, plain, rawjson or quiet")
+	flags.BoolVar(&o.detach, "detach", false, "start the build, print its ID, and do not wait for it")
+	flags.StringVar(&o.progress, "progress", "auto", "progress on standard error: "+strings.Join(progress.Modes, ", "))
 	flags.StringVar(&o.format, "format", "text", "outcome on standard output: text or json")
-	if registryCache {
-		flags.StringVar(&o.cacheRepository, "cache-repository", envOr("KILN_CACHE_REPOSITORY", defaultCacheRepository),
+	if o.registryCache {
+		flags.StringVar(&o.cacheRepository, "cache-repository", cmp.Or(os.Getenv("KILN_CACHE_REPOSITORY"), defaultCacheRepository),
 			"repository below which the project's cache lives (or KILN_CACHE_REPOSITORY)")
 		flags.StringVar(&o.cacheScope, "cache-scope", "latest", "tag of the project's cache, for example a branch")
 	}
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if err := o.complete(args); err != nil {
-			return err
-		}
-		cmd.SilenceUsage = true
-		return run(cmd.Context(), o, cmd.OutOrStdout(), cmd.ErrOrStderr())
+	for name, values := range map[string][]string{"progress": progress.Modes, "format": {"text", "json"}} {
+		// An error is that the flag does not exist, which the first run of a test shows.
+		_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp))
 	}
-	return cmd
-}
-
-func envOr(name, otherwise string) string {
-	if value := os.Getenv(name); value != "" {
-		return value
-	}
-	return otherwise
 }
 
 // oneOf says which values a flag takes when it has another.

@@ -11,6 +11,8 @@ import (
 
 	"github.com/containerd/platforms"
 	"github.com/distribution/reference"
+
+	"github.com/kilnbuild/kiln/services/kiln/internal/progress"
 )
 
 var (
@@ -20,7 +22,7 @@ var (
 
 // complete checks the options and fills in what follows from others.
 func (o *options) complete(args []string) error {
-	if err := oneOf("progress", o.progress, "auto", "tty", "plain", "rawjson", "quiet"); err != nil {
+	if err := oneOf("progress", o.progress, progress.Modes...); err != nil {
 		return err
 	}
 	if err := oneOf("format", o.format, "text", "json"); err != nil {

@@ -21,9 +21,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 
-	"github.com/kilnbuild/kiln/pkg/rpc"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
+	"github.com/kilnbuild/kiln/services/kiln/internal/connect"
 )
 
 // outcome is what `--format json` prints. The names are part of the interface.
@@ -57,6 +57,15 @@ func run(ctx context.Context, o *options, stdout, stderr io.Writer) (err error) 
 		trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(attribute.String("kiln.project", o.project)))
 	defer span.End()
 
+	if o.detach {
+		return o.startDetached(ctx, tel, stdout, stderr)
+	}
+	api, err := o.dial(tel)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = api.Close() }() // nothing is left to lose
+
 	started := time.Now()
 	ref := uuid.NewString()
 	res, err := o.solve(ctx, ref, tel, stderr)
@@ -70,7 +79,7 @@ func run(ctx context.Context, o *options, stdout, stderr io.Writer) (err error) 
 	} else {
 		out.Digest, out.Pushed = res.ExporterResponse["containerimage.digest"], o.push
 	}
-	o.addSteps(context.WithoutCancel(ctx), ref, &out, tel)
+	addSteps(context.WithoutCancel(ctx), api.API(), ref, &out)
 	if printErr := o.print(stdout, stderr, out); printErr != nil {
 		return printErr
 	}
@@ -87,7 +96,8 @@ func (o *options) solve(ctx context.Context, ref string, tel *telemetry.Telemetr
 	if err != nil {
 		return nil, err
 	}
-	c, err := client.New(ctx, address(o.builder), client.WithTracerProvider(tel.Tracer))
+	address, opts := o.connection(tel)
+	c, err := client.New(ctx, address, opts...)
 	if err != nil {
 		return nil, err
 	}
@@ -111,25 +121,12 @@ func (o *options) solve(ctx context.Context, ref string, tel *telemetry.Telemetr
 	return res, group.Wait()
 }
 
-// address gives BuildKit's client the scheme that it wants.
-func address(builder string) string {
-	if strings.Contains(builder, "://") {
-		return builder
-	}
-	return "tcp://" + builder
-}
-
 // addSteps asks the builder for what it has counted. It is no failure of the
 // build when the builder does not answer.
-func (o *options) addSteps(ctx context.Context, ref string, out *outcome, tel *telemetry.Telemetry) {
-	conn, err := rpc.Dial(strings.TrimPrefix(o.builder, "tcp://"), rpc.ClientOptions{Telemetry: tel})
-	if err != nil {
-		return
-	}
-	defer func() { _ = conn.Close() }() // nothing is left to lose
+func addSteps(ctx context.Context, api builderv1.BuilderServiceClient, ref string, out *outcome) {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	res, err := builderv1.NewBuilderServiceClient(conn).GetBuild(ctx, &builderv1.GetBuildRequest{BuildId: ref})
+	res, err := api.GetBuild(ctx, &builderv1.GetBuildRequest{BuildId: ref})
 	if err == nil {
 		out.TotalSteps, out.CachedSteps = res.GetBuild().GetSteps().GetTotal(), res.GetBuild().GetSteps().GetCached()
 	}
@@ -183,7 +180,7 @@ func (o *options) explain(ctx context.Context, err error, stderr io.Writer) erro
 		return errors.New("the build was cancelled")
 	case grpcerrors.Code(err) == codes.Unavailable:
 		return fmt.Errorf("cannot build through the builder at %s: %s; check that it runs (`kiln up` starts one), or name another with --builder",
-			o.builder, innermost(err))
+			o.conn.Builder, connect.Innermost(err.Error()))
 	}
 	for _, source := range errdefs.Sources(err) {
 		if printErr := source.Print(stderr); printErr != nil {
@@ -194,13 +191,4 @@ func (o *options) explain(ctx context.Context, err error, stderr io.Writer) erro
 		return fmt.Errorf("%s; the cache lives at %s, and --cache-repository names another place", plain(err), o.cacheRepository)
 	}
 	return errors.New(plain(err))
-}
-
-// innermost is the last of the causes that gRPC strings together.
-func innermost(err error) string {
-	text := err.Error()
-	if at := strings.LastIndex(text, "desc = "); at >= 0 {
-		text = text[at+len("desc = "):]
-	}
-	return strings.Trim(text, `"`)
 }

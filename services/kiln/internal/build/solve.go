@@ -16,6 +16,8 @@ import (
 	"github.com/moby/buildkit/session/auth/authprovider"
 	"github.com/moby/buildkit/session/sshforward/sshprovider"
 	"github.com/tonistiigi/fsutil"
+
+	"github.com/kilnbuild/kiln/pkg/telemetry"
 )
 
 // solveOpt says in BuildKit's terms what the options ask for.
@@ -41,13 +43,40 @@ func (o *options) solveOpt(ctx context.Context, ref string, stderr io.Writer) (c
 		return opt, err
 	}
 	if o.registryCache {
-		cache := o.cacheRepository + "/" + o.project + ":" + o.cacheScope
-		opt.CacheImports = []client.CacheOptionsEntry{{Type: "registry", Attrs: map[string]string{"ref": cache}}}
-		opt.CacheExports = []client.CacheOptionsEntry{{Type: "registry", Attrs: map[string]string{
-			"ref": cache, "mode": "max", "image-manifest": "true", "oci-mediatypes": "true",
-		}}}
+		from, to := o.cacheEntries()
+		opt.CacheImports, opt.CacheExports = []client.CacheOptionsEntry{from}, []client.CacheOptionsEntry{to}
 	}
 	return opt, nil
+}
+
+// cacheEntries are where build-registry reads steps from and writes them to.
+func (o *options) cacheEntries() (from, to client.CacheOptionsEntry) {
+	ref := o.cacheRepository + "/" + o.project + ":" + o.cacheScope
+	return client.CacheOptionsEntry{Type: "registry", Attrs: map[string]string{"ref": ref}},
+		client.CacheOptionsEntry{Type: "registry", Attrs: map[string]string{
+			"ref": ref, "mode": "max", "image-manifest": "true", "oci-mediatypes": "true",
+		}}
+}
+
+// connection says to BuildKit's client how to reach the builder.
+func (o *options) connection(tel *telemetry.Telemetry) (address string, _ []client.ClientOpt) {
+	address = o.conn.Builder
+	if !strings.Contains(address, "://") {
+		address = "tcp://" + address
+	}
+	opts := []client.ClientOpt{client.WithTracerProvider(tel.Tracer)}
+	if !o.conn.TLS() {
+		return address, opts
+	}
+	if o.conn.CA != "" {
+		opts = append(opts, client.WithServerConfig(o.conn.ServerName, o.conn.CA))
+	} else {
+		opts = append(opts, client.WithServerConfigSystem(o.conn.ServerName))
+	}
+	if o.conn.Cert != "" {
+		opts = append(opts, client.WithCredentials(o.conn.Cert, o.conn.Key))
+	}
+	return address, opts
 }
 
 // sharedKey names the context and the Dockerfile's directory to the daemon, which keeps what it was sent under

@@ -6,6 +6,7 @@ import (
 
 	"github.com/kilnbuild/kiln/pkg/service"
 	"github.com/kilnbuild/kiln/services/kiln/internal/build"
+	"github.com/kilnbuild/kiln/services/kiln/internal/builds"
 	"github.com/kilnbuild/kiln/services/kiln/internal/up"
 )
 
@@ -27,6 +28,7 @@ services. The other commands are clients of a builder, wherever it runs.`,
 	for _, subcommand := range []func() *cobra.Command{
 		build.Command,
 		build.RegistryCommand,
+		builds.Command,
 		up.Command,
 		up.DownCommand,
 	} {

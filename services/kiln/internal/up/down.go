@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/pkg/filelock"
 )
 
 // downGrace is how long a kiln up may take to end after it was told to hurry.
@@ -85,11 +86,11 @@ func running(ctx context.Context, lock string) (int, error) {
 		return 0, nil
 	}
 	for range 50 {
-		file, err := lockFile(lock)
+		file, err := filelock.TryLock(lock)
 		if err == nil {
 			return 0, file.Close()
 		}
-		if !errors.Is(err, errLocked) {
+		if !errors.Is(err, filelock.ErrLocked) {
 			return 0, err
 		}
 		if pid := holder(lock); pid != 0 {

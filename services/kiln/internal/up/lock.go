@@ -8,40 +8,19 @@ import (
 	"strconv"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/pkg/filelock"
 )
-
-// errLocked says that another process holds a lock.
-var errLocked = errors.New("locked")
-
-// lockFile takes the lock of a data directory, without waiting. It is the
-// kernel's, and goes when this process does, however it ends.
-func lockFile(path string) (*os.File, error) {
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	if err := unix.Flock(int(file.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		file.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
-			return nil, errLocked
-		}
-		return nil, fmt.Errorf("%s: %w", path, err)
-	}
-	return file, nil
-}
 
 // claim makes this process the one that uses the data directory, until the file
 // it returns is closed.
 func claim(ctx context.Context, p paths) (*os.File, error) {
-	file, err := lockFile(p.lock())
+	file, err := filelock.TryLock(p.lock())
 	// Not at once: kiln down holds it for a moment to see whether anybody does.
-	for tries := 0; errors.Is(err, errLocked) && tries < 4 && pause(ctx, pollEvery) == nil; tries++ {
-		file, err = lockFile(p.lock())
+	for tries := 0; errors.Is(err, filelock.ErrLocked) && tries < 4 && pause(ctx, pollEvery) == nil; tries++ {
+		file, err = filelock.TryLock(p.lock())
 	}
-	if errors.Is(err, errLocked) {
+	if errors.Is(err, filelock.ErrLocked) {
 		return nil, fault.New(fault.FailedPrecondition, "",
 			fmt.Sprintf("data directory %s is in use by kiln up%s", p.root, pidText(holder(p.lock()))),
 			"use --data-dir for another one, or stop that one with kiln down")

@@ -94,6 +94,7 @@ func (r *runner) newBuilder(ctx context.Context, tel *telemetry.Telemetry) (serv
 		Daemons:         r.daemons(),
 		AllowedRoots:    r.opts.AllowRoots,
 		CacheRepository: r.addrs.registryName() + "/cache",
+		StateDir:        r.paths.builder(),
 		Policy:          &configv1.BuildPolicyConfig{Sources: &configv1.SourcesConfig{Networks: r.opts.AllowNetworks}},
 		Egress:          &configv1.EgressConfig{Listen: r.addrs.egress},
 	}, tel)

@@ -1,0 +1,45 @@
+package client
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"os"
+)
+
+type tlsFiles struct{ ca, cert, key, serverName string }
+
+// config reads the files once, so that a wrong one is an error now and not of
+// the first call.
+func (f *tlsFiles) config() (*tls.Config, error) {
+	config := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: f.serverName}
+	if f.ca != "" {
+		pem, err := os.ReadFile(f.ca)
+		if err != nil {
+			return nil, fmt.Errorf("reading certificate authorities: %w", err)
+		}
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("%s holds no PEM certificate", f.ca)
+		}
+	}
+	if (f.cert == "") != (f.key == "") {
+		return nil, errors.New("a client certificate needs both its file and that of its key")
+	}
+	if f.cert != "" {
+		if _, err := f.pair(nil); err != nil {
+			return nil, err
+		}
+		config.GetClientCertificate = f.pair
+	}
+	return config, nil
+}
+
+func (f *tlsFiles) pair(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+	pair, err := tls.LoadX509KeyPair(f.cert, f.key)
+	if err != nil {
+		return nil, fmt.Errorf("loading certificate %s with key %s: %w", f.cert, f.key, err)
+	}
+	return &pair, nil
+}

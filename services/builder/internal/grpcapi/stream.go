@@ -1,0 +1,51 @@
+package grpcapi
+
+import (
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/services/builder/internal/build"
+	"github.com/kilnbuild/kiln/services/builder/internal/rawcodec"
+)
+
+// slowReader is how long a caller may leave one event unread. Then the call ends,
+// so that it holds nothing; who watches can come back at the event it left at.
+const slowReader = time.Minute
+
+// follow sends the frames that watch gives, as the bytes that they are.
+func follow(stream grpc.ServerStream, watch func(emit func(build.Frame) error) error) error {
+	var sending atomic.Int64 // since when, in Unix nanoseconds; 0: not
+	ended := make(chan error, 1)
+	go func() {
+		ended <- watch(func(frame build.Frame) error {
+			sending.Store(time.Now().UnixNano())
+			defer sending.Store(0)
+			if err := stream.SendMsg(rawcodec.FrameOf(frame.Data)); err != nil {
+				return fault.Wrap(err, fault.Canceled, "CANCELLED", "the caller ended the call", "read the stream to its end")
+			}
+			return nil
+		})
+	}()
+	tick := time.NewTicker(slowReader / 4)
+	defer tick.Stop()
+	for {
+		select {
+		case err := <-ended:
+			return err
+		case now := <-tick.C:
+			since := sending.Load()
+			if since == 0 || now.Sub(time.Unix(0, since)) < slowReader {
+				continue
+			}
+			// Returning ends the stream, which ends the send that hangs and with it
+			// the goroutine.
+			return fault.New(fault.DeadlineExceeded, "TIMED_OUT",
+				fmt.Sprintf("the caller has left the build's events unread for %s", slowReader),
+				"read the stream as it comes; WatchBuild gives the events from any number on")
+		}
+	}
+}
