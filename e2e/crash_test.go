@@ -2,15 +2,15 @@ package e2e_test
 
 import (
 	"fmt"
-	"maps"
 	"math/rand/v2"
-	"slices"
+	"path/filepath"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/kilnbuild/kiln/e2e/lab"
 	"github.com/kilnbuild/kiln/e2e/lab/labtest"
+	"github.com/kilnbuild/kiln/pkg/failpoint/find"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
 )
 
@@ -69,69 +69,69 @@ func (s *stack) nothingRuns(t *testing.T) {
 	})
 }
 
-// marked is a build whose RUN leaves a line in a directory that all share each
-// time that it really runs to its end: a cache mount.
-func (s *stack) marked(name, seconds string) *builderv1.BuildSpec {
-	return dockerfile(fmt.Sprintf(`FROM %s
-RUN --mount=type=cache,id=marks,target=/marks echo begun; sleep %s; echo x >>/marks/%s; wc -l </marks/%s
-`, s.base, seconds, name, name))
-}
-
 // kill -9 of the builder at each of its failpoints: after it is started again, each
 // build has one terminal state, the request_id starts no second solve, and nothing
 // is left in buildkitd.
 func TestKilledAtEachFailpoint(t *testing.T) {
-	points := labtest.Must(lab.Failpoints("services/builder"))(t)
+	root := labtest.Must(lab.RepoRoot())(t)
+	points := labtest.Must(find.Names(filepath.Join(root, "services", "builder")))(t)
 	if len(points) < 6 {
 		t.Fatalf("only %d failpoints: %v", len(points), points)
 	}
+	s := ownStack(t, lab.StackOptions{})
 	for _, point := range points {
-		t.Run(point, func(t *testing.T) {
-			s := ownStack(t, lab.StackOptions{BuilderBin: "failpoints/kiln-builder"})
-			labtest.Must(0, s.Builder.Stop(t.Context()))(t)
-			told := &watched{events: map[string]map[uint64]string{}}
-			s.Builder.SetEnv("KILN_FAILPOINT=" + point)
-			started := s.Builder.Start(labtest.Context(t, time.Minute)) == nil
-			s.api = labtest.Must(dial(s.lab, s.Builder.Addr))(t)
-			specs := map[string]*builderv1.BuildSpec{
-				"once": s.marked("once", "0.3"), "goes-on": s.marked("goes-on", "0.3"),
-			}
-			specs["goes-on"].Retry = &builderv1.RetryPolicy{MaxAttempts: 3}
-			if started {
-				for _, name := range slices.Sorted(maps.Keys(specs)) {
-					res, err := s.api.StartBuild(labtest.Context(t, time.Minute), &builderv1.StartBuildRequest{Spec: specs[name], RequestId: name})
-					if err != nil {
-						continue // it died; the same request comes again below
-					}
-					noteAll(t, s, told, res.GetBuild().GetId())
-				}
-				select {
-				case <-s.Builder.Done():
-				case <-time.After(30 * time.Second):
-					if point != "build.recover" {
-						t.Fatalf("the builder did not come to %s", point)
-					}
-				}
-			}
-			labtest.Must(0, s.Builder.Kill())(t)
-			s.Builder.SetEnv()
-			s.startAgain(t)
-			for _, name := range slices.Sorted(maps.Keys(specs)) {
-				id := s.start(t, specs[name], name).GetId()
-				state := told.endedOnce(t, s, id)
-				if name == "goes-on" && state != builderv1.BuildState_BUILD_STATE_SUCCEEDED {
-					t.Errorf("the build with a retry policy ended in %s", state)
-				}
-				if again := s.start(t, specs[name], name); again.GetId() != id {
-					t.Errorf("request_id %s is build %s and then %s", name, id, again.GetId())
-				}
-			}
-			if n := len(finished(t, s, "")); n != 2 {
-				t.Errorf("%d builds, want 2", n)
-			}
-			s.nothingRuns(t)
-		})
+		t.Run(point, func(t *testing.T) { s.dieAt(t, point) })
 	}
+}
+
+// dieAt has the builder die at a failpoint, under a build that may be tried again and
+// one that may not, and looks at what became of them.
+func (s *stack) dieAt(t *testing.T, point string) {
+	told := &watched{events: map[string]map[uint64]string{}}
+	specs := map[string]*builderv1.BuildSpec{"once": s.slow(t, 1), "again": s.slow(t, 3)}
+	if point == "build.recover" { // which is when it starts, with builds that have not ended
+		for name, spec := range specs {
+			s.start(t, spec, point+name)
+		}
+	}
+	labtest.Must(0, s.Builder.Kill())(t)
+	if err := s.Builder.StartFailing(labtest.Context(t, time.Minute), point); err == nil {
+		s.api = labtest.Must(dial(s.lab, s.Builder.Addr))(t)
+		for name, spec := range specs {
+			res, err := s.api.StartBuild(labtest.Context(t, time.Minute), &builderv1.StartBuildRequest{Spec: spec, RequestId: point + name})
+			if err == nil { // else it died, and the same request comes again below
+				noteAll(t, s, told, res.GetBuild().GetId())
+			}
+		}
+	}
+	select {
+	case <-s.Builder.Done():
+	case <-time.After(30 * time.Second):
+		t.Fatalf("the builder did not come to %s", point)
+	}
+	s.startAgain(t)
+	for name, spec := range specs {
+		id := s.start(t, spec, point+name).GetId()
+		state := told.endedOnce(t, s, id)
+		if name == "again" && state != builderv1.BuildState_BUILD_STATE_SUCCEEDED {
+			t.Errorf("the build with a retry policy ended in %s", state)
+		}
+		if again := s.start(t, spec, point+name); again.GetId() != id {
+			t.Errorf("request_id %s is build %s and then %s", point+name, id, again.GetId())
+		}
+		if got := s.get(t, id); got.GetRequestId() != point+name {
+			t.Errorf("record %v", got)
+		}
+	}
+	s.nothingRuns(t)
+}
+
+// slow is a build of some moments that is not cached.
+func (s *stack) slow(t *testing.T, attempts int32) *builderv1.BuildSpec {
+	t.Helper()
+	spec := dockerfile("FROM " + s.base + "\nRUN echo begun; sleep 0.3; echo " + unique() + "\n")
+	spec.Retry = &builderv1.RetryPolicy{MaxAttempts: attempts}
+	return spec
 }
 
 // noteAll watches a build and notes what it is told, until the builder dies or the

@@ -31,14 +31,33 @@ type Service struct {
 }
 
 // Start starts a service again that has ended, with the same configuration,
-// addresses and state, and waits until it serves.
-func (s *Service) Start(ctx context.Context) error {
-	p, err := s.lab.Run(s.command)
+// addresses and state but without a failpoint, and waits until it serves.
+func (s *Service) Start(ctx context.Context) error { return s.start(ctx, s.command) }
+
+// StartFailing does as Start, with a failpoint; see ServiceOptions. A service that
+// comes to it before it serves is an error.
+func (s *Service) StartFailing(ctx context.Context, failpoint string) error {
+	c, err := withFailpoint(s.command, failpoint)
+	if err != nil {
+		return err
+	}
+	return s.start(ctx, c)
+}
+
+func (s *Service) start(ctx context.Context, c Command) error {
+	p, err := s.lab.Run(c)
 	if err != nil {
 		return err
 	}
 	s.Process = p
 	return WaitServing(ctx, p, s.Addr)
+}
+
+// withFailpoint is a command of the binary that has failpoints, with one set.
+func withFailpoint(c Command, failpoint string) (Command, error) {
+	path, err := Bin(filepath.Join("failpoints", filepath.Base(c.Path)))
+	c.Path, c.Env = path, append(slices.Clone(c.Env), "KILN_FAILPOINT="+failpoint)
+	return c, err
 }
 
 // ServiceOptions says how to run a service.
@@ -106,12 +125,7 @@ func withDefaults(server, free *configv1.ServerConfig) *configv1.ServerConfig {
 func (l *Lab) startService(ctx context.Context, bin string, cfg proto.Message, opts ServiceOptions,
 	listen func(free *configv1.ServerConfig) *configv1.ServerConfig,
 ) (*Service, error) {
-	name := bin
-	if opts.Failpoint != "" {
-		name = filepath.Join("failpoints", bin)
-		opts.Env = append(slices.Clone(opts.Env), "KILN_FAILPOINT="+opts.Failpoint)
-	}
-	path, err := Bin(name)
+	path, err := Bin(bin)
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +169,13 @@ func (l *Lab) tryService(ctx context.Context, path, dir string, cfg proto.Messag
 		Name: filepath.Base(dir), Path: path, Args: []string{"--config", file},
 		Env: append(OTLPEnv("", ""), opts.Env...), ResolvConf: opts.ResolvConf,
 	}
-	p, err := l.Run(command)
+	run := command
+	if opts.Failpoint != "" {
+		if run, err = withFailpoint(command, opts.Failpoint); err != nil {
+			return nil, err
+		}
+	}
+	p, err := l.Run(run)
 	if err != nil {
 		return nil, err
 	}

@@ -132,6 +132,15 @@ func (s *Store) Get(ctx context.Context, id string) (build.Record, error) {
 	return decode(record)
 }
 
+// Find implements build.Store.
+func (s *Store) Find(ctx context.Context, project, requestID string) (build.Record, error) {
+	var record []byte
+	if err := s.stmts.named.QueryRowContext(ctx, text(project), requestID).Scan(&record); err != nil {
+		return build.Record{}, explain(missing(err))
+	}
+	return decode(record)
+}
+
 // Request implements build.Store.
 func (s *Store) Request(ctx context.Context, id string) ([]byte, error) {
 	var request []byte

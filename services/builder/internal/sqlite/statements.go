@@ -12,7 +12,7 @@ type statements struct {
 	find, byRequestID, insert, insertRequest *sql.Stmt // of the writer
 	update, updateAll, insertEvents          *sql.Stmt
 	dropTags, insertTag, deleteBuild         *sql.Stmt
-	get, request, frames                     *sql.Stmt // of the readers
+	get, named, request, frames              *sql.Stmt // of the readers
 	all                                      []*sql.Stmt
 }
 
@@ -46,6 +46,8 @@ func (s *statements) prepare(ctx context.Context, writes, reads *sql.DB) error {
 			DELETE FROM builds WHERE id = ?`},
 		{&s.get, reads, `
 			SELECT record FROM builds WHERE id = ?`},
+		{&s.named, reads, `
+			SELECT record FROM builds WHERE project IS ? AND request_id = ?`},
 		{&s.request, reads, `
 			SELECT r.zstd, r.request FROM builds b JOIN requests r ON r.build = b.seq WHERE b.id = ?`},
 		// One row with NULLs for a build that has no frames there.

@@ -71,6 +71,11 @@ func (s suite) createWithRequestID(t *testing.T) {
 			t.Fatalf("created %t, error %v", created, err)
 		}
 		equal(t, "the build of the request id", got, want)
+		found, err := store.Find(t.Context(), "web", "r1")
+		if err != nil {
+			t.Fatalf("finding the request id: %v", err)
+		}
+		equal(t, "the build that Find returned", found, want)
 		if _, err := store.Get(t.Context(), "b2"); !errors.Is(err, build.ErrUnknown) {
 			t.Fatalf("the second build: %v, want ErrUnknown", err)
 		}
@@ -152,10 +157,12 @@ func (s suite) unknown(t *testing.T) {
 	store := s.fresh(t)
 	create(t, store, queued("b1"), nil)
 	for name, call := range map[string]func(ctx context.Context) error{
-		"Get":     func(ctx context.Context) error { _, err := store.Get(ctx, "b2"); return err },
-		"Request": func(ctx context.Context) error { _, err := store.Request(ctx, "b2"); return err },
-		"Frames":  func(ctx context.Context) error { _, err := store.Frames(ctx, "b2", 1, 1000); return err },
-		"Commit":  func(ctx context.Context) error { return store.Commit(ctx, queued("b2"), frames("b2", 1, 1)) },
+		"Get":                func(ctx context.Context) error { _, err := store.Get(ctx, "b2"); return err },
+		"Find":               func(ctx context.Context) error { _, err := store.Find(ctx, "web", "no"); return err },
+		"Find without an id": func(ctx context.Context) error { _, err := store.Find(ctx, queued("b1").Project, ""); return err },
+		"Request":            func(ctx context.Context) error { _, err := store.Request(ctx, "b2"); return err },
+		"Frames":             func(ctx context.Context) error { _, err := store.Frames(ctx, "b2", 1, 1000); return err },
+		"Commit":             func(ctx context.Context) error { return store.Commit(ctx, queued("b2"), frames("b2", 1, 1)) },
 	} {
 		if err := call(t.Context()); !errors.Is(err, build.ErrUnknown) {
 			t.Errorf("%s: %v, want ErrUnknown", name, err)
