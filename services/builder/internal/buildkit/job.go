@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"
+	"github.com/moby/buildkit/identity"
 	"github.com/tonistiigi/fsutil"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
@@ -18,6 +19,7 @@ import (
 // has ended.
 type job struct {
 	daemon *Daemon
+	id     string // of the build
 	spec   build.Spec
 	opt    client.SolveOpt
 	def    *llb.Definition // in place of a frontend
@@ -32,8 +34,10 @@ type job struct {
 // Its errors are the caller's: what is not there, is wrong or is not granted. A job
 // must be closed.
 func (d *Daemon) prepare(id string, spec build.Spec) (_ *job, err error) {
-	j := &job{daemon: d, spec: spec, opt: client.SolveOpt{
-		Ref:            id,
+	j := &job{daemon: d, id: id, spec: spec, opt: client.SolveOpt{
+		// Of this solve only: the daemon may still have that of an earlier attempt,
+		// whose builder was killed.
+		Ref:            id + "-" + identity.NewID(),
 		FrontendAttrs:  make(map[string]string),
 		FrontendInputs: make(map[string]llb.State),
 		LocalMounts:    make(map[string]fsutil.FS),

@@ -56,7 +56,7 @@ func (j *job) addOutputs() error {
 		if want.Archive != nil {
 			kind, attrs = archiveType(*want.Archive), j.imageAttrs(want.Archive.Tags, usual)
 		}
-		out.create = func() (ArtifactWriter, error) { return j.daemon.opts.Artifacts.Create(j.opt.Ref, artifactOf(want)) }
+		out.create = func() (ArtifactWriter, error) { return j.daemon.opts.Artifacts.Create(j.id, artifactOf(want)) }
 		j.addExport(client.ExportEntry{Type: kind, Attrs: attrs, Output: out.begin}, out)
 	}
 	for _, compression := range slices.Sorted(maps.Keys(pushes)) {
