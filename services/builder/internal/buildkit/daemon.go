@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -55,6 +56,7 @@ type Artifacts interface {
 
 // Daemon is one buildkitd daemon.
 type Daemon struct {
+	log           *slog.Logger
 	name, address string
 	opts          Options
 	client        *client.Client
@@ -101,7 +103,7 @@ func Dial(ctx context.Context, cfg *configv1.DaemonConfig, options Options, tel 
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("daemon %q: %w", cfg.GetName(), err), bk.Close())
 	}
-	return &Daemon{name: cfg.GetName(), address: cfg.GetAddress(), opts: options, client: bk, conn: conn}, nil
+	return &Daemon{log: tel.Logger, name: cfg.GetName(), address: cfg.GetAddress(), opts: options, client: bk, conn: conn}, nil
 }
 
 // Name is the daemon's name.

@@ -4,7 +4,10 @@ import (
 	"context"
 	"time"
 
+	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/util/grpcerrors"
+	"google.golang.org/grpc/codes"
 
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )
@@ -64,6 +67,7 @@ func (r *run) solve(ctx context.Context, id string, attempt int, spec build.Spec
 	done, giveUp := make(chan answer, 1), make(chan struct{})
 	go func() {
 		outputs, err := j.run(ctx, statuses, giveUp)
+		r.forget(ctx, j)
 		done <- answer{outputs, err}
 	}()
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(letGo, func() { close(giveUp) }) })
@@ -86,6 +90,24 @@ func (r *run) solve(ctx context.Context, id string, attempt int, spec build.Spec
 		return nil, ctx.Err()
 	}
 }
+
+// forget has the daemon drop its own record of a solve that had secrets: it keeps
+// what steps wrote as it was, and a step may have written a secret out. The
+// builder's record has it masked.
+func (r *run) forget(ctx context.Context, j *job) {
+	if !r.hide.hides() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), forgetTimeout)
+	defer cancel()
+	_, err := r.daemon.client.ControlClient().UpdateBuildHistory(ctx, &controlapi.UpdateBuildHistoryRequest{Ref: j.opt.Ref, Delete: true})
+	if err != nil && grpcerrors.Code(err) != codes.NotFound {
+		r.daemon.log.WarnContext(ctx, "the daemon's own record of a build with secrets cannot be dropped", "build", j.build, "error", err)
+	}
+}
+
+// forgetTimeout bounds the wait for the daemon to drop a record.
+const forgetTimeout = 5 * time.Second
 
 // drain reads what nobody waits for any more: BuildKit's client does not end
 // while its channel is full. The client closes it within its own bounds.
