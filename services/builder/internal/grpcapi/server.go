@@ -4,13 +4,11 @@ package grpcapi
 
 import (
 	"context"
-	"fmt"
 
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/kilnbuild/kiln/pkg/auth"
-	"github.com/kilnbuild/kiln/pkg/fault"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 	"github.com/kilnbuild/kiln/services/builder/internal/filter"
@@ -168,11 +166,4 @@ func (s *Server) ListDaemons(context.Context, *builderv1.ListDaemonsRequest) (*b
 		res.Daemons = append(res.Daemons, daemon)
 	}
 	return res, nil
-}
-
-// unserved says that a field of the contract is not served yet.
-func unserved(field, remedy string) error {
-	err := fault.New(fault.Unimplemented, "UNIMPLEMENTED", fmt.Sprintf("field %q is not served yet", field), remedy)
-	err.Field = field
-	return err
 }
