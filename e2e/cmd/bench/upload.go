@@ -34,7 +34,7 @@ func (u upload) run(ctx context.Context, s *stage) ([]row, error) {
 		return nil, fmt.Errorf("%w", err)
 	}
 	defer func() { _ = c.Close() }() // nothing is left to lose
-	var uploads, builds, agains, syncs []float64
+	var uploads, builds, second, syncs []float64
 	for round := range uploadRounds {
 		dir := filepath.Join(s.lab.Dir, "big-"+strconv.Itoa(round))
 		if err := writeBig(dir, s.base); err != nil {
@@ -47,7 +47,7 @@ func (u upload) run(ctx context.Context, s *stage) ([]row, error) {
 		}{
 			{&uploads, func() (err error) { digest, err = put(ctx, c, dir); return err }},
 			{&builds, func() error { return s.rpcEvents(ctx, uploaded(digest), func(*builderv1.BuildEvent) {}) }},
-			{&agains, func() (err error) {
+			{&second, func() (err error) {
 				again, err := put(ctx, c, dir)
 				if err == nil && again != digest {
 					err = fmt.Errorf("the same context is %s and then %s", digest, again)
@@ -78,7 +78,7 @@ func (u upload) run(ctx context.Context, s *stage) ([]row, error) {
 	return []row{
 		rates(u.label(), "buildctl, sync of the directory", median(uploads), sync, "ratio near 1"),
 		rates("upload_1gib_and_build_vs_buildctl_sync", "buildctl, sync of the directory", both, sync, ""),
-		rates("upload_1gib_again_vs_first", "the first upload", median(agains), median(uploads), "ratio > 1"),
+		rates("upload_1gib_again_vs_first", "the first upload", median(second), median(uploads), "ratio > 1"),
 		{
 			Name: "upload_1gib_builder_memory", Unit: "MiB", Ours: peak, Peer: "the bound", PeerValue: 128, Ratio: peak / 128,
 			N: uploadRounds, limit: "< 128 MiB",

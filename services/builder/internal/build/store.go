@@ -88,12 +88,14 @@ const (
 // Filter is a condition on records: one of And, Or, Not and Compare.
 type Filter interface{ filter() }
 
-// And fits when all do. Or fits when one does. Not fits when its one does not.
-type (
-	And []Filter
-	Or  []Filter
-	Not struct{ Of Filter }
-)
+// And fits when all do.
+type And []Filter
+
+// Or fits when one does.
+type Or []Filter
+
+// Not fits when its one does not.
+type Not struct{ Of Filter }
 
 // Compare fits when the field stands to the value as Op says. "!=" fits when "="
 // does not, and nothing else fits a build that has no value for the field (no

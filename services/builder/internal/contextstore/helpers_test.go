@@ -10,7 +10,6 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -160,7 +159,7 @@ func describe(t testing.TB, s *contextstore.Store, digest string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tree.Close()
+	defer func() { _ = tree.Close() }()
 	var b strings.Builder
 	for _, e := range tree.Entries() {
 		fmt.Fprintf(&b, "%s %d %q", e.Mode, e.ModTime, e.Path)
@@ -234,11 +233,4 @@ func wantFault(t testing.TB, err error, kind fault.Kind, reason string) *fault.E
 		t.Fatalf("%v %s %q, remedy %q; want %v %s and a remedy", f.Kind, f.Reason, f.Message, f.Remedy, kind, reason)
 	}
 	return f
-}
-
-func remove(t testing.TB, path string) {
-	t.Helper()
-	if err := os.Remove(path); err != nil {
-		t.Fatal(err)
-	}
 }

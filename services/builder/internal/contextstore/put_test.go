@@ -57,7 +57,7 @@ func TestEntriesAreInTransferOrder(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer tree.Close()
+	defer func() { _ = tree.Close() }()
 	var names []string
 	for _, e := range tree.Entries() {
 		names = append(names, e.Path)
@@ -166,7 +166,7 @@ func TestSameFilesAreTheSameContext(t *testing.T) {
 		if err != nil {
 			rt.Fatal(err)
 		}
-		defer open.Close()
+		defer func() { _ = open.Close() }()
 		if len(open.Entries()) != len(items) {
 			rt.Fatalf("%d entries of %d", len(open.Entries()), len(items))
 		}
@@ -201,7 +201,7 @@ func TestPutAtOnce(t *testing.T) {
 				t.Error(err)
 				return
 			}
-			defer tree.Close()
+			defer func() { _ = tree.Close() }()
 			if _, err := readFile(tree, "same"); err != nil {
 				t.Error(err)
 			}
@@ -309,7 +309,7 @@ func TestDiskFull(t *testing.T) {
 	}
 	for name, archive := range map[string][]byte{"large": tarOf(t, large), "small": tarOf(t, small...)} {
 		_, err := s.Put(t.Context(), bytes.NewReader(archive), "")
-		wantFault(t, err, fault.ResourceExhausted, "DISK_FULL")
+		_ = wantFault(t, err, fault.ResourceExhausted, "DISK_FULL")
 		if after := onDisk(t, dir); after != before {
 			t.Errorf("%s: left behind\n%s", name, after)
 		}
