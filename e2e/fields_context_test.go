@@ -1,9 +1,22 @@
 package e2e_test
 
 import (
+	"archive/tar"
+	"bytes"
+	"compress/gzip"
 	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +28,7 @@ import (
 	"github.com/kilnbuild/kiln/e2e/lab/image"
 	"github.com/kilnbuild/kiln/e2e/lab/labtest"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
+	errorsv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/errors/v1"
 )
 
 // The kinds of contexts, as messages.
@@ -31,6 +45,50 @@ func imageContext(ref string) *builderv1.Context {
 
 func layoutContext(path, digest string) *builderv1.Context {
 	return &builderv1.Context{Kind: &builderv1.Context_OciLayout{OciLayout: &builderv1.OciLayoutContext{Path: path, Digest: digest}}}
+}
+
+func httpContext(url, digest string) *builderv1.Context {
+	return &builderv1.Context{Kind: &builderv1.Context_Http{Http: &builderv1.HttpContext{Url: url, Digest: digest}}}
+}
+
+func uploadedContext(digest string) *builderv1.Context {
+	return &builderv1.Context{Kind: &builderv1.Context_Uploaded{Uploaded: &builderv1.UploadedContext{Digest: digest}}}
+}
+
+// tarGz is an archive of files.
+func tarGz(t *testing.T, files map[string]string) []byte {
+	t.Helper()
+	var archive bytes.Buffer
+	packed := gzip.NewWriter(&archive)
+	w := tar.NewWriter(packed)
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		err := w.WriteHeader(&tar.Header{Name: name, Mode: 0o644, Size: int64(len(files[name])), ModTime: time.Unix(1700000000, 0)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write([]byte(files[name])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(w.Close(), packed.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return archive.Bytes()
+}
+
+// upload sends an archive with UploadContext and returns the digest of what it holds.
+func (s *stack) upload(t *testing.T, archive []byte) string {
+	t.Helper()
+	stream := labtest.Must(s.api.UploadContext(labtest.Context(t, time.Minute)))(t)
+	for _, req := range []*builderv1.UploadContextRequest{
+		{Piece: &builderv1.UploadContextRequest_Header{Header: &builderv1.UploadHeader{Project: "default"}}},
+		{Piece: &builderv1.UploadContextRequest_Data{Data: archive}},
+	} {
+		if err := stream.Send(req); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return labtest.Must(stream.CloseAndRecv())(t).GetDigest()
 }
 
 // imageWith builds and pushes an image that holds a file.
@@ -65,10 +123,16 @@ func TestFieldContext(t *testing.T) {
 	withDockerfile := s.imageWith(t, "context-dockerfile", "/Dockerfile", own)
 	dir, digest := s.layoutOf(t, ref)
 	url, _ := gitServer(t, s.base)
+	archives := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write(tarGz(t, map[string]string{"which": "http"}))
+	}))
+	t.Cleanup(archives.Close)
 	for name, tc := range map[string]struct {
 		context *builderv1.Context
 		want    string
 	}{
+		"http":       {httpContext(archives.URL+"/a.tar.gz", ""), "http"},
+		"uploaded":   {uploadedContext(s.upload(t, tarGz(t, map[string]string{"which": "uploaded"}))), "uploaded"},
 		"inline":     {inlineContext(map[string]string{"which": "inline"}), "inline"},
 		"directory":  {directoryContext(s.dir(t, map[string]string{"which": "directory"})), "directory"},
 		"git":        {gitContext(url, "main"), "main"},
@@ -137,6 +201,104 @@ RUN test ! -e /dir/secret && cat /main /in /dir/f /other /repo /image /layout
 	if log := s.succeed(t, inherits).log(); log != "yes\n" {
 		t.Errorf("a stage from a named image has not its environment: %q", log)
 	}
+}
+
+// An archive is fetched by the builder, as a step of the build that tells how far it
+// has come and shows nothing of the URL but host and path; what is not there, is
+// something else, or is not allowed fails as such.
+func TestHTTPContext(t *testing.T) {
+	s := sharedStack(t)
+	archive := tarGz(t, map[string]string{"Dockerfile": "FROM scratch\nCOPY big /\n", "big": rand.Text()})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch r.URL.Path {
+		case "/slow.tar.gz":
+			w.Header().Set("Content-Length", strconv.Itoa(len(archive)))
+			_, _ = w.Write(archive[:20])
+			_ = http.NewResponseController(w).Flush()
+			time.Sleep(time.Second)
+			_, _ = w.Write(archive[20:])
+		case "/moved":
+			http.Redirect(w, r, "/slow.tar.gz", http.StatusFound)
+		case "/away":
+			http.Redirect(w, r, "http://169.254.169.254/latest/meta-data", http.StatusFound)
+		case "/private":
+			w.WriteHeader(http.StatusForbidden)
+		case "/text":
+			_, _ = io.WriteString(w, strings.Repeat("this is no archive ", 99))
+		default:
+			w.WriteHeader(http.StatusNotFound)
+		}
+	}))
+	t.Cleanup(server.Close)
+
+	r := s.succeed(t, &builderv1.BuildSpec{Context: httpContext(server.URL+"/slow.tar.gz?token=hidden", "")})
+	name := "[internal] fetch " + strings.TrimPrefix(server.URL, "http://") + "/slow.tar.gz"
+	states, moved := map[builderv1.StepState]bool{}, int64(0)
+	for _, e := range r.events {
+		if step := e.GetStep(); step.GetName() == name {
+			states[step.GetState()] = true
+			if step.GetTotalBytes() == int64(len(archive)) {
+				moved = max(moved, step.GetCurrentBytes())
+			}
+		}
+		if strings.Contains(e.String(), "hidden") {
+			t.Errorf("an event shows the query: %v", e)
+		}
+	}
+	if !states[builderv1.StepState_STEP_STATE_STARTED] || !states[builderv1.StepState_STEP_STATE_DONE] || moved < 20 {
+		t.Errorf("the step was seen in %v, with %d bytes", states, moved)
+	}
+	if r.outcome.GetTimes().GetContext().AsDuration() < time.Second {
+		t.Errorf("times: %v", r.outcome.GetTimes())
+	}
+	s.succeed(t, &builderv1.BuildSpec{Context: httpContext(server.URL+"/moved", fmt.Sprintf("sha256:%x", sha256.Sum256(archive)))})
+
+	for path, want := range map[string]struct {
+		digest string
+		reason errorsv1.Reason
+		class  errorsv1.FailureClass
+	}{
+		"/none":        {"", notFound, byUser},
+		"/private":     {"", sourceDenied, byUser},
+		"/text":        {"", errorsv1.Reason_REASON_ARCHIVE_INVALID, byUser},
+		"/away":        {"", errorsv1.Reason_REASON_POLICY_DENIED, errorsv1.FailureClass_FAILURE_CLASS_POLICY},
+		"/slow.tar.gz": {"sha256:" + strings.Repeat("0", 64), errorsv1.Reason_REASON_DIGEST_MISMATCH, byUser},
+	} {
+		t.Run(path, func(t *testing.T) {
+			r, failure := s.fail(t, &builderv1.BuildSpec{Context: httpContext(server.URL+path+"?token=hidden", want.digest)})
+			if failure.GetReason() != want.reason || failure.GetClass() != want.class || !strings.HasPrefix(failure.GetStep(), "[internal] fetch ") {
+				t.Errorf("%v", r.outcome.GetError())
+			}
+			if strings.Contains(r.outcome.String(), "hidden") {
+				t.Errorf("the outcome shows the query: %v", r.outcome)
+			}
+			hasRemedy(t, r)
+		})
+	}
+	refused(t, s.build(t, &builderv1.BuildSpec{Context: httpContext("http://169.254.169.254/x.tar", "")}).err, codes.PermissionDenied, "POLICY_DENIED", "")
+}
+
+// A context that was uploaded serves every build that names it; one that was not is
+// refused before there is a build.
+func TestUploadedContext(t *testing.T) {
+	s := sharedStack(t)
+	digest := s.upload(t, tarGz(t, map[string]string{
+		"Dockerfile": "FROM " + s.base + "\nCOPY . /all/\nRUN cat /all/a; ls -A /all\n", "a": "uploaded\n", ".dockerignore": "skipped\n", "skipped": "x",
+	}))
+	for range 2 {
+		spec := &builderv1.BuildSpec{Context: uploadedContext(digest), NoCache: true}
+		if log := s.succeed(t, spec).log(); !strings.HasPrefix(log, "uploaded\n") || strings.Contains(log, "skipped") {
+			t.Errorf("log: %q", log)
+		}
+	}
+	named := dockerfile("FROM scratch\nCOPY --from=up a /\n", s.ref("uploaded"))
+	named.NamedContexts = map[string]*builderv1.Context{"up": uploadedContext(digest)}
+	s.succeed(t, named)
+	if got := file(t, s.ref("uploaded"), "", "/a"); got != "uploaded\n" {
+		t.Errorf("/a is %q", got)
+	}
+	unknown := uploadedContext("sha256:" + strings.Repeat("0", 64))
+	refused(t, s.build(t, &builderv1.BuildSpec{Context: unknown}).err, codes.NotFound, "NOT_FOUND", "")
 }
 
 // An OCI layout is read below the allowed roots only, by a digest that it holds.

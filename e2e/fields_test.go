@@ -14,7 +14,7 @@ import (
 // fieldTests names the tests of each field of a request.
 var fieldTests = map[string][]string{
 	"project":            {"TestS3_CacheScopes", "TestRecordsOfBuilds"},
-	"context":            {"TestFieldContext", "TestDirectoryContext", "TestGitContext", "TestOCILayoutsAreGuarded"},
+	"context":            {"TestFieldContext", "TestDirectoryContext", "TestGitContext", "TestHTTPContext", "TestUploadedContext", "TestOCILayoutsAreGuarded"},
 	"dockerfile":         {"TestDirectoryContext", "TestFieldContext"},
 	"target":             {"TestTargetArgumentsAndLabels", "TestUnknownTarget"},
 	"build_args":         {"TestTargetArgumentsAndLabels"},

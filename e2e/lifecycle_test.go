@@ -124,7 +124,7 @@ func TestStartBuildGoesOnAndIsWatched(t *testing.T) {
 	if r := watch(t.Context(), s.api, rec.GetId(), last+1); r.err != nil || len(r.events) != 0 {
 		t.Errorf("after the last event: %v, %v", r.events, r.err)
 	}
-	refused(t, watch(t.Context(), s.api, rec.GetId(), last+2).err, codes.OutOfRange, "OUT_OF_RANGE", "from_sequence")
+	refused(t, watch(t.Context(), s.api, rec.GetId(), last+2).err, codes.OutOfRange, "OUT_OF_RANGE", "")
 	refused(t, watch(t.Context(), s.api, "no-such-build", 0).err, codes.NotFound, "NOT_FOUND", "")
 }
 
@@ -242,7 +242,7 @@ func TestRetryBuild(t *testing.T) {
 	s.ended(t, first, builderv1.BuildState_BUILD_STATE_FAILED)
 
 	_, err := s.api.RetryBuild(t.Context(), &builderv1.RetryBuildRequest{BuildId: first})
-	refused(t, err, codes.FailedPrecondition, "WRONG_STATE", "secrets")
+	refused(t, err, codes.FailedPrecondition, "WRONG_STATE", "")
 	_, err = s.api.RetryBuild(t.Context(), &builderv1.RetryBuildRequest{
 		BuildId: first, Secrets: []*builderv1.Secret{{Id: "tok", Value: []byte("x")}, {Id: "other", Value: []byte("x")}},
 	})

@@ -4,6 +4,8 @@ import (
 	"bufio"
 	"compress/gzip"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"io"
 
@@ -35,8 +37,10 @@ func Dockerfile(name string) UploadOption { return func(s *uploadSettings) { s.d
 // are left out; devices and named pipes are an error. [ErrChanged]: a file was
 // written to meanwhile.
 //
-// A connection that breaks makes the upload begin again. A few MiB are held in
-// memory, whatever the directory's size.
+// The directory is read twice: once for the digest of what is to be sent, so that
+// a builder that has it already says so and nothing needs to be sent, and once to
+// send it. A connection that breaks makes the upload begin again. A few MiB are
+// held in memory, whatever the directory's size.
 func (c *Client) UploadDir(ctx context.Context, project, dir string, opts ...UploadOption) (*builderv1.UploadContextResponse, error) {
 	s := uploadSettings{dockerfile: "Dockerfile"}
 	for _, opt := range opts {
@@ -47,10 +51,14 @@ func (c *Client) UploadDir(ctx context.Context, project, dir string, opts ...Upl
 		return nil, err
 	}
 	defer func() { _ = t.Close() }() // it was only read
+	digest, err := c.digestOf(ctx, t)
+	if err != nil {
+		return nil, err
+	}
 	var res *builderv1.UploadContextResponse
 	uploads := 0
 	err = c.again(ctx, func() (bool, error) {
-		up, err := c.newUpload(ctx, project)
+		up, err := c.newUpload(ctx, project, digest)
 		if err != nil {
 			return false, err
 		}
@@ -69,7 +77,7 @@ func (c *Client) UploadDir(ctx context.Context, project, dir string, opts ...Upl
 // Upload sends a tar, plain or packed by gzip or zstd, as a build context of a
 // project. It is sent once: a connection that breaks is an error.
 func (c *Client) Upload(ctx context.Context, project string, tar io.Reader) (*builderv1.UploadContextResponse, error) {
-	up, err := c.newUpload(ctx, project)
+	up, err := c.newUpload(ctx, project, "")
 	if err != nil {
 		return nil, err
 	}
@@ -93,26 +101,35 @@ type upload struct {
 	broken error // of the first piece that did not
 }
 
-func (c *Client) newUpload(ctx context.Context, project string) (*upload, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	call, err := c.api.UploadContext(ctx)
-	if err != nil {
-		cancel()
-		return nil, err
+// digestOf is the digest of the bytes that sending the tree sends.
+func (c *Client) digestOf(ctx context.Context, t *tree) (string, error) {
+	sum := sha256.New()
+	write := t.writeTar
+	if !c.local {
+		write = packing(write)
 	}
-	up := &upload{call: call, cancel: cancel, pack: !c.local}
-	up.broken = call.Send(&builderv1.UploadContextRequest{Piece: &builderv1.UploadContextRequest_Header{
-		Header: &builderv1.UploadHeader{Project: project},
-	}})
-	return up, nil
+	if err := write(untilDone{ctx, sum}); err != nil {
+		return "", err
+	}
+	return "sha256:" + hex.EncodeToString(sum.Sum(nil)), nil
 }
 
-// send sends what write writes, packed unless the builder is on this host.
-func (u *upload) send(write func(io.Writer) error) (*builderv1.UploadContextResponse, error) {
-	if !u.pack {
-		return u.stream(write)
+// untilDone writes until its context ends.
+type untilDone struct {
+	ctx context.Context //nolint:containedctx // it is that of one call
+	io.Writer
+}
+
+func (w untilDone) Write(p []byte) (int, error) {
+	if w.ctx.Err() != nil {
+		return 0, context.Cause(w.ctx)
 	}
-	return u.stream(func(w io.Writer) error {
+	return w.Writer.Write(p)
+}
+
+// packing packs what write writes.
+func packing(write func(io.Writer) error) func(io.Writer) error {
+	return func(w io.Writer) error {
 		packed, err := gzip.NewWriterLevel(w, gzip.BestSpeed)
 		if err != nil {
 			return err
@@ -121,7 +138,29 @@ func (u *upload) send(write func(io.Writer) error) (*builderv1.UploadContextResp
 			return err
 		}
 		return packed.Close()
-	})
+	}
+}
+
+func (c *Client) newUpload(ctx context.Context, project, digest string) (*upload, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	call, err := c.api.UploadContext(ctx)
+	if err != nil {
+		cancel()
+		return nil, err
+	}
+	up := &upload{call: call, cancel: cancel, pack: !c.local}
+	up.broken = call.Send(&builderv1.UploadContextRequest{Piece: &builderv1.UploadContextRequest_Header{
+		Header: &builderv1.UploadHeader{Project: project, Digest: digest},
+	}})
+	return up, nil
+}
+
+// send sends what write writes, packed unless the builder is on this host.
+func (u *upload) send(write func(io.Writer) error) (*builderv1.UploadContextResponse, error) {
+	if u.pack {
+		write = packing(write)
+	}
+	return u.stream(write)
 }
 
 // stream sends what write writes in pieces and returns the builder's answer. An

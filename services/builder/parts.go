@@ -2,11 +2,13 @@ package builder
 
 import (
 	"context"
+	"strings"
 
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 	"github.com/kilnbuild/kiln/services/builder/internal/buildkit"
 	"github.com/kilnbuild/kiln/services/builder/internal/buildkit/gateway"
+	"github.com/kilnbuild/kiln/services/builder/internal/contextstore"
 	"github.com/kilnbuild/kiln/services/builder/internal/pool"
 	"github.com/kilnbuild/kiln/services/builder/internal/queue"
 )
@@ -39,6 +41,20 @@ type turn struct{ *queue.Ticket }
 
 func (t turn) Wait(ctx context.Context, notify func(build.Waiting)) error {
 	return t.Ticket.Wait(ctx, func(p queue.Place) { notify(build.Waiting{Position: p.Position, Reason: p.Reason}) })
+}
+
+// matches reports whether a pattern, with "*" at its end as a wildcard, fits a name.
+func matches(pattern, name string) bool {
+	prefix, wildcard := strings.CutSuffix(pattern, "*")
+	return pattern == name || wildcard && strings.HasPrefix(name, prefix)
+}
+
+func contextLimits(cfg *configv1.ContextsConfig) contextstore.Limits {
+	return contextstore.Limits{
+		KeepAge: cfg.GetKeepAge().AsDuration(), KeepBytes: int64(cfg.GetKeepBytes()), MaxBytes: int64(cfg.GetMaxBytes()), //nolint:gosec // bounded by the contract
+		MaxEntries: int(cfg.GetMaxEntries()), MaxRatio: int(cfg.GetMaxRatio()), MaxDepth: int(cfg.GetMaxDepth()),
+		MaxPathBytes: int(cfg.GetMaxPathBytes()), FetchTimeout: cfg.GetFetchTimeout().AsDuration(),
+	}
 }
 
 // newQueue makes the queue of a configuration with all its defaults.

@@ -37,11 +37,13 @@ type live struct {
 	stop    func() bool
 	resumed bool          // an earlier process took it
 	wake    chan struct{} // something is to be stored
+	hurry   chan struct{} // it is not to wait for more
 	done    chan struct{} // closed when the last is stored, or the build was left
 
 	mu        sync.Mutex
 	rec       Record
-	dirty     bool // rec has changed since it was stored
+	version   uint64 // of rec: how often it has changed
+	settled   uint64 // the version that is stored
 	pending   []Event
 	size      int           // bytes in pending, about
 	changed   chan struct{} // closed when there is more to read, and then made anew
@@ -60,7 +62,7 @@ type live struct {
 // not its end.
 func (s *Service) enliven(ctx context.Context, rec Record) *live {
 	l := &live{
-		service: s, rec: rec, stored: rec.LastSeq, wake: make(chan struct{}, 1), done: make(chan struct{}), changed: make(chan struct{}),
+		service: s, rec: rec, stored: rec.LastSeq, wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1), done: make(chan struct{}), changed: make(chan struct{}),
 	}
 	l.ctx, l.cancel = context.WithCancelCause(context.WithoutCancel(ctx))
 	l.stop = context.AfterFunc(s.open, func() { l.cancel(context.Cause(s.open)) })
@@ -90,12 +92,15 @@ func (l *live) push(kind any, change ...func(*Record)) {
 	l.rec.LastSeq++
 	l.pending = append(l.pending, Event{Sequence: l.rec.LastSeq, Time: time.Now(), Kind: kind})
 	l.size += sizeOf(kind)
-	_, l.final = kind.(Outcome)
+	l.version++
+	if _, l.final = kind.(Outcome); l.final {
+		signal(l.hurry)
+	}
 	if l.size > maxPending {
 		l.cancel(fault.New(fault.ResourceExhausted, "DISK_FULL", "the builder cannot store what the build writes",
 			"free disk under state_dir of the builder; its log says what is wrong"))
 	}
-	l.nudge()
+	signal(l.wake)
 }
 
 // update changes the record without an event.
@@ -103,8 +108,32 @@ func (l *live) update(change func(*Record)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	change(&l.rec)
-	l.dirty = true
-	l.nudge()
+	l.version++
+	signal(l.wake)
+}
+
+// settle waits until the record as it is now is stored.
+func (l *live) settle(ctx context.Context) error {
+	want := uint64(0)
+	for {
+		l.mu.Lock()
+		if want == 0 {
+			want = l.version
+		}
+		settled, changed := l.settled >= want, l.changed
+		l.mu.Unlock()
+		if settled {
+			return nil
+		}
+		signal(l.hurry)
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-l.done:
+			return l.end
+		}
+	}
 }
 
 // abandon ends the life of a build that goes on when the builder is back.
@@ -112,12 +141,14 @@ func (l *live) abandon() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.left = true
-	l.nudge()
+	signal(l.wake)
+	signal(l.hurry)
 }
 
-func (l *live) nudge() {
+// signal tells whoever waits on a channel of one place, now or later.
+func signal(c chan struct{}) {
 	select {
-	case l.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -192,16 +223,17 @@ func (l *live) store() {
 	defer l.bury()
 	for {
 		<-l.wake
-		batch, rec, last := l.take()
-		if len(batch) == 0 && !last && !rec.dirty {
+		b := l.take()
+		if len(b.events) == 0 && !b.last && b.version == b.settled {
 			continue
 		}
-		if err := l.commit(batch, rec.Record); err != nil || last {
+		if err := l.commit(b); err != nil || b.last {
 			l.end = cmp.Or(err, l.goodbye())
 			return
 		}
-		if !l.ending() {
-			time.Sleep(commitEvery)
+		select {
+		case <-time.After(commitEvery):
+		case <-l.hurry:
 		}
 	}
 }
@@ -217,45 +249,40 @@ func (l *live) goodbye() error {
 		"watch it again, from the number after the last event that you have, when the builder is back")
 }
 
-// ending reports whether the outcome waits to be stored.
-func (l *live) ending() bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.final || l.left
+// batch is what one commit writes.
+type batch struct {
+	events           []Event
+	rec              Record
+	version, settled uint64
+	last             bool // nothing comes after it
 }
 
-type dirtyRecord struct {
-	Record
-	dirty bool
-}
-
-// take returns what is to be written now, and whether it is the last.
-func (l *live) take() ([]Event, dirtyRecord, bool) {
+func (l *live) take() batch {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	batch, rec := l.pending, dirtyRecord{l.rec, l.dirty}
-	l.pending, l.size, l.dirty = nil, 0, false
-	return batch, rec, l.final || l.left
+	b := batch{events: l.pending, rec: l.rec, version: l.version, settled: l.settled, last: l.final || l.left}
+	l.pending, l.size = nil, 0
+	return b
 }
 
 // commit stores a batch, again and again while the disk has no room, and shows
 // it to readers. Its error says that the build can no longer be written to.
-func (l *live) commit(batch []Event, rec Record) error {
-	frames, err := l.encode(batch)
+func (l *live) commit(b batch) error {
+	frames, err := l.encode(b.events)
 	ctx := context.WithoutCancel(l.ctx)
 	for try := 0; err == nil; try++ {
 		bounded, cancel := context.WithTimeout(ctx, storeTimeout)
-		err = l.service.Store.Commit(bounded, rec, frames)
+		err = l.service.Store.Commit(bounded, b.rec, frames)
 		cancel()
 		if err == nil {
-			l.publish(frames)
+			l.publish(frames, b.version)
 			return nil
 		}
 		if errors.Is(err, ErrFinal) || errors.Is(err, ErrUnknown) {
 			break
 		}
 		if try == 0 {
-			l.service.Log.ErrorContext(ctx, "a build's events cannot be stored; trying again", "build", rec.ID, "error", err)
+			l.service.Log.ErrorContext(ctx, "a build's events cannot be stored; trying again", "build", b.rec.ID, "error", err)
 		}
 		select {
 		case <-l.service.open.Done():
@@ -264,7 +291,7 @@ func (l *live) commit(batch []Event, rec Record) error {
 			err = nil
 		}
 	}
-	l.service.Log.ErrorContext(ctx, "a build's events are lost", "build", rec.ID, "error", err)
+	l.service.Log.ErrorContext(ctx, "a build's events are lost", "build", b.rec.ID, "error", err)
 	lost := fault.Wrap(err, fault.Internal, "INTERNAL", "the builder cannot store the build", "read the builder's log")
 	l.cancel(lost)
 	return lost
@@ -273,9 +300,9 @@ func (l *live) commit(batch []Event, rec Record) error {
 // storeTimeout bounds one write to the store.
 const storeTimeout = 30 * time.Second
 
-func (l *live) encode(batch []Event) ([]Frame, error) {
-	frames := make([]Frame, len(batch))
-	for i, event := range batch {
+func (l *live) encode(events []Event) ([]Frame, error) {
+	frames := make([]Frame, len(events))
+	for i, event := range events {
 		data, err := l.service.Encode(event)
 		if err != nil {
 			return nil, fmt.Errorf("encoding event %d: %w", event.Sequence, err)
@@ -286,12 +313,17 @@ func (l *live) encode(batch []Event) ([]Frame, error) {
 }
 
 // publish shows frames that are stored to readers.
-func (l *live) publish(frames []Frame) {
+func (l *live) publish(frames []Frame, version uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.settled = version
+	defer func() {
+		close(l.changed)
+		l.changed = make(chan struct{})
+	}()
 	if len(frames) == 0 {
 		return
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.stored = frames[len(frames)-1].Sequence
 	for _, f := range frames {
 		l.recentLen += len(f.Data)
@@ -305,8 +337,6 @@ func (l *live) publish(frames []Frame) {
 	if drop > 0 { // into a new array: readers may still have the old one
 		l.recent = append([]Frame(nil), l.recent[drop:]...)
 	}
-	close(l.changed)
-	l.changed = make(chan struct{})
 }
 
 // bury ends the life: nothing more is written.

@@ -144,6 +144,11 @@ func (s *Service) attempt(ctx context.Context, l *live, spec Spec) Outcome {
 			rec.Started = time.Now()
 		}
 	})
+	// Before the solve is sent: after a kill -9 the store must know that there may
+	// be one.
+	if err := l.settle(ctx); err != nil {
+		return s.failed(ctx, err)
+	}
 	failpoint.Hit(failSolving)
 	return s.solve(ctx, l, spec, daemon)
 }
@@ -181,7 +186,7 @@ func (s *Service) solve(ctx context.Context, l *live, spec Spec, daemon Daemon) 
 	}()
 	ctx, answered, stop := s.watchDaemon(ctx, rec.Daemon)
 	defer stop()
-	result := daemon.Solve(ctx, rec.ID, spec, func(kind any) {
+	result := daemon.Solve(ctx, rec.ID, rec.Attempt, spec, func(kind any) {
 		answered()
 		l.push(kind)
 	})

@@ -19,10 +19,10 @@ type Daemon interface {
 	// the caller's, before there is a build: a directory that may not be named,
 	// an entitlement that is not granted. It is quick, and takes no network.
 	Accept(ctx context.Context, spec Spec) error
-	// Solve builds, calls sink for each event in order, from one goroutine, and
+	// Solve builds, for the attempt-th time (from 1), calls sink for each event in order, from one goroutine, and
 	// returns when the daemon has ended the solve, or seconds after ctx ended.
 	// Nothing that it gives to sink or returns holds a secret of the spec.
-	Solve(ctx context.Context, id string, spec Spec, sink func(kind any)) Result
+	Solve(ctx context.Context, id string, attempt int, spec Spec, sink func(kind any)) Result
 }
 
 // Result is what a solve came to.

@@ -27,7 +27,7 @@ type daemon func(ctx context.Context, sink func(any)) build.Result
 
 func (daemon) Name() string                             { return "d1" }
 func (daemon) Accept(context.Context, build.Spec) error { return nil }
-func (d daemon) Solve(ctx context.Context, _ string, _ build.Spec, sink func(any)) build.Result {
+func (d daemon) Solve(ctx context.Context, _ string, _ int, _ build.Spec, sink func(any)) build.Result {
 	return d(ctx, sink)
 }
 

@@ -136,6 +136,16 @@ func (j *job) files(field string, c build.Context) (_ fsutil.FS, key string, _ e
 		}
 		j.keep(root)
 		return fsutil.NewRootFS(fsutil.NewRoot(root)), "directory:" + c.Directory.Path, nil
+	case c.Uploaded != nil:
+		tree, err := j.daemon.opts.Contexts.Open(c.Uploaded.Digest)
+		if err != nil {
+			return nil, "", inField(field+".uploaded.digest", err)
+		}
+		j.keep(tree)
+		// The times of its files stand for their content, so that the key can stay.
+		return treeFS(tree), "uploaded", nil
+	case c.HTTP != nil:
+		return nil, "", inField(field+".http.url", j.daemon.opts.Guard.CheckURL(c.HTTP.URL))
 	default:
 		return nil, "", nil
 	}

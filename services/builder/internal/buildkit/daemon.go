@@ -7,7 +7,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
+	"log/slog"
+	"net/http"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -22,6 +23,8 @@ import (
 	"github.com/kilnbuild/kiln/pkg/rpc"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
+	"github.com/kilnbuild/kiln/services/builder/internal/artifacts"
+	"github.com/kilnbuild/kiln/services/builder/internal/contextstore"
 	"github.com/kilnbuild/kiln/services/builder/internal/hostdir"
 	"github.com/kilnbuild/kiln/services/builder/internal/policy"
 	"github.com/kilnbuild/kiln/services/builder/internal/pool"
@@ -30,26 +33,30 @@ import (
 // Options is what the solves of a daemon lean on.
 type Options struct {
 	Roots     hostdir.Roots  // directories of this host that a request may name
-	Policy    *policy.Policy // what a request may ask for
-	Guard     Guard          // which hosts sources may come from
+	Contexts  Contexts       // contexts that were uploaded, or are fetched
 	Artifacts Artifacts      // where archives and trees are kept
+	Guard     Guard          // which hosts sources may come from
+	Policy    *policy.Policy // what a request may ask for
+}
+
+// Contexts keeps contexts by the digest of their content. See package contextstore,
+// which is it.
+type Contexts interface {
+	// Open opens a context, which stays until it is closed, or is a NOT_FOUND fault.
+	Open(digest string) (*contextstore.Tree, error)
+	// Fetch gets the context in an archive, bounded in time and size.
+	Fetch(ctx context.Context, client *http.Client, url, digest string) (contextstore.Info, error)
 }
 
 // Artifacts keeps what builds give besides images in a registry.
 type Artifacts interface {
 	// Create begins an artifact, which is there once it is committed.
-	Create(build, name string) (ArtifactWriter, error)
-}
-
-// ArtifactWriter takes the bytes of an artifact, and one of Commit and Abort.
-type ArtifactWriter interface {
-	io.Writer
-	Commit() (size int64, err error)
-	Abort() error
+	Create(build, name string) (*artifacts.Writer, error)
 }
 
 // Daemon is one buildkitd daemon.
 type Daemon struct {
+	log           *slog.Logger
 	name, address string
 	opts          Options
 	client        *client.Client
@@ -96,7 +103,7 @@ func Dial(ctx context.Context, cfg *configv1.DaemonConfig, options Options, tel 
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("daemon %q: %w", cfg.GetName(), err), bk.Close())
 	}
-	return &Daemon{name: cfg.GetName(), address: cfg.GetAddress(), opts: options, client: bk, conn: conn}, nil
+	return &Daemon{log: tel.Logger, name: cfg.GetName(), address: cfg.GetAddress(), opts: options, client: bk, conn: conn}, nil
 }
 
 // Name is the daemon's name.

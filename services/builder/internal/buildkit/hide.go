@@ -36,6 +36,9 @@ func newHider(spec build.Spec) *hider {
 	return &hider{mask: mask.New(values), streams: make(map[stream]*mask.Stream)}
 }
 
+// hides reports whether the build has secrets.
+func (h *hider) hides() bool { return h.mask != nil }
+
 // status hides what is secret in a status, before anything else sees it. What a
 // step wrote may come later than it was written: its end may begin a secret.
 func (h *hider) status(s *client.SolveStatus) *client.SolveStatus {

@@ -3,6 +3,7 @@ package buildkit
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 
 	"github.com/containerd/containerd/v2/core/content"
@@ -18,6 +19,7 @@ import (
 // has ended.
 type job struct {
 	daemon *Daemon
+	build  string // its id
 	spec   build.Spec
 	opt    client.SolveOpt
 	def    *llb.Definition // in place of a frontend
@@ -32,7 +34,7 @@ type job struct {
 // Its errors are the caller's: what is not there, is wrong or is not granted. A job
 // must be closed.
 func (d *Daemon) prepare(id string, spec build.Spec) (_ *job, err error) {
-	j := &job{daemon: d, spec: spec, opt: client.SolveOpt{
+	j := &job{daemon: d, build: id, spec: spec, opt: client.SolveOpt{
 		Ref:            id,
 		FrontendAttrs:  make(map[string]string),
 		FrontendInputs: make(map[string]llb.State),
@@ -55,6 +57,15 @@ func (d *Daemon) prepare(id string, spec build.Spec) (_ *job, err error) {
 		}
 	}
 	return j, nil
+}
+
+// refOf names the solve of an attempt to the daemon, which may still have the one
+// before: it learns late that a builder was killed.
+func refOf(id string, attempt int) string {
+	if attempt <= 1 {
+		return id
+	}
+	return fmt.Sprintf("%s-%d", id, attempt)
 }
 
 // addRights asks for the rights that the policy grants.

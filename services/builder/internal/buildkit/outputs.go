@@ -20,6 +20,7 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/services/builder/internal/artifacts"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )
 
@@ -30,10 +31,10 @@ const treeType = "application/x-tar"
 type output struct {
 	want     build.Output
 	exporter int // its place among the solve's exporters; pushes may share one
-	create   func() (ArtifactWriter, error)
+	create   func() (*artifacts.Writer, error)
 
 	mu       sync.Mutex // the daemon writes from a goroutine of the session
-	writer   ArtifactWriter
+	writer   *artifacts.Writer
 	response map[string]string // what the daemon says of an archive
 	err      error             // of writing, which the daemon would only word
 }
@@ -56,7 +57,7 @@ func (j *job) addOutputs() error {
 		if want.Archive != nil {
 			kind, attrs = archiveType(*want.Archive), j.imageAttrs(want.Archive.Tags, usual)
 		}
-		out.create = func() (ArtifactWriter, error) { return j.daemon.opts.Artifacts.Create(j.opt.Ref, artifactOf(want)) }
+		out.create = func() (*artifacts.Writer, error) { return j.daemon.opts.Artifacts.Create(j.build, artifactOf(want)) }
 		j.addExport(client.ExportEntry{Type: kind, Attrs: attrs, Output: out.begin}, out)
 	}
 	for _, compression := range slices.Sorted(maps.Keys(pushes)) {

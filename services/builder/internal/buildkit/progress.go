@@ -192,7 +192,7 @@ func (p *Progress) Times(started time.Time) build.PhaseTimes {
 			end = now
 		}
 		switch {
-		case s.name == "[internal] load build context" || s.name == "[internal] load git context":
+		case s.name == "[internal] load build context", strings.HasPrefix(s.name, "[internal] load git context"), strings.HasPrefix(s.name, fetchStep):
 			t.Context = max(t.Context, end.Sub(s.start))
 		case isExport(s.name):
 			if exportStart.IsZero() || s.start.Before(exportStart) {

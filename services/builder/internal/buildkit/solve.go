@@ -4,7 +4,10 @@ import (
 	"context"
 	"time"
 
+	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/util/grpcerrors"
+	"google.golang.org/grpc/codes"
 
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )
@@ -24,10 +27,10 @@ func (d *Daemon) Accept(_ context.Context, spec build.Spec) error {
 }
 
 // Solve implements build.Daemon.
-func (d *Daemon) Solve(ctx context.Context, id string, spec build.Spec, sink func(any)) build.Result {
+func (d *Daemon) Solve(ctx context.Context, id string, attempt int, spec build.Spec, sink func(any)) build.Result {
 	r := &run{daemon: d, hide: newHider(spec), progress: NewProgress(), sink: sink}
 	started := time.Now()
-	outputs, err := r.solve(ctx, id, spec)
+	outputs, err := r.solve(ctx, id, attempt, spec)
 	r.progress.Update(r.hide.rest(), sink)
 	result := build.Result{Outputs: outputs, Steps: r.progress.Counts(), Times: r.progress.Times(started)}
 	if err != nil {
@@ -46,11 +49,16 @@ type run struct {
 
 func (r *run) update(status *client.SolveStatus) { r.progress.Update(r.hide.status(status), r.sink) }
 
-func (r *run) solve(ctx context.Context, id string, spec build.Spec) ([]build.OutputResult, error) {
+func (r *run) solve(ctx context.Context, id string, attempt int, spec build.Spec) ([]build.OutputResult, error) {
+	spec, err := r.fetch(ctx, spec)
+	if err != nil {
+		return nil, err
+	}
 	j, err := r.daemon.prepare(id, spec)
 	if err != nil {
 		return nil, err
 	}
+	j.opt.Ref = refOf(id, attempt)
 	type answer struct {
 		outputs []build.OutputResult
 		err     error
@@ -59,6 +67,7 @@ func (r *run) solve(ctx context.Context, id string, spec build.Spec) ([]build.Ou
 	done, giveUp := make(chan answer, 1), make(chan struct{})
 	go func() {
 		outputs, err := j.run(ctx, statuses, giveUp)
+		r.forget(ctx, j)
 		done <- answer{outputs, err}
 	}()
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(letGo, func() { close(giveUp) }) })
@@ -81,6 +90,24 @@ func (r *run) solve(ctx context.Context, id string, spec build.Spec) ([]build.Ou
 		return nil, ctx.Err()
 	}
 }
+
+// forget has the daemon drop its own record of a solve that had secrets: it keeps
+// what steps wrote as it was, and a step may have written a secret out. The
+// builder's record has it masked.
+func (r *run) forget(ctx context.Context, j *job) {
+	if !r.hide.hides() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), forgetTimeout)
+	defer cancel()
+	_, err := r.daemon.client.ControlClient().UpdateBuildHistory(ctx, &controlapi.UpdateBuildHistoryRequest{Ref: j.opt.Ref, Delete: true})
+	if err != nil && grpcerrors.Code(err) != codes.NotFound {
+		r.daemon.log.WarnContext(ctx, "the daemon's own record of a build with secrets cannot be dropped", "build", j.build, "error", err)
+	}
+}
+
+// forgetTimeout bounds the wait for the daemon to drop a record.
+const forgetTimeout = 5 * time.Second
 
 // drain reads what nobody waits for any more: BuildKit's client does not end
 // while its channel is full. The client closes it within its own bounds.

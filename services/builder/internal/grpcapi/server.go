@@ -30,11 +30,13 @@ type Server struct {
 	builds    *build.Service
 	fleet     Fleet
 	translate Translator
+	contexts  Contexts
+	artifacts Artifacts
 }
 
 // NewServer returns a server of the builds that the service takes.
-func NewServer(builds *build.Service, fleet Fleet, translate Translator) *Server {
-	return &Server{builds: builds, fleet: fleet, translate: translate}
+func NewServer(builds *build.Service, fleet Fleet, translate Translator, contexts Contexts, artifacts Artifacts) *Server {
+	return &Server{builds: builds, fleet: fleet, translate: translate, contexts: contexts, artifacts: artifacts}
 }
 
 // Caller says who makes a call, and in which trace.

@@ -5,6 +5,7 @@ package metrics
 import (
 	"context"
 	"errors"
+	"time"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
@@ -18,13 +19,14 @@ type Builds struct {
 	ended    metric.Int64Counter
 	duration metric.Float64Histogram
 	steps    metric.Int64Counter
+	waited   metric.Float64Histogram
 }
 
 // New makes the instruments.
 func New(provider metric.MeterProvider) (*Builds, error) {
 	meter := provider.Meter("github.com/kilnbuild/kiln/services/builder")
 	var b Builds
-	var errs [4]error
+	var errs [5]error
 	b.running, errs[0] = meter.Int64UpDownCounter("kiln.builds.running",
 		metric.WithDescription("Builds that are running"), metric.WithUnit("{build}"))
 	b.ended, errs[1] = meter.Int64Counter("kiln.builds",
@@ -34,12 +36,20 @@ func New(provider metric.MeterProvider) (*Builds, error) {
 		metric.WithExplicitBucketBoundaries(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600))
 	b.steps, errs[3] = meter.Int64Counter("kiln.build.steps",
 		metric.WithDescription("Steps of builds that have ended, cached or not"), metric.WithUnit("{step}"))
+	b.waited, errs[4] = meter.Float64Histogram("kiln.build.queue.duration",
+		metric.WithDescription("Time from a build's coming to its turn"), metric.WithUnit("s"),
+		metric.WithExplicitBucketBoundaries(0.001, 0.01, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600))
 	return &b, errors.Join(errs[:]...)
 }
 
 // BuildStarted implements build.Metrics.
 func (b *Builds) BuildStarted(ctx context.Context, origin build.Origin) {
 	b.running.Add(ctx, 1, metric.WithAttributes(attribute.String("origin", origin.String())))
+}
+
+// BuildWaited implements build.Metrics.
+func (b *Builds) BuildWaited(ctx context.Context, waited time.Duration) {
+	b.waited.Record(ctx, waited.Seconds())
 }
 
 // BuildEnded implements build.Metrics.

@@ -1,0 +1,218 @@
+package contextstore
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"os"
+
+	"github.com/kilnbuild/kiln/pkg/fault"
+)
+
+// fetched is what an archive behind a URL was.
+type fetched struct {
+	Context      string // digest of the context
+	Archive      string // digest of the bytes
+	ETag         string
+	LastModified string
+}
+
+// Fetch stores the context in the archive behind a URL, and counts as its use. An
+// archive that is known and unchanged is not fetched again: one whose digest is
+// wanted without asking, others when the server says so. client decides which
+// hosts and redirects are followed; a *fault.Error of its transport is returned
+// as it is.
+//
+// Errors: those of Put; faults NOT_FOUND (SOURCE_NOT_FOUND), PERMISSION_DENIED
+// (SOURCE_DENIED), UNAVAILABLE (SOURCE_NOT_FOUND) and DEADLINE_EXCEEDED.
+func (s *Store) Fetch(ctx context.Context, client *http.Client, from, want string) (Info, error) {
+	var digest *Digest
+	if want != "" {
+		d, err := ParseDigest(want)
+		if err != nil {
+			return Info{}, err
+		}
+		digest = &d
+	}
+	late := fault.New(fault.DeadlineExceeded, "TIMED_OUT", fmt.Sprintf("fetching the archive took longer than %s", s.limits.FetchTimeout),
+		"have it served faster, or have the builder's contexts.fetch_timeout raised")
+	ctx, cancel := context.WithTimeoutCause(ctx, s.limits.FetchTimeout, late)
+	defer cancel()
+
+	known := s.known(from)
+	if known.Archive != "" && known.Archive == want {
+		return s.Use(known.Context)
+	}
+	info, err := s.fetch(ctx, client, from, digest, known)
+	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && fault.KindOf(err) != fault.DeadlineExceeded {
+		return Info{}, context.Cause(ctx)
+	}
+	return info, err
+}
+
+func (s *Store) fetch(ctx context.Context, client *http.Client, from string, want *Digest, known fetched) (Info, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
+	if err != nil {
+		return Info{}, unreachable(from, err)
+	}
+	// The digest is of the bytes as they lie there, not of another coding of them.
+	req.Header.Set("Accept-Encoding", "identity")
+	if want == nil { // what is known has another digest than the wanted one
+		setIf(req.Header, "If-None-Match", known.ETag)
+		setIf(req.Header, "If-Modified-Since", known.LastModified)
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		return Info{}, unreachable(from, err)
+	}
+	defer res.Body.Close()
+	if res.StatusCode == http.StatusNotModified && known.Context != "" {
+		if info, err := s.Use(known.Context); err == nil {
+			return info, nil
+		}
+		return s.fetch(ctx, client, from, want, fetched{}) // it was swept just now
+	}
+	if res.StatusCode != http.StatusOK {
+		return Info{}, answered(from, res.StatusCode)
+	}
+	archive := &packed{from: res.Body, sum: sha256.New()}
+	info, err := s.put(ctx, archive, want)
+	if err != nil {
+		if archive.failed != nil && errors.Is(err, archive.failed) {
+			return Info{}, unreachable(from, archive.failed)
+		}
+		return Info{}, err
+	}
+	s.remember(ctx, from, fetched{
+		Context: info.Digest, Archive: archive.digest().String(),
+		ETag: res.Header.Get("ETag"), LastModified: res.Header.Get("Last-Modified"),
+	})
+	return info, nil
+}
+
+func setIf(header http.Header, name, value string) {
+	if value != "" {
+		header.Set(name, value)
+	}
+}
+
+// known is what is remembered of a URL, and zero when its context is gone.
+func (s *Store) known(from string) fetched {
+	f, err := s.readFetched(fetchedName(from))
+	if err != nil {
+		return fetched{}
+	}
+	if d, err := ParseDigest(f.Context); err != nil || !s.holds(d) {
+		return fetched{}
+	}
+	return f
+}
+
+func (s *Store) holds(d Digest) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c := s.contexts[d]
+	return c != nil && !c.broken
+}
+
+// fetchedName is the name of what is remembered of a URL, which may hold a
+// password or a signature and is not written down.
+func fetchedName(from string) string {
+	return fetchedDir + "/" + Digest(sha256.Sum256([]byte(from))).hex()
+}
+
+func (s *Store) readFetched(name string) (f fetched, _ error) {
+	data, err := s.root.ReadFile(name)
+	if err != nil {
+		return fetched{}, err
+	}
+	return f, json.Unmarshal(data, &f)
+}
+
+// remember writes down what an archive was. Without it, it is fetched again.
+func (s *Store) remember(ctx context.Context, from string, f fetched) {
+	data, err := json.Marshal(f)
+	if err == nil {
+		err = s.replace(fetchedName(from), data)
+	}
+	if err != nil {
+		s.log.WarnContext(ctx, "a fetched archive cannot be remembered", "context", f.Context, "error", err)
+	}
+}
+
+// replace writes a file beside its name and renames it.
+func (s *Store) replace(name string, data []byte) error {
+	part := incomingDir + "/" + rand.Text()
+	f, err := s.root.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(data)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = s.root.Rename(part, name)
+	}
+	if err != nil {
+		return errors.Join(err, s.root.Remove(part))
+	}
+	return nil
+}
+
+// forgetFetched forgets archives whose contexts are gone.
+func (s *Store) forgetFetched() error {
+	names, err := s.list(fetchedDir)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		f, err := s.readFetched(fetchedDir + "/" + name)
+		if d, parse := ParseDigest(f.Context); err == nil && parse == nil && s.holds(d) {
+			continue
+		}
+		if _, err := s.removeFile(fetchedDir + "/" + name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// unreachable says that a URL cannot be read, unless policy forbade it.
+func unreachable(from string, err error) error {
+	if f, ok := errors.AsType[*fault.Error](err); ok {
+		return f
+	}
+	if errors.Is(err, context.Canceled) {
+		return context.Canceled
+	}
+	if u, ok := errors.AsType[*url.Error](err); ok {
+		err = u.Err // it names the whole URL
+	}
+	return fault.Wrap(err, fault.Unavailable, "SOURCE_NOT_FOUND", fmt.Sprintf("the archive at %s cannot be read", bare(from)),
+		"see that the builder can reach the host, and try again")
+}
+
+// answered says what a status other than success means.
+func answered(from string, status int) error {
+	message := fmt.Sprintf("the archive at %s cannot be read: the host answered %d %s", bare(from), status, http.StatusText(status))
+	switch {
+	case status == http.StatusUnauthorized, status == http.StatusForbidden:
+		return fault.New(fault.PermissionDenied, "SOURCE_DENIED", message, "name a URL that may be read without credentials")
+	case status == http.StatusTooManyRequests, status >= http.StatusInternalServerError:
+		return fault.New(fault.Unavailable, "SOURCE_NOT_FOUND", message, "try again")
+	default:
+		return fault.New(fault.NotFound, "SOURCE_NOT_FOUND", message, "name a URL that answers with the archive itself")
+	}
+}
+
+// bare is a URL without what may be secret in it.
+func bare(from string) string {
+	u, err := url.Parse(from)
+	if err != nil {
+		return "the URL"
+	}
+	return shown((&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path}).String())
+}
