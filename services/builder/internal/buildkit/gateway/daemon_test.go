@@ -164,5 +164,7 @@ func (b bridgeServer) Return(ctx context.Context, req *gatewaypb.ReturnRequest) 
 		failed = status.Error(codes.Code(req.Error.Code), req.Error.Message) //nolint:gosec // a code
 	}
 	j.result <- failed
+	<-j.ended
+	time.Sleep(patience / 6) // its answer may come after that to the Solve
 	return &gatewaypb.ReturnResponse{}, nil
 }
