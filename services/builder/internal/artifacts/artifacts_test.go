@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -163,6 +164,31 @@ func TestSweep(t *testing.T) {
 	put(t, s, "b9", "b", "x")
 	if err := errors.Join(s.Remove("b9"), s.Remove("b9")); err != nil || len(files(t, dir)) != 0 {
 		t.Errorf("after Remove: %v, %v", files(t, dir), err)
+	}
+}
+
+// A sweep that takes the last artifact of a build, and with it its directory, does
+// not get in the way of the next one.
+func TestCommitBesideSweep(t *testing.T) {
+	s := open(t, t.TempDir(), time.Now)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	done := make(chan struct{})
+	defer close(done)
+	wg.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			if _, err := s.Sweep(t.Context(), time.Hour, 0); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	for range 300 {
+		put(t, s, "b1", "image.tar", "x")
 	}
 }
 
