@@ -2,6 +2,7 @@ package artifacts_test
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
@@ -32,16 +33,24 @@ func open(t *testing.T, dir string, now func() time.Time) *artifacts.Store {
 
 func put(t *testing.T, s *artifacts.Store, build, name, content string) {
 	t.Helper()
+	if err := save(s, build, name, content); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func save(s *artifacts.Store, build, name, content string) error {
 	w, err := s.Create(build, name)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	if _, err := io.WriteString(w, content); err != nil {
-		t.Fatal(err)
+		return errors.Join(err, w.Abort())
 	}
-	if size, err := w.Commit(); err != nil || size != int64(len(content)) {
-		t.Fatalf("%d bytes, %v", size, err)
+	size, err := w.Commit()
+	if err == nil && size != int64(len(content)) {
+		err = fmt.Errorf("%d bytes, want %d", size, len(content))
 	}
+	return err
 }
 
 func content(t *testing.T, s *artifacts.Store, build, name string) (string, error) {
@@ -187,9 +196,17 @@ func TestCommitBesideSweep(t *testing.T) {
 			}
 		}
 	})
-	for range 300 {
-		put(t, s, "b1", "image.tar", "x")
+	var builds sync.WaitGroup
+	for i := range 8 {
+		builds.Go(func() {
+			for range 100 {
+				if err := save(s, "b1", fmt.Sprintf("image-%d.tar", i), "x"); err != nil {
+					t.Error(err)
+				}
+			}
+		})
 	}
+	builds.Wait()
 }
 
 // A full disk is told as such, and leaves nothing.
