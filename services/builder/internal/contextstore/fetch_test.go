@@ -2,6 +2,7 @@ package contextstore_test
 
 import (
 	"bytes"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -89,6 +90,7 @@ func TestFetchFails(t *testing.T) {
 			_, _ = w.Write(make([]byte, 600))
 		}, nil, fault.Unavailable, "SOURCE_NOT_FOUND"},
 		"policy":  {status(200), &http.Client{Transport: failing{denied}}, fault.PermissionDenied, "SOURCE_DENIED"},
+		"down":    {status(200), &http.Client{Transport: failing{errors.New("connection refused")}}, fault.Unavailable, "SOURCE_NOT_FOUND"},
 		"stalled": {func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() }, nil, fault.DeadlineExceeded, "TIMED_OUT"},
 	} {
 		t.Run(name, func(t *testing.T) {

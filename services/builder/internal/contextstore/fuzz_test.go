@@ -3,6 +3,8 @@ package contextstore_test
 import (
 	"bytes"
 	"errors"
+	"os"
+	"path/filepath"
 	"testing"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
@@ -15,7 +17,7 @@ func FuzzPut(f *testing.F) {
 	f.Add(whole)
 	f.Add(gzipOf(f, whole))
 	f.Add(zstdOf(f, whole))
-	for _, c := range badArchives(f) {
+	for _, c := range smallBadArchives(f) {
 		if len(c.archive) < 64<<10 {
 			f.Add(c.archive)
 		}
@@ -24,7 +26,6 @@ func FuzzPut(f *testing.F) {
 	bounds.MaxBytes = 1 << 20
 	s, dir := newStore(f, bounds)
 	f.Fuzz(func(t *testing.T, archive []byte) {
-		before := onDisk(t, dir)
 		info, err := s.Put(t.Context(), bytes.NewReader(archive), "")
 		if err == nil {
 			if got := describe(t, s, info.Digest); got != describe(t, s, put(t, s, archive).Digest) {
@@ -36,8 +37,9 @@ func FuzzPut(f *testing.F) {
 		if !ok || failed.Kind != fault.InvalidArgument && failed.Kind != fault.ResourceExhausted || failed.Remedy == "" {
 			t.Errorf("refused with %v", err)
 		}
-		if after := onDisk(t, dir); after != before {
-			t.Errorf("left behind:\n%s", after)
+		// That all else is as it was, TestPutRefuses sees: walking takes its time.
+		if left, err := os.ReadDir(filepath.Join(dir, "incoming")); err != nil || len(left) > 0 {
+			t.Errorf("left behind: %v, %v", left, err)
 		}
 	})
 }

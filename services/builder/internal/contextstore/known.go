@@ -128,7 +128,7 @@ func (s *Store) forgetFetched() error {
 
 // maxFetched bounds how many archives are remembered: any number of them may hold
 // one context, with which they stay.
-const maxFetched = 10_000
+const maxFetched = 4096
 
 // forgetOldest makes room for other archives. recall is held.
 func (s *Store) forgetOldest() error {

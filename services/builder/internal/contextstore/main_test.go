@@ -31,9 +31,9 @@ func putForever(dir string) {
 	bounds.KeepBytes = 2 << 20
 	s, err := contextstore.Open(dir, bounds, slog.New(slog.DiscardHandler), time.Now)
 	for i := 0; err == nil; i++ {
-		items := make([]item, 0, 40)
-		for j := range 40 {
-			items = append(items, item{Name: itoa(j), Body: strings.Repeat(itoa(i*j%97), 5000)})
+		items := make([]item, 0, 300)
+		for j := range 300 { // many and small, so that naming them takes its time
+			items = append(items, item{Name: itoa(j), Body: strings.Repeat(itoa(i*j), 100)})
 		}
 		var archive []byte
 		if archive, err = writeTar(items); err != nil {
