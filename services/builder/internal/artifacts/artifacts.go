@@ -11,6 +11,7 @@ import (
 	"os"
 	"path"
 	"regexp"
+	"sync"
 	"syscall"
 	"time"
 
@@ -22,6 +23,8 @@ type Store struct {
 	root *os.Root
 	log  *slog.Logger
 	now  func() time.Time
+
+	change sync.Mutex // held to put artifacts into their directories, and to take them out
 }
 
 // partDir is where artifacts are while they are written.
@@ -93,16 +96,31 @@ func (w *Writer) Commit() (int64, error) {
 		err = w.file.Close()
 	}
 	if err == nil {
-		err = w.store.root.MkdirAll(w.build, 0o700)
-	}
-	if err == nil {
-		err = w.store.root.Rename(w.part, path.Join(w.build, w.name))
+		err = w.store.publish(w.part, w.build, w.name)
 	}
 	if err != nil {
 		return 0, errors.Join(onDisk(err), w.Abort())
 	}
 	w.done = true
-	return w.size, w.store.sync(w.build)
+	return w.size, nil
+}
+
+// publish gives an artifact its name. A sweep, which removes directories that are
+// empty, must not come between.
+func (s *Store) publish(part, build, name string) error {
+	s.change.Lock()
+	defer s.change.Unlock()
+	if err := s.root.MkdirAll(build, 0o700); err != nil {
+		return err
+	}
+	final := path.Join(build, name)
+	if err := s.root.Rename(part, final); err != nil {
+		return err
+	}
+	if err := s.sync(build); err != nil {
+		return errors.Join(err, s.root.Rename(final, part)) // Abort takes it from there
+	}
+	return nil
 }
 
 // Abort removes what was written. After Commit it does nothing.
@@ -123,10 +141,10 @@ func (s *Store) sync(dir string) error {
 	for _, name := range []string{dir, "."} {
 		d, err := s.root.Open(name)
 		if err != nil {
-			return onDisk(err)
+			return err
 		}
 		if err := errors.Join(d.Sync(), d.Close()); err != nil {
-			return onDisk(err)
+			return err
 		}
 	}
 	return nil

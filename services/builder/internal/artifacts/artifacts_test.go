@@ -2,11 +2,13 @@ package artifacts_test
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -31,16 +33,24 @@ func open(t *testing.T, dir string, now func() time.Time) *artifacts.Store {
 
 func put(t *testing.T, s *artifacts.Store, build, name, content string) {
 	t.Helper()
+	if err := save(s, build, name, content); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func save(s *artifacts.Store, build, name, content string) error {
 	w, err := s.Create(build, name)
 	if err != nil {
-		t.Fatal(err)
+		return err
 	}
 	if _, err := io.WriteString(w, content); err != nil {
-		t.Fatal(err)
+		return errors.Join(err, w.Abort())
 	}
-	if size, err := w.Commit(); err != nil || size != int64(len(content)) {
-		t.Fatalf("%d bytes, %v", size, err)
+	size, err := w.Commit()
+	if err == nil && size != int64(len(content)) {
+		err = fmt.Errorf("%d bytes, want %d", size, len(content))
 	}
+	return err
 }
 
 func content(t *testing.T, s *artifacts.Store, build, name string) (string, error) {
@@ -164,6 +174,39 @@ func TestSweep(t *testing.T) {
 	if err := errors.Join(s.Remove("b9"), s.Remove("b9")); err != nil || len(files(t, dir)) != 0 {
 		t.Errorf("after Remove: %v, %v", files(t, dir), err)
 	}
+}
+
+// A sweep that takes the last artifact of a build, and with it its directory, does
+// not get in the way of the next one.
+func TestCommitBesideSweep(t *testing.T) {
+	s := open(t, t.TempDir(), time.Now)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	done := make(chan struct{})
+	defer close(done)
+	wg.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			if _, err := s.Sweep(t.Context(), time.Hour, 0); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	var builds sync.WaitGroup
+	for i := range 8 {
+		builds.Go(func() {
+			for range 100 {
+				if err := save(s, "b1", fmt.Sprintf("image-%d.tar", i), "x"); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	builds.Wait()
 }
 
 // A full disk is told as such, and leaves nothing.

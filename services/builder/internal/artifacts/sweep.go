@@ -14,6 +14,8 @@ func (s *Store) Remove(build string) error {
 	if !validName.MatchString(build) || build == partDir {
 		return nil
 	}
+	s.change.Lock()
+	defer s.change.Unlock()
 	return onDisk(s.root.RemoveAll(build))
 }
 
@@ -28,6 +30,8 @@ type kept struct {
 // have at most maxBytes. It returns the bytes that it freed. A download under way
 // goes on: its file is open.
 func (s *Store) Sweep(ctx context.Context, age time.Duration, maxBytes int64) (freed int64, err error) {
+	s.change.Lock()
+	defer s.change.Unlock()
 	all, total, err := s.list()
 	if err != nil {
 		return 0, err

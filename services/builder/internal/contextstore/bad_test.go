@@ -3,6 +3,7 @@ package contextstore_test
 import (
 	"archive/tar"
 	"bytes"
+	"maps"
 	"strings"
 	"testing"
 
@@ -38,9 +39,29 @@ type bad struct {
 }
 
 func badArchives(t testing.TB) map[string]bad {
+	cases := smallBadArchives(t)
+	maps.Copy(cases, largeBadArchives(t))
+	return cases
+}
+
+// largeBadArchives take a while to make.
+func largeBadArchives(t testing.TB) map[string]bad {
+	whole := good(t)
+	return expected(map[string]bad{
+		"zstd, a large window":    {archive: zstdOf(t, bytes.Repeat(whole, 9000), zstd.WithWindowSize(32<<20)), says: "window"},
+		"too many bytes":          {archive: tooManyBytes(t), limit: "contexts.max_bytes"},
+		"too many bytes by links": {archive: linkBomb(t), limit: "contexts.max_bytes"},
+		"too many bytes behind":   {archive: append(bytes.Clone(whole), make([]byte, 81<<20)...), limit: "contexts.max_bytes"},
+		"gzip bomb":               {archive: bomb(t, gzipOf), limit: "contexts.max_ratio"},
+		"zstd bomb":               {archive: bomb(t, zstdPlain), limit: "contexts.max_ratio"},
+		"bomb of what is no tar":  {archive: append(zstdOf(t, whole), bytes.Repeat(zstdOf(t, make([]byte, 1<<20)), 70)...), limit: "contexts.max_ratio"},
+	})
+}
+
+func smallBadArchives(t testing.TB) map[string]bad {
 	whole := good(t)
 	entry := func(items ...item) []byte { return tarOf(t, items...) }
-	cases := map[string]bad{
+	return expected(map[string]bad{
 		"empty":                   {archive: nil, says: "is empty"},
 		"no tar":                  {archive: []byte("<html><body>not found</body></html>"), says: "cut short"},
 		"no tar, long":            {archive: bytes.Repeat([]byte("not a tar "), 200), says: "cannot be read"},
@@ -55,7 +76,6 @@ func badArchives(t testing.TB) map[string]bad {
 		"gzip, damaged":           {archive: flip(gzipOf(t, whole), -6), says: "cannot be read"},
 		"zstd, cut":               {archive: cutEnd(zstdOf(t, whole), 5), says: "cut short"},
 		"zstd, damaged":           {archive: flip(zstdOf(t, whole), -2), says: "cannot be read"},
-		"zstd, a large window":    {archive: zstdOf(t, bytes.Repeat(whole, 9000), zstd.WithWindowSize(32<<20)), says: "window"},
 		"garbage behind":          {archive: append(bytes.Clone(whole), "garbage"...), says: "goes on after its end"},
 		"a tar behind":            {archive: append(bytes.Clone(whole), whole...), says: "goes on after its end"},
 		"gzip, garbage behind":    {archive: append(gzipOf(t, whole), "garbage, and more of it"...), says: "cannot be read"},
@@ -100,13 +120,11 @@ func badArchives(t testing.TB) map[string]bad {
 		"too many entries":        {archive: many(t, 2100), limit: "contexts.max_entries"},
 		"one entry too often":     {archive: bytes.Join([][]byte{bytes.Repeat(entry(item{Name: "a"})[:512], 2100), make([]byte, 1024)}, nil), limit: "contexts.max_entries"},
 		"too many directories":    {archive: deepMany(t), limit: "contexts.max_entries"},
-		"too many bytes":          {archive: tooManyBytes(t), limit: "contexts.max_bytes"},
-		"too many bytes by links": {archive: linkBomb(t), limit: "contexts.max_bytes"},
-		"too many bytes behind":   {archive: append(bytes.Clone(whole), make([]byte, 81<<20)...), limit: "contexts.max_bytes"},
-		"gzip bomb":               {archive: bomb(t, gzipOf), limit: "contexts.max_ratio"},
-		"zstd bomb":               {archive: bomb(t, zstdPlain), limit: "contexts.max_ratio"},
-		"bomb of what is no tar":  {archive: append(zstdOf(t, whole), bytes.Repeat(zstdOf(t, make([]byte, 1<<20)), 70)...), limit: "contexts.max_ratio"},
-	}
+	})
+}
+
+// expected fills in the kinds and reasons.
+func expected(cases map[string]bad) map[string]bad {
 	for name, c := range cases {
 		if c.kind, c.reason = fault.InvalidArgument, or(c.reason, "ARCHIVE_INVALID"); c.limit != "" {
 			c.kind, c.reason = fault.ResourceExhausted, "LIMIT_REACHED"

@@ -2,25 +2,14 @@ package contextstore
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
-	"os"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
 )
-
-// fetched is what an archive behind a URL was.
-type fetched struct {
-	Context      string // digest of the context
-	Archive      string // digest of the bytes
-	ETag         string
-	LastModified string
-}
 
 // Fetch stores the context in the archive behind a URL, and counts as its use. An
 // archive that is known and unchanged is not fetched again: one whose digest is
@@ -99,85 +88,6 @@ func setIf(header http.Header, name, value string) {
 	if value != "" {
 		header.Set(name, value)
 	}
-}
-
-// known is what is remembered of a URL, and zero when its context is gone.
-func (s *Store) known(from string) fetched {
-	f, err := s.readFetched(fetchedName(from))
-	if err != nil {
-		return fetched{}
-	}
-	if d, err := ParseDigest(f.Context); err != nil || !s.holds(d) {
-		return fetched{}
-	}
-	return f
-}
-
-func (s *Store) holds(d Digest) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	c := s.contexts[d]
-	return c != nil && !c.broken
-}
-
-// fetchedName is the name of what is remembered of a URL, which may hold a
-// password or a signature and is not written down.
-func fetchedName(from string) string {
-	return fetchedDir + "/" + Digest(sha256.Sum256([]byte(from))).hex()
-}
-
-func (s *Store) readFetched(name string) (f fetched, _ error) {
-	data, err := s.root.ReadFile(name)
-	if err != nil {
-		return fetched{}, err
-	}
-	return f, json.Unmarshal(data, &f)
-}
-
-// remember writes down what an archive was. Without it, it is fetched again.
-func (s *Store) remember(ctx context.Context, from string, f fetched) {
-	data, err := json.Marshal(f)
-	if err == nil {
-		err = s.replace(fetchedName(from), data)
-	}
-	if err != nil {
-		s.log.WarnContext(ctx, "a fetched archive cannot be remembered", "context", f.Context, "error", err)
-	}
-}
-
-// replace writes a file beside its name and renames it.
-func (s *Store) replace(name string, data []byte) error {
-	part := incomingDir + "/" + rand.Text()
-	f, err := s.root.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = s.root.Rename(part, name)
-	}
-	if err != nil {
-		return errors.Join(err, s.root.Remove(part))
-	}
-	return nil
-}
-
-// forgetFetched forgets archives whose contexts are gone.
-func (s *Store) forgetFetched() error {
-	names, err := s.list(fetchedDir)
-	if err != nil {
-		return err
-	}
-	for _, name := range names {
-		f, err := s.readFetched(fetchedDir + "/" + name)
-		if d, parse := ParseDigest(f.Context); err == nil && parse == nil && s.holds(d) {
-			continue
-		}
-		if _, err := s.removeFile(fetchedDir + "/" + name); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // unreachable says that a URL cannot be read, unless policy forbade it.

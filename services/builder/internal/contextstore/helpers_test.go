@@ -100,20 +100,26 @@ func (i item) header() *tar.Header {
 
 func tarOf(t testing.TB, items ...item) []byte {
 	t.Helper()
+	data, err := writeTar(items)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func writeTar(items []item) ([]byte, error) {
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for _, i := range items {
 		if err := w.WriteHeader(i.header()); err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 		if _, err := io.WriteString(w, i.Body); err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
+	err := w.Close()
+	return b.Bytes(), err
 }
 
 func gzipOf(t testing.TB, data []byte) []byte {

@@ -36,26 +36,6 @@ func (s *Store) Put(ctx context.Context, archive io.Reader, want string) (Info, 
 	return info, err
 }
 
-// Known returns the context of an archive that was put with this digest of its
-// bytes, if it is still there, so that the archive need not come again. It counts
-// as a use.
-func (s *Store) Known(archive string) (Info, bool) {
-	digest, err := ParseDigest(archive)
-	if err != nil {
-		return Info{}, false
-	}
-	known := s.known(archiveName(digest))
-	if known.Context == "" {
-		return Info{}, false
-	}
-	info, err := s.Use(known.Context)
-	return info, err == nil
-}
-
-// archiveName stands for an archive among the URLs that are remembered: no URL
-// begins so.
-func archiveName(digest Digest) string { return "archive " + digest.String() }
-
 func (s *Store) put(ctx context.Context, archive *packed, want *Digest) (_ Info, err error) {
 	st, err := s.newStage()
 	if err != nil {

@@ -7,7 +7,7 @@
 //
 //	blobs/sha256/ab/abcd…   contents
 //	contexts/abcd…          manifests; their time is that of the last use
-//	fetched/abcd…           what an archive behind a URL was, by the URL's digest
+//	fetched/abcd…           what an archive was, by the digest of its URL or by its own
 //	incoming/…              what is under way: archives that are being read, and the
 //	                        mark of a sweep
 //
@@ -59,6 +59,9 @@ type Store struct {
 
 	change sync.Mutex // held to add or remove blobs and manifests under their final names
 
+	recall     sync.Mutex // held to add or remove what is remembered of archives
+	remembered int        // how many, at most
+
 	mu       sync.Mutex
 	contexts map[Digest]*kept
 	used     int64 // bytes of blobs and manifests
@@ -94,7 +97,7 @@ func Open(dir string, limits Limits, log *slog.Logger, now func() time.Time) (_ 
 		return nil, onDisk(err)
 	}
 	s := &Store{root: root, limits: limits, log: log, now: now, contexts: make(map[Digest]*kept)}
-	for _, step := range []func() error{s.makeDirs, s.load, s.recover} {
+	for _, step := range []func() error{s.makeDirs, s.load, s.recover, s.forgetFetched} {
 		if err := step(); err != nil {
 			return nil, errors.Join(err, root.Close())
 		}
