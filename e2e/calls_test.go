@@ -188,7 +188,7 @@ func TestUnknownFieldsOnTheWireAreRefused(t *testing.T) {
 // What is not served yet says so.
 func TestUnservedIsRefused(t *testing.T) {
 	s := sharedStack(t)
-	_, err := s.api.StartBuild(t.Context(), &builderv1.StartBuildRequest{Spec: dockerfile("FROM scratch")})
+	_, err := s.api.DrainDaemon(t.Context(), &builderv1.DrainDaemonRequest{Daemon: "lab"})
 	refused(t, err, codes.Unimplemented, "UNIMPLEMENTED", "")
 }
 

@@ -209,6 +209,9 @@ func TestCancelBuild(t *testing.T) {
 	mark := "98" + strconv.FormatInt(time.Now().UnixNano()%1e6, 10)
 	runs := s.start(t, dockerfile("FROM "+s.base+"\nRUN echo begun; sleep "+mark+"\n"), "").GetId()
 	s.running(t, runs, "begun")
+	if steps := labtest.Must(lab.Running(s.Buildkitd.Dir))(t); len(steps) != 1 {
+		t.Errorf("%d steps run, want 1", len(steps))
+	}
 	waits := s.start(t, dockerfile("FROM "+s.base+"\nRUN true\n"), "").GetId()
 	labtest.Eventually(t, 10*time.Second, "the second build waits", func() bool {
 		rec := s.get(t, waits)
@@ -221,6 +224,7 @@ func TestCancelBuild(t *testing.T) {
 		}
 	}
 	labtest.Eventually(t, 10*time.Second, "the RUN process is gone", func() bool { return len(daemons(t, mark)) == 0 })
+	s.nothingRuns(t)
 	for _, id := range []string{waits, runs} {
 		r := s.ended(t, id, builderv1.BuildState_BUILD_STATE_CANCELLED)
 		if r.outcome.GetError().GetCode() != int32(codes.Canceled) {

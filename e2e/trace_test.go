@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -61,6 +62,11 @@ func TestS9_OneTraceOfKilnBuild(t *testing.T) {
 	s, collector := tracedStack(t)
 	dir := s.dir(t, map[string]string{"Dockerfile": "FROM " + s.base + "\nRUN echo " + unique() + "\n"})
 	kilnBuildIsOneTree(t, collector, s.Builder.Addr, dir, s.ref("traced"))
+	if !slices.ContainsFunc(collector.Spans(), func(span testkit.Span) bool {
+		return span.Service == "kiln-builder" && span.Name == "wait for a build slot"
+	}) {
+		t.Error("the trace does not tell the time in the queue")
+	}
 }
 
 // kilnBuildIsOneTree builds a directory with kiln build, whose spans go to the

@@ -4,12 +4,14 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 )
@@ -37,6 +39,40 @@ func Containers(dir string) ([]string, error) {
 		}
 	}
 	return ids, nil
+}
+
+// Running returns those of Containers whose first process lives. (runc leaves the
+// state of a container behind when it is killed while it makes it.)
+func Running(dir string) ([]string, error) {
+	all, err := Containers(dir)
+	if err != nil {
+		return nil, err
+	}
+	var alive []string
+	for _, id := range all {
+		data, err := os.ReadFile(filepath.Join(runcState, id, "state.json"))
+		if errors.Is(err, os.ErrNotExist) {
+			continue // Ended meanwhile.
+		}
+		var state struct {
+			Pid   int    `json:"init_process_pid"`
+			Start uint64 `json:"init_process_start"`
+		}
+		if err == nil {
+			err = json.Unmarshal(data, &state)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("lab: %w", err)
+		}
+		// Field 22 of stat(5) is when it started: a pid may be another's by now.
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", state.Pid))
+		_, rest, _ := bytes.Cut(stat, []byte(") "))
+		fields := bytes.Fields(rest)
+		if err == nil && len(fields) > 19 && string(fields[0]) != "Z" && string(fields[19]) == strconv.FormatUint(state.Start, 10) {
+			alive = append(alive, id)
+		}
+	}
+	return alive, nil
 }
 
 // Mounts returns the mount points at and below dir, the deepest last.

@@ -135,7 +135,7 @@ func TestLoadRefuses(t *testing.T) {
 		"unknown key":           {file: "server:\n  lisen: a:1\n", want: []string{`FILE:2:3: unknown field "lisen"`, "listen"}},
 		"unknown section":       {file: "sever: {}\n", want: []string{`FILE:1:1: unknown field "sever"`}},
 		"wrong type":            {file: "max_builds_kept: many\n", want: []string{"FILE:1:18: "}},
-		"out of range":          {file: "\nmax_builds_kept: 100001\n", want: []string{"FILE:2:18: max_builds_kept: must be less than or equal to 100000"}},
+		"out of range":          {file: "\nmax_builds_kept: 1000001\n", want: []string{"FILE:2:18: max_builds_kept: must be less than or equal to 1000000"}},
 		"list item":             {file: "allowed_roots:\n  - /ok\n  - relative\n", want: []string{"FILE:3:5: allowed_roots[1]: "}},
 		"in a list of messages": {file: "daemons:\n  - name: a\n    address: ftp://x\n", want: []string{"FILE:3:14: daemons[0].address: "}},
 		"twice":                 {file: "log: {level: info}\nlog: {level: debug}\n", want: []string{"FILE:2:1: log is there twice"}},
@@ -157,7 +157,7 @@ func TestLoadRefuses(t *testing.T) {
 		"set, no path":          {set: []string{"server"}, want: []string{"--set server: write it as path=value"}},
 		"set, unknown":          {set: []string{"server.lisen=x"}, want: []string{`there is no setting "server.lisen"`}},
 		"the last one is to blame": {
-			file: "max_builds_kept: 100001\n", env: []string{"KILN_BUILDER_MAX_BUILDS_KEPT=100002"}, want: []string{"KILN_BUILDER_MAX_BUILDS_KEPT: max_builds_kept: "},
+			file: "max_builds_kept: 1000001\n", env: []string{"KILN_BUILDER_MAX_BUILDS_KEPT=1000002"}, want: []string{"KILN_BUILDER_MAX_BUILDS_KEPT: max_builds_kept: "},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -192,7 +192,7 @@ func TestLoadOfFiles(t *testing.T) {
 
 // A default that breaks a rule is named by its path.
 func TestLoadOfWrongDefaults(t *testing.T) {
-	err := config.Load(&configv1.BuilderConfig{MaxBuildsKept: 100001}, config.Options{})
+	err := config.Load(&configv1.BuilderConfig{MaxBuildsKept: 1000001}, config.Options{})
 	if err == nil || !strings.HasPrefix(err.Error(), "max_builds_kept: must be") {
 		t.Errorf("error: %v", err)
 	}

@@ -21,7 +21,7 @@ var (
 // that a busy build makes few large commits; between commits is at least
 // commitEvery, but for the outcome. What waits is bounded by maxPending.
 const (
-	commitEvery = 10 * time.Millisecond
+	commitEvery = 50 * time.Millisecond
 	retryEvery  = time.Second
 	maxPending  = 64 << 20 // bytes
 	keepRecent  = 1 << 20  // bytes of frames, for readers that keep up

@@ -61,7 +61,11 @@ func (s *Service) settle(l *live, outcome Outcome) {
 // build that fails and its policy says so. It reports whether the build goes on
 // when the builder is back.
 func (s *Service) attempts(l *live, spec Spec, turn Turn) (_ Outcome, goesOn bool) {
-	if err := turn.Wait(l.ctx, l.waiting); err != nil {
+	err := turn.Wait(l.ctx, l.waiting)
+	if s.open.Err() != nil {
+		<-l.ctx.Done() // a stop frees slots: who gets one then has waited all the same
+	}
+	if err != nil || l.ctx.Err() != nil {
 		return s.ended(l), s.resumes(l)
 	}
 	failpoint.Hit(failAdmitted)

@@ -58,6 +58,7 @@ type Artifacts interface {
 type Daemon struct {
 	log           *slog.Logger
 	name, address string
+	plain         bool // what is sent to it can be read on the way
 	opts          Options
 	client        *client.Client
 	conn          *grpc.ClientConn
@@ -103,7 +104,8 @@ func Dial(ctx context.Context, cfg *configv1.DaemonConfig, options Options, tel 
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("daemon %q: %w", cfg.GetName(), err), bk.Close())
 	}
-	return &Daemon{log: tel.Logger, name: cfg.GetName(), address: cfg.GetAddress(), opts: options, client: bk, conn: conn}, nil
+	plain := cfg.GetTls() == nil && !rpc.IsLocal(strings.TrimPrefix(cfg.GetAddress(), "tcp://"))
+	return &Daemon{plain: plain, log: tel.Logger, name: cfg.GetName(), address: cfg.GetAddress(), opts: options, client: bk, conn: conn}, nil
 }
 
 // Name is the daemon's name.

@@ -11,6 +11,7 @@ import (
 	"github.com/moby/buildkit/client"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/pkg/telemetry"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 	"github.com/kilnbuild/kiln/services/builder/internal/guard"
@@ -203,4 +204,26 @@ func descriptors(t *testing.T) int {
 		t.Fatal(err)
 	}
 	return len(open)
+}
+
+// Secrets do not go to a daemon over a network in plain text.
+func TestSecretsNeedASecureDaemon(t *testing.T) {
+	spec := inlineSpec("FROM a")
+	spec.Secrets = []build.Secret{{ID: "tok", Value: []byte("secret")}}
+	for address, plain := range map[string]bool{
+		"unix:///run/buildkit/buildkitd.sock": false, "tcp://127.0.0.1:1234": false, "tcp://10.0.0.7:1234": true, "tcp://buildkitd.example:1234": true,
+	} {
+		d, err := Dial(t.Context(), &configv1.DaemonConfig{Name: "d", Address: address}, Options{}, telemetry.Discard())
+		if err != nil {
+			t.Fatal(err)
+		}
+		j := &job{daemon: d, spec: spec}
+		err = j.addSession()
+		if known, ok := errors.AsType[*fault.Error](err); ok != plain || (plain && known.Reason != "INSECURE_TRANSPORT") {
+			t.Errorf("%s: %v", address, err)
+		}
+		if err := d.Close(); err != nil {
+			t.Error(err)
+		}
+	}
 }

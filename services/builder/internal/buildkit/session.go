@@ -20,6 +20,13 @@ import (
 // addSession lends the build its secrets and keys, over the solve's own session
 // and from memory.
 func (j *job) addSession() error {
+	if len(j.spec.Secrets)+len(j.spec.SSHKeys) > 0 && j.daemon.plain {
+		insecure := fault.New(fault.FailedPrecondition, "INSECURE_TRANSPORT",
+			fmt.Sprintf("the build has secrets, and the builder speaks plain text to buildkitd %q over a network", j.daemon.name),
+			"set tls of that daemon in the builder's configuration")
+		insecure.Field = "spec.secrets"
+		return insecure
+	}
 	if len(j.spec.Secrets) > 0 {
 		values := make(map[string][]byte, len(j.spec.Secrets))
 		for _, secret := range j.spec.Secrets {
