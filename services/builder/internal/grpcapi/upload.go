@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"sync/atomic"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -30,39 +29,19 @@ const silence = 2 * time.Minute
 
 // UploadContext implements the RPC.
 func (s *Server) UploadContext(stream builderv1.BuilderService_UploadContextServer) error {
-	up := &upload{stream: stream}
-	var info contextstore.Info
-	done := make(chan error, 1)
-	go func() {
-		var err error
-		info, err = s.receive(stream.Context(), up)
-		done <- err
-	}()
-	tick := time.NewTicker(silence / 8)
-	defer tick.Stop()
-	for {
-		select {
-		case err := <-done:
-			if err != nil {
-				return err
-			}
-			return stream.SendAndClose(&builderv1.UploadContextResponse{
-				Digest: info.Digest, SizeBytes: info.Bytes, Files: info.Files, ExpireTime: timestamppb.New(info.Expires),
-			})
-		case now := <-tick.C:
-			if since := up.waiting.Load(); since != 0 && now.Sub(time.Unix(0, since)) > silence {
-				// Returning ends the stream, and with it the goroutine, which leaves nothing.
-				return fault.New(fault.DeadlineExceeded, "TIMED_OUT",
-					fmt.Sprintf("nothing of the context has come for %s", silence), "upload it again, without a pause")
-			}
-		}
+	info, err := s.receive(stream.Context(), newUpload(stream))
+	if err != nil {
+		return err
 	}
+	return stream.SendAndClose(&builderv1.UploadContextResponse{
+		Digest: info.Digest, SizeBytes: info.Bytes, Files: info.Files, ExpireTime: timestamppb.New(info.Expires),
+	})
 }
 
 // receive reads the header and stores what follows. An archive that is here
 // already need not come: its caller gets the answer at once.
 func (s *Server) receive(ctx context.Context, up *upload) (contextstore.Info, error) {
-	first, err := up.next()
+	first, err := up.next(time.After(silence))
 	if err != nil && !errors.Is(err, io.EOF) {
 		return contextstore.Info{}, err
 	}
@@ -79,30 +58,67 @@ func (s *Server) receive(ctx context.Context, up *upload) (contextstore.Info, er
 	return s.contexts.Put(ctx, up, header.GetDigest())
 }
 
-// upload reads the data of the messages of a stream.
+// upload is the data of the messages of a stream. They come by a goroutine, for
+// nothing but the end of the call ends a wait for a message; all else is done in
+// the goroutine of the call, whose panics end the call only.
 type upload struct {
-	stream  builderv1.BuilderService_UploadContextServer
-	left    []byte       // of the last message
-	waiting atomic.Int64 // for a message since, in Unix nanoseconds; 0: not
+	ctx      context.Context
+	messages chan message
+	left     []byte // of the last message
 }
 
-func (u *upload) next() (*builderv1.UploadContextRequest, error) {
-	u.waiting.Store(time.Now().UnixNano())
-	defer u.waiting.Store(0)
-	return u.stream.Recv()
+type message struct {
+	request *builderv1.UploadContextRequest
+	err     error
 }
 
-// Read implements io.Reader.
+// newUpload begins to receive, until an error or the end of the call, which gRPC
+// ends the stream's context with.
+func newUpload(stream builderv1.BuilderService_UploadContextServer) *upload {
+	u := &upload{ctx: stream.Context(), messages: make(chan message)}
+	go func() {
+		for {
+			request, err := stream.Recv()
+			select {
+			case u.messages <- message{request, err}:
+			case <-u.ctx.Done():
+				return
+			}
+			if err != nil {
+				return
+			}
+		}
+	}()
+	return u
+}
+
+func (u *upload) next(tooLate <-chan time.Time) (*builderv1.UploadContextRequest, error) {
+	select {
+	case m := <-u.messages:
+		return m.request, m.err
+	case <-u.ctx.Done():
+		return nil, context.Cause(u.ctx)
+	case <-tooLate:
+		return nil, fault.New(fault.DeadlineExceeded, "TIMED_OUT",
+			fmt.Sprintf("nothing of the context has come for %s", silence), "upload it again, without a pause")
+	}
+}
+
+// Read implements io.Reader. Messages without data are silence too.
 func (u *upload) Read(p []byte) (int, error) {
-	for len(u.left) == 0 {
-		message, err := u.next()
-		if err != nil {
-			return 0, err
+	if len(u.left) == 0 {
+		timer := time.NewTimer(silence)
+		defer timer.Stop()
+		for len(u.left) == 0 {
+			request, err := u.next(timer.C)
+			if err != nil {
+				return 0, err
+			}
+			if request.GetHeader() != nil {
+				return 0, fault.Invalid("header", "", "comes twice", "send the header in the first message only")
+			}
+			u.left = request.GetData()
 		}
-		if message.GetHeader() != nil {
-			return 0, fault.Invalid("header", "", "comes twice", "send the header in the first message only")
-		}
-		u.left = message.GetData()
 	}
 	n := copy(p, u.left)
 	u.left = u.left[n:]
