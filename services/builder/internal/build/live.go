@@ -245,8 +245,7 @@ func (l *live) goodbye() error {
 	if l.final {
 		return nil
 	}
-	return fault.New(fault.Unavailable, "SHUTTING_DOWN", "the builder is stopping; the build goes on when it is back",
-		"watch it again, from the number after the last event that you have, when the builder is back")
+	return errGoesOn
 }
 
 // batch is what one commit writes.

@@ -208,16 +208,51 @@ func (s *Service) Running(daemon string) int {
 // Cancel ends a build, waits until its solve has stopped, and returns its
 // record. One that has ended stays as it is.
 func (s *Service) Cancel(ctx context.Context, id string) (Record, error) {
-	if l := s.find(id); l != nil {
-		l.cancel(errCancelled)
+	l, rec, err := s.lookUp(ctx, id)
+	if l == nil {
+		return rec, err
+	}
+	l.cancel(errCancelled)
+	select {
+	case <-l.done:
+		return s.Get(ctx, id)
+	case <-ctx.Done():
+		return Record{}, context.Cause(ctx)
+	}
+}
+
+// lookUp returns a build that has not ended or, with nil, the record of one that
+// has. A build that is in the store and is neither begins its life this moment.
+func (s *Service) lookUp(ctx context.Context, id string) (*live, Record, error) {
+	for deadline := time.Now().Add(bornWithin); ; {
+		if l := s.find(id); l != nil {
+			return l, l.record(), nil
+		}
+		rec, err := s.Store.Get(ctx, id)
+		switch {
+		case err != nil || rec.State.Final():
+			return nil, rec, s.named(id, err)
+		case s.open.Err() != nil:
+			return nil, rec, errGoesOn
+		case time.Now().After(deadline):
+			return nil, rec, fault.New(fault.Internal, "INTERNAL", fmt.Sprintf("build %q cannot be stored any more", id), "read the builder's log")
+		}
 		select {
-		case <-l.done:
 		case <-ctx.Done():
-			return Record{}, context.Cause(ctx)
+			return nil, rec, context.Cause(ctx)
+		case <-time.After(time.Millisecond):
 		}
 	}
-	return s.Get(ctx, id)
 }
+
+// bornWithin is far more than there is between a build's place in the store and
+// its life in this process.
+const bornWithin = 5 * time.Second
+
+// errGoesOn is what those get who ask, while the builder stops, for a build that
+// goes on when it is back.
+var errGoesOn = fault.New(fault.Unavailable, "SHUTTING_DOWN", "the builder is stopping; the build goes on when it is back",
+	"watch it again, from the number after the last event that you have, when the builder is back")
 
 // find returns a build that has not ended, or nil.
 func (s *Service) find(id string) *live {

@@ -108,11 +108,9 @@ func (s *Service) join(ctx context.Context, rec Record, sub Submission, err erro
 		clash.Field, clash.Value = "request_id", sub.RequestID
 		return Record{}, nil, clash
 	}
-	l := s.find(rec.ID)
+	l, rec, err := s.lookUp(ctx, rec.ID)
 	if l == nil {
-		// It has ended, perhaps a moment ago.
-		rec, err = s.Store.Get(ctx, rec.ID)
-		return rec, nil, s.named(rec.ID, err)
+		return rec, nil, err
 	}
 	if sub.Detached {
 		l.detach()

@@ -17,19 +17,15 @@ const pageBytes = 1 << 20
 // and the build goes on when it is back; what emit returns; the cause of ctx.
 func (s *Service) Watch(ctx context.Context, id string, from uint64, emit func(Frame) error) error {
 	next := max(from, 1)
-	l := s.find(id)
-	if l == nil {
-		rec, err := s.Store.Get(ctx, id)
-		if err != nil {
-			return s.named(id, err)
-		}
-		if err := inRange(rec, next); err != nil {
-			return err
-		}
-		_, err = s.replay(ctx, id, next, emit)
+	l, rec, err := s.lookUp(ctx, id)
+	if err == nil {
+		err = inRange(rec, next)
+	}
+	if err != nil {
 		return err
 	}
-	if err := inRange(l.record(), next); err != nil {
+	if l == nil {
+		_, err = s.replay(ctx, id, next, emit)
 		return err
 	}
 	for {
