@@ -12,6 +12,7 @@ import (
 	"github.com/kilnbuild/kiln/e2e/lab/labtest"
 	"github.com/kilnbuild/kiln/pkg/failpoint/find"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
+	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 )
 
 // watched is what a watcher of a build was told before the builder died: what was
@@ -150,7 +151,9 @@ func noteAll(t *testing.T, s *stack, told *watched, id string) {
 // kill -9 of the builder at fifty random moments under eight builds.
 func TestKilledAtRandomMoments(t *testing.T) {
 	const kills, parallel, attempts = 50, 8, 10
-	s := ownStack(t, lab.StackOptions{})
+	// Builds that go on wait for their turn: what is killed is the builder, not the
+	// daemon under the builds of fifty builders.
+	s := ownStack(t, lab.StackOptions{Builder: &configv1.BuilderConfig{MaxRunningBuilds: parallel}})
 	told := &watched{events: map[string]map[uint64]string{}}
 	type known struct {
 		id   string

@@ -1,6 +1,7 @@
 package grpcapi
 
 import (
+	"context"
 	"fmt"
 	"sync/atomic"
 	"time"
@@ -8,6 +9,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/pkg/lifecycle"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 	"github.com/kilnbuild/kiln/services/builder/internal/rawcodec"
 )
@@ -21,13 +23,16 @@ func follow(stream grpc.ServerStream, watch func(emit func(build.Frame) error) e
 	var sending atomic.Int64 // since when, in Unix nanoseconds; 0: not
 	ended := make(chan error, 1)
 	go func() {
-		ended <- watch(func(frame build.Frame) error {
-			sending.Store(time.Now().UnixNano())
-			defer sending.Store(0)
-			if err := stream.SendMsg(rawcodec.FrameOf(frame.Data)); err != nil {
-				return fault.Wrap(err, fault.Canceled, "CANCELLED", "the caller ended the call", "read the stream to its end")
-			}
-			return nil
+		// A panic ends this call only, as it would in the goroutine of the call.
+		ended <- lifecycle.Protect(stream.Context(), func(context.Context) error {
+			return watch(func(frame build.Frame) error {
+				sending.Store(time.Now().UnixNano())
+				defer sending.Store(0)
+				if err := stream.SendMsg(rawcodec.FrameOf(frame.Data)); err != nil {
+					return fault.Wrap(err, fault.Canceled, "CANCELLED", "the caller ended the call", "read the stream to its end")
+				}
+				return nil
+			})
 		})
 	}()
 	tick := time.NewTicker(slowReader / 4)
