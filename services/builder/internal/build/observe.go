@@ -78,9 +78,9 @@ func (o *Observed) Begin(daemon string) {
 func (o *Observed) Event(kind any) { o.live.push(kind) }
 
 // End keeps how the build ended. failure is nil if it succeeded; when ctx, which
-// Observe returned, has ended, the cause of that counts for more. What Get returns
-// has ended from then on; it is stored soon after, for which the client of the
-// build does not wait.
+// Observe returned, has ended, the cause of that counts for more. It returns when
+// that is stored, so that a client is told nothing that a kill -9 takes back; if it
+// cannot be stored soon, the client does not wait for it.
 func (o *Observed) End(ctx context.Context, failure *Failure, result Result) {
 	o.turn.Release()
 	outcome := Outcome{State: Succeeded, Failure: failure, Outputs: result.Outputs, Steps: result.Steps, Times: result.Times}
@@ -96,4 +96,11 @@ func (o *Observed) End(ctx context.Context, failure *Failure, result Result) {
 	o.service.conclude(o.live, outcome)
 	o.service.runs.Go(func() { o.service.settle(o.live, outcome) })
 	o.service.runs.Done()
+	select {
+	case <-o.live.done:
+	case <-time.After(storedSoon):
+	}
 }
+
+// storedSoon is how long the client of a build waits for the store.
+const storedSoon = 2 * time.Second

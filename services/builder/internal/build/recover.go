@@ -10,8 +10,8 @@ import (
 
 // Recover takes up what an earlier process left: builds that waited wait again,
 // in their order; builds that were running go on if their retry policy has
-// another attempt, and end in state INTERRUPTED if not. It returns once all that
-// end have ended.
+// another attempt, and end in state INTERRUPTED if not, as soon as that can be
+// stored.
 func (s *Service) Recover(ctx context.Context) error {
 	done, err := s.begin()
 	if err != nil {
@@ -26,6 +26,9 @@ func (s *Service) Recover(ctx context.Context) error {
 		failpoint.Hit(failRecover)
 		s.Metrics.BuildStarted(ctx, rec.Origin)
 		l := s.enliven(ctx, rec)
+		if rec.LastSeq == 0 { // killed before its first event was stored
+			l.push(Started{BuildID: rec.ID, TraceID: rec.TraceID})
+		}
 		if spec, ok := s.resume(ctx, l); ok {
 			l.resumed = true
 			turn := s.Queue.Readmit(rec.Tenant(), rec.Priority)
@@ -40,7 +43,9 @@ func (s *Service) Recover(ctx context.Context) error {
 			outcome.Failure.Message = "the builder stopped, and it does not keep the secrets that the build needs"
 			outcome.Failure.Remedy = "start it again with RetryBuild and its secrets"
 		}
-		s.finish(l, outcome)
+		// Without waiting: a builder whose disk is full must come up to make room.
+		s.conclude(l, outcome)
+		s.runs.Go(func() { s.settle(l, outcome) })
 	}
 	return nil
 }
@@ -67,8 +72,7 @@ func (s *Service) resume(ctx context.Context, l *live) (Spec, bool) {
 		return Spec{}, false
 	}
 	if rec.State == Running {
-		l.again(failureOf(errInterrupted))
-		l.update(func(rec *Record) { rec.State = Queued })
+		l.again(failureOf(errInterrupted), Queued)
 	}
 	return spec, true
 }

@@ -66,7 +66,8 @@ func (s *Service) attempts(l *live, spec Spec, turn Turn) (_ Outcome, goesOn boo
 		<-l.ctx.Done() // a stop frees slots: who gets one then has waited all the same
 	}
 	if err != nil || l.ctx.Err() != nil {
-		return s.ended(l), s.resumes(l)
+		outcome := s.ended(l)
+		return outcome, outcome.State == Interrupted && s.resumes(l) // not one that was cancelled just before
 	}
 	failpoint.Hit(failAdmitted)
 	queued := time.Since(l.record().Created)
@@ -91,7 +92,7 @@ func (s *Service) attempts(l *live, spec Spec, turn Turn) (_ Outcome, goesOn boo
 		if !outcome.mayRetry() || rec.Attempt >= rec.MaxAttempts || ctx.Err() != nil {
 			return outcome, false
 		}
-		l.again(outcome.Failure)
+		l.again(outcome.Failure, Running)
 		select {
 		case <-ctx.Done(): // the next attempt says how it ended
 		case <-time.After(min(time.Second<<(rec.Attempt-1), time.Minute)):
@@ -99,10 +100,10 @@ func (s *Service) attempts(l *live, spec Spec, turn Turn) (_ Outcome, goesOn boo
 	}
 }
 
-// again notes that the build is tried once more.
-func (l *live) again(failure *Failure) {
+// again notes that the build is tried once more, and where it stands until then.
+func (l *live) again(failure *Failure, state State) {
 	attempt := l.record().Attempt + 1
-	l.push(Retry{Attempt: attempt, Failure: failure}, func(rec *Record) { rec.Attempt = attempt })
+	l.push(Retry{Attempt: attempt, Failure: failure}, func(rec *Record) { rec.Attempt, rec.State = attempt, state })
 }
 
 // waiting notes where the build stands in the queue.
@@ -125,8 +126,7 @@ func (s *Service) resumes(l *live) bool {
 		return false
 	}
 	if rec.State == Running {
-		l.again(failureOf(errInterrupted))
-		l.update(func(rec *Record) { rec.State = Queued })
+		l.again(failureOf(errInterrupted), Queued)
 	}
 	return true
 }

@@ -153,11 +153,9 @@ func (s *Service) Close(ctx context.Context) error {
 	}
 }
 
-// Get returns the record of a build, or a NOT_FOUND fault.
+// Get returns the record of a build as it is stored, so that no kill -9 takes back
+// what it has told, or a NOT_FOUND fault.
 func (s *Service) Get(ctx context.Context, id string) (Record, error) {
-	if l := s.find(id); l != nil {
-		return l.record(), nil
-	}
 	rec, err := s.Store.Get(ctx, id)
 	return rec, s.named(id, err)
 }
@@ -183,13 +181,7 @@ func (s *Service) Request(ctx context.Context, id string) (Record, []byte, error
 // List returns at most size records that fit the query, and the token of the
 // next page, empty on the last one.
 func (s *Service) List(ctx context.Context, query Query, size int, token string) ([]Record, string, error) {
-	records, next, err := s.Store.List(ctx, query, size, token)
-	for i, rec := range records {
-		if l := s.find(rec.ID); l != nil {
-			records[i] = l.record()
-		}
-	}
-	return records, next, err
+	return s.Store.List(ctx, query, size, token)
 }
 
 // Running counts the builds that a daemon is running.
@@ -225,13 +217,15 @@ func (s *Service) Cancel(ctx context.Context, id string) (Record, error) {
 // has. A build that is in the store and is neither begins its life this moment.
 func (s *Service) lookUp(ctx context.Context, id string) (*live, Record, error) {
 	for deadline := time.Now().Add(bornWithin); ; {
-		if l := s.find(id); l != nil {
-			return l, l.record(), nil
-		}
+		l := s.find(id)
 		rec, err := s.Store.Get(ctx, id)
 		switch {
-		case err != nil || rec.State.Final():
+		case err != nil:
 			return nil, rec, s.named(id, err)
+		case l != nil:
+			return l, rec, nil
+		case rec.State.Final():
+			return nil, rec, nil
 		case s.open.Err() != nil:
 			return nil, rec, errGoesOn
 		case time.Now().After(deadline):

@@ -112,12 +112,17 @@ func (s *Service) join(ctx context.Context, rec Record, sub Submission, err erro
 	if l == nil {
 		return rec, nil, err
 	}
-	if sub.Detached {
-		l.detach()
-	} else {
+	if !sub.Detached {
 		l.attach()
+		return rec, l, nil
 	}
-	return l.record(), l, nil
+	l.detach()
+	// Before the answer, which promises that the build goes on.
+	if err := l.settle(ctx); err != nil && !rec.State.Final() {
+		return Record{}, nil, err
+	}
+	rec, err = s.Get(ctx, rec.ID)
+	return rec, l, err
 }
 
 // Build takes a build as Start does, and watches it from its first event on.

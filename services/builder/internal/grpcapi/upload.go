@@ -65,6 +65,7 @@ type upload struct {
 	ctx      context.Context
 	messages chan message
 	left     []byte // of the last message
+	ended    error  // how the stream ended; nil: it has not
 }
 
 type message struct {
@@ -93,8 +94,12 @@ func newUpload(stream builderv1.BuilderService_UploadContextServer) *upload {
 }
 
 func (u *upload) next(tooLate <-chan time.Time) (*builderv1.UploadContextRequest, error) {
+	if u.ended != nil {
+		return nil, u.ended
+	}
 	select {
 	case m := <-u.messages:
+		u.ended = m.err
 		return m.request, m.err
 	case <-u.ctx.Done():
 		return nil, context.Cause(u.ctx)

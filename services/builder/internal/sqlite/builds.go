@@ -18,12 +18,16 @@ func (s *Store) Create(ctx context.Context, rec build.Record, request []byte) (b
 		return build.Record{}, false, err
 	}
 	packed, isPacked := s.packer.pack(request)
-	created := false
+	created, stored := false, rec
 	err = s.writer.do(ctx, func(ctx context.Context, tx *sql.Tx) error {
-		created = false // Set by a transaction that failed, perhaps.
-		if known, err := s.knownRequest(ctx, tx, rec); err != nil || known.ID != "" {
-			rec = known
+		created, stored = false, rec // Set by a transaction that failed, perhaps.
+		known, err := s.knownRequest(ctx, tx, rec)
+		if err != nil {
 			return err
+		}
+		if known.ID != "" {
+			stored = known
+			return nil
 		}
 		args := append([]any{rec.ID, text(rec.RequestID), len(record) + len(packed), record, flag(rec.State.Final())}, columnsOf(rec).values()...)
 		var seq int64
@@ -42,7 +46,7 @@ func (s *Store) Create(ctx context.Context, rec build.Record, request []byte) (b
 	if err != nil {
 		return build.Record{}, false, err
 	}
-	return rec, created, nil
+	return stored, created, nil
 }
 
 // knownRequest is the build that has the project and the request id of rec, and

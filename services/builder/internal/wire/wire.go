@@ -4,6 +4,7 @@ package wire
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	rpcstatus "google.golang.org/genproto/googleapis/rpc/status"
@@ -22,7 +23,13 @@ import (
 // Encode gives an event as it is stored and sent: a BuildResponse, which is a
 // WatchBuildResponse too.
 func Encode(e build.Event) ([]byte, error) {
-	data, err := proto.Marshal(&builderv1.BuildResponse{Event: event(e)})
+	message := &builderv1.BuildResponse{Event: event(e)}
+	data, err := proto.Marshal(message)
+	if err != nil {
+		// A daemon passes on what frontends and files are called, in whatever encoding.
+		makeValid(message.ProtoReflect())
+		data, err = proto.Marshal(message)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("%w", err)
 	}
@@ -132,7 +139,7 @@ func failure(f *build.Failure) *rpcstatus.Status {
 	if f == nil {
 		return nil
 	}
-	out := rpc.Status(fault.New(f.Kind, f.Reason, f.Message, f.Remedy)).Proto()
+	out := rpc.Status(fault.New(f.Kind, f.Reason, strings.ToValidUTF8(f.Message, "\uFFFD"), f.Remedy)).Proto()
 	detail := &errorsv1.BuildFailure{
 		Reason: errorsv1.Reason(errorsv1.Reason_value["REASON_"+f.Reason]), Step: f.Step, StepDigest: f.StepDigest,
 		ExitCode: f.ExitCode, LogTail: f.LogTail, Reference: f.Reference, Class: classes[f.Class],
@@ -145,6 +152,7 @@ func failure(f *build.Failure) *rpcstatus.Status {
 			File: at.File, StartLine: int32(at.StartLine), EndLine: int32(at.EndLine), Snippet: at.Snippet, //nolint:gosec // lines of a file
 		}
 	}
+	makeValid(detail.ProtoReflect())
 	if packed, err := anypb.New(detail); err == nil {
 		out.Details = append(out.Details, packed)
 	}

@@ -93,11 +93,12 @@ func (g *Gateway) build(down grpc.ServerStream, upstream Upstream, request *rawc
 	result := told.end()
 	unbind() // what ends from here on has not been cut
 	if err != nil {
-		observed.End(ctx, buildkit.FailureOf(grpcerrors.FromGRPC(err), told.progress), result)
-		if ctx.Err() != nil {
-			return whyEnded(ctx)
+		answer := err
+		if ctx.Err() != nil { // before End, which ends it
+			answer = whyEnded(ctx)
 		}
-		return err
+		observed.End(ctx, buildkit.FailureOf(grpcerrors.FromGRPC(err), told.progress), result)
+		return answer
 	}
 	result.Outputs = outputsOf(response, tags)
 	observed.End(ctx, nil, result)

@@ -1,0 +1,95 @@
+package build_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/kilnbuild/kiln/services/builder/internal/build"
+)
+
+var errFull = errors.New("no space left on device")
+
+// No record says that a build has ended before the store does: a kill -9 would
+// take it back.
+func TestAnEndIsToldWhenItIsStored(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := newMemory()
+		proceed := make(chan struct{})
+		r := newRig(t, &pool{daemon: daemon(func(ctx context.Context, sink func(any)) build.Result {
+			<-proceed
+			return succeeds(ctx, sink)
+		})}, store, 1)
+		defer r.stop(t)
+		rec, err := r.Start(t.Context(), web())
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		store.fail(errFull)
+		close(proceed)
+		time.Sleep(10 * time.Second)
+		if got, err := r.Get(t.Context(), rec.ID); err != nil || got.State != build.Running || got.LastSeq != 1 {
+			t.Errorf("while the disk is full: %s with %d events, %v", got.State, got.LastSeq, err)
+		}
+		store.fail(nil)
+		time.Sleep(10 * time.Second)
+		r.final(t, rec.ID, build.Succeeded)
+	})
+}
+
+// A builder whose disk is full comes up, so that there can be room again.
+func TestRecoverOnAFullDisk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := newMemory()
+		rec := build.Record{ID: "k", Project: "web", State: build.Running, Origin: build.OriginAPI, Attempt: 1, MaxAttempts: 1, Created: time.Now()}
+		if _, _, err := store.Create(t.Context(), rec, nil); err != nil {
+			t.Fatal(err)
+		}
+		store.fail(errFull)
+		r := newRig(t, &pool{daemon: daemon(succeeds)}, store, 1)
+		defer r.stop(t)
+		start := time.Now()
+		if err := r.Recover(t.Context()); err != nil || time.Since(start) > time.Second {
+			t.Errorf("Recover took %s, %v", time.Since(start), err)
+		}
+		store.fail(nil)
+		time.Sleep(5 * time.Second)
+		r.final(t, "k", build.Interrupted)
+		var events []seen
+		if err := r.Watch(t.Context(), "k", 0, into(t, &events)); err != nil || events[0].Kind != "build.Started" {
+			t.Errorf("%v, %v: a build that was killed before its first event has one all the same", events, err)
+		}
+	})
+}
+
+// A detached build that was joined is known as such once its caller has the answer.
+func TestJoiningDetachesForGood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, &pool{daemon: daemon(hangs)}, newMemory(), 1)
+		defer r.stop(t)
+		sub := web()
+		sub.RequestID = "r1"
+		ctx, cancel := context.WithCancel(t.Context())
+		built := make(chan error, 1)
+		go func() { built <- r.Build(ctx, sub, func(build.Frame) error { return nil }) }()
+		time.Sleep(time.Second)
+		joins := sub
+		joins.Detached = true
+		rec, err := r.Start(t.Context(), joins)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if stored, err := r.store.Get(t.Context(), rec.ID); err != nil || !stored.Detached {
+			t.Errorf("the store has detached %t, %v", stored.Detached, err)
+		}
+		cancel()
+		<-built
+		time.Sleep(time.Minute)
+		if rec, _ := r.Get(t.Context(), rec.ID); rec.State != build.Running {
+			t.Errorf("a minute after its caller has gone the build is %s", rec.State)
+		}
+	})
+}
