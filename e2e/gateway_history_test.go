@@ -238,6 +238,13 @@ func TestGatewayBuildsWhenPartsStop(t *testing.T) {
 	if err := s.Buildkitd.Start(labtest.Context(t, time.Minute)); err != nil {
 		t.Fatal(err)
 	}
+	// Calls are refused until the gateway's connection is made again.
+	labtest.Eventually(t, soon, "the daemon is used again", func() bool {
+		_, err := lab.Exec(labtest.Context(t, soon), lab.Command{
+			Path: labtest.Must(lab.Bin("buildctl"))(t), Args: []string{"--addr", "tcp://" + s.Builder.Addr, "debug", "workers"},
+		})
+		return err == nil
+	})
 
 	runs, _ := begin("runs", running)
 	waits, _ := begin("waits", queued)

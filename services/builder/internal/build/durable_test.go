@@ -86,7 +86,9 @@ func TestJoiningDetachesForGood(t *testing.T) {
 			t.Errorf("the store has detached %t, %v", stored.Detached, err)
 		}
 		cancel()
-		<-built
+		if err := <-built; !errors.Is(err, context.Canceled) {
+			t.Errorf("the call that was cancelled: %v", err)
+		}
 		time.Sleep(time.Minute)
 		if rec, _ := r.Get(t.Context(), rec.ID); rec.State != build.Running {
 			t.Errorf("a minute after its caller has gone the build is %s", rec.State)
