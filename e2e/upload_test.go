@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -17,11 +18,13 @@ import (
 
 	"github.com/klauspost/compress/zstd"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/kilnbuild/kiln/e2e/lab"
 	"github.com/kilnbuild/kiln/e2e/lab/labtest"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
+	errorsv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/errors/v1"
 )
 
 // sendArchive sends an archive as UploadContext wants it, and counts what it sent.
@@ -295,5 +298,45 @@ func TestOnlyChangesTravelToTheDaemon(t *testing.T) {
 	first, second := bytesOf("aaaa"), bytesOf("bbbb")
 	if first < 6<<20 || second > 1<<20 {
 		t.Errorf("%d bytes for the first build, %d after one changed file of 32 KiB", first, second)
+	}
+}
+
+// Content that is lost or damaged on the builder's disk fails the build at once, with
+// its reason: the daemon must neither build with what is not the file nor wait for
+// it. Sent again, the context is whole.
+func TestLostContentFailsTheBuild(t *testing.T) {
+	s := sharedStack(t)
+	for name, damage := range map[string]func(path string) error{
+		"missing":   os.Remove,
+		"truncated": func(path string) error { return os.Truncate(path, 10) },
+		"changed":   func(path string) error { return os.WriteFile(path, bytes.Repeat([]byte("x"), 1000), 0o600) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			content := strings.Repeat(unique(), 1000)[:1000]
+			archive := tarOf(t, entry("Dockerfile", "FROM scratch\nCOPY . /\n"), entry("file", content))
+			sum := sha256.Sum256([]byte(content))
+			digits := hex.EncodeToString(sum[:])
+			up := s.stored(t, bytes.NewReader(archive), "")
+			if err := damage(filepath.Join(s.Builder.State, "contexts", "blobs/sha256", digits[:2], digits)); err != nil {
+				t.Fatal(err)
+			}
+			spec := &builderv1.BuildSpec{
+				Project: "lost-" + name,
+				Context: &builderv1.Context{Kind: &builderv1.Context_Uploaded{Uploaded: &builderv1.UploadedContext{Digest: up.GetDigest()}}},
+				Outputs: push(s.ref("lost")),
+				Timeout: durationpb.New(20 * time.Second),
+			}
+			if _, failure := s.fail(t, spec); failure.GetReason() != errorsv1.Reason_REASON_NOT_FOUND {
+				t.Errorf("reason %s, want NOT_FOUND", failure.GetReason())
+			}
+			again := s.stored(t, bytes.NewReader(archive), "")
+			if again.GetDigest() != up.GetDigest() {
+				t.Errorf("digest %s, then %s", up.GetDigest(), again.GetDigest())
+			}
+			s.succeed(t, spec)
+			if got := file(t, s.ref("lost"), "", "/file"); got != content {
+				t.Errorf("built with %q", got)
+			}
+		})
 	}
 }

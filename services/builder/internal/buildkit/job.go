@@ -1,6 +1,7 @@
 package buildkit
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +26,7 @@ type job struct {
 	def    *llb.Definition // in place of a frontend
 
 	sources *sourcePolicy
+	reading reading
 
 	outputs []*output
 	open    []io.Closer
@@ -97,7 +99,12 @@ func (j *job) close() error {
 // become. When abandoned is closed, nobody waits for them any more.
 func (j *job) run(ctx context.Context, statuses chan *client.SolveStatus, abandoned <-chan struct{}) (_ []build.OutputResult, err error) {
 	defer func() { err = errors.Join(err, j.close()) }()
-	res, err := j.daemon.client.Solve(ctx, j.def, j.opt, statuses)
+	solving, stop := j.reading.begin(ctx)
+	defer stop()
+	for name, files := range j.opt.LocalMounts {
+		j.opt.LocalMounts[name] = j.reading.of(files)
+	}
+	res, err := j.daemon.client.Solve(solving, j.def, j.opt, statuses)
 	if err != nil {
 		return nil, errors.Join(j.known(err), err)
 	}
@@ -112,7 +119,7 @@ func (j *job) run(ctx context.Context, statuses chan *client.SolveStatus, abando
 // known is what the builder itself knows of a failed solve, of which the daemon has
 // only a message.
 func (j *job) known(err error) error {
-	if failed := j.writeFailed(); failed != nil {
+	if failed := cmp.Or(j.writeFailed(), j.reading.failed()); failed != nil {
 		return failed
 	}
 	if explained, ok := errors.AsType[*fault.Error](j.sources.explain(err)); ok {

@@ -21,6 +21,12 @@ import (
 // storedTree is a stored context of these files, all of one second.
 func storedTree(t *testing.T, files map[string]string) *contextstore.Tree {
 	t.Helper()
+	return storedTreeIn(t, t.TempDir(), files)
+}
+
+// storedTreeIn has its store in a directory.
+func storedTreeIn(t *testing.T, dir string, files map[string]string) *contextstore.Tree {
+	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)
 	for name, content := range files {
@@ -39,7 +45,7 @@ func storedTree(t *testing.T, files map[string]string) *contextstore.Tree {
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
-	store, err := contextstore.Open(t.TempDir(), contextstore.Limits{
+	store, err := contextstore.Open(dir, contextstore.Limits{
 		KeepAge: time.Hour, KeepBytes: 1 << 30, MaxBytes: 1 << 30, MaxEntries: 1000, MaxRatio: 200, MaxDepth: 20, MaxPathBytes: 200,
 	}, slog.New(slog.DiscardHandler), time.Now)
 	if err != nil {
