@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -215,6 +216,64 @@ func TestPutAtOnce(t *testing.T) {
 	wg.Wait()
 	if n := blobs(t, dir); n != 5 {
 		t.Errorf("%d contents on disk, want 5", n)
+	}
+}
+
+// What is open is whole, however much is swept meanwhile.
+func TestPutAndSweepAtOnce(t *testing.T) {
+	l := limits()
+	l.KeepBytes = 0
+	s, dir := newStore(t, l)
+	empty := onDisk(t, dir)
+	archive := tarOf(t, item{Name: "large", Body: strings.Repeat("s", 300_000)}, item{Name: "a", Body: "a"}, item{Name: "b", Body: "b"})
+	var putting, sweeping sync.WaitGroup
+	done := make(chan struct{})
+	sweeping.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			if _, err := s.Sweep(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	var opened atomic.Int64
+	for range 4 {
+		putting.Go(func() {
+			for range 50 {
+				info, err := s.Put(t.Context(), bytes.NewReader(archive), "")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				tree, err := s.Open(info.Digest)
+				if err != nil {
+					continue // swept
+				}
+				opened.Add(1)
+				for _, e := range tree.Entries() {
+					if _, err := readFile(tree, e.Path); err != nil {
+						t.Error(err)
+					}
+				}
+				if err := tree.Close(); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	putting.Wait()
+	close(done)
+	sweeping.Wait()
+	sweep(t, s)
+	if after := onDisk(t, dir); after != empty {
+		t.Errorf("left behind:\n%s", after)
+	}
+	if opened.Load() == 0 {
+		t.Error("nothing was opened, so nothing was proven")
 	}
 }
 
