@@ -85,16 +85,19 @@ func run(ctx context.Context, only string) (err error) {
 		return err
 	}
 	var rows []row
+	var failed error
 	for _, b := range chosen {
 		fmt.Println(b.label())
 		r, err := b.run(ctx, s)
 		if err != nil {
-			return fmt.Errorf("%s: %w", b.label(), err)
+			failed = errors.Join(failed, fmt.Errorf("%s: %w", b.label(), err))
+			fmt.Println("  failed:", err)
+			continue // what the others measure is not lost for it
 		}
 		rows = append(rows, r...)
 	}
 	printTable(os.Stdout, rows)
-	return write(rows)
+	return errors.Join(failed, write(rows))
 }
 
 func printTable(w io.Writer, rows []row) {

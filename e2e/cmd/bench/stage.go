@@ -47,6 +47,8 @@ func startStage(ctx context.Context) (*stage, error) {
 		return s, fmt.Errorf("%w", err)
 	}
 	stack, err := l.StartStack(ctx, lab.StackOptions{
+		// As fast as it can: the daemon else drops what a step writes beyond 200 KiB a second.
+		Buildkitd: lab.BuildkitdOptions{Env: []string{"BUILDKIT_STEP_LOG_MAX_SIZE=-1", "BUILDKIT_STEP_LOG_MAX_SPEED=-1"}},
 		// As many at once as the peer is asked for.
 		Builder: &configv1.BuilderConfig{AllowedRoots: []string{filepath.Dir(s.dir)}, MaxRunningBuilds: 64},
 	})
