@@ -42,19 +42,7 @@ func watch(ctx context.Context, api builderv1.BuilderServiceClient, id string, f
 	if err != nil {
 		return result{err: err}
 	}
-	var r result
-	for {
-		res, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return r
-		}
-		if err != nil {
-			r.err = err
-			return r
-		}
-		r.events = append(r.events, res.GetEvent())
-		r.outcome = res.GetEvent().GetOutcome()
-	}
+	return collect(stream.Recv)
 }
 
 // inOrder fails the test unless the events have the numbers from first on.

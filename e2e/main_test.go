@@ -169,9 +169,14 @@ func readBuild(ctx context.Context, api builderv1.BuilderServiceClient, spec *bu
 	if err != nil {
 		return result{err: err}
 	}
+	return collect(stream.Recv)
+}
+
+// collect reads a stream of events to its end.
+func collect[M interface{ GetEvent() *builderv1.BuildEvent }](recv func() (M, error)) result {
 	var r result
 	for {
-		res, err := stream.Recv()
+		res, err := recv()
 		if errors.Is(err, io.EOF) {
 			return r
 		}

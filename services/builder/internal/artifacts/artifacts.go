@@ -12,10 +12,10 @@ import (
 	"path"
 	"regexp"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/services/builder/internal/disk"
 )
 
 // Store keeps artifacts in a directory. One process at a time may use it.
@@ -171,15 +171,5 @@ func (s *Store) Open(build, name string) (*os.File, int64, error) {
 	return file, info.Size(), nil
 }
 
-// onDisk says that the disk is full, when that is what err is. Nil stays nil.
-func onDisk(err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return fault.Wrap(err, fault.ResourceExhausted, "DISK_FULL", "the builder's disk is full",
-			"free disk under state_dir of the builder, or lower retention.artifact_bytes, and build again")
-	default:
-		return fmt.Errorf("artifacts: %w", err)
-	}
-}
+// onDisk explains an error of the store's own files.
+func onDisk(err error) error { return disk.Explain("artifacts", err) }

@@ -95,3 +95,24 @@ func TestJoiningDetachesForGood(t *testing.T) {
 		}
 	})
 }
+
+// A build of the gateway ends once, and gives its slot back, however often its end
+// is told.
+func TestAnObservedBuildEndsOnce(t *testing.T) {
+	store, slots := newMemory(), 1
+	r := newRig(t, &pool{daemon: daemon(succeeds)}, store, slots)
+	for _, id := range []string{"first", "second"} {
+		ctx, observed, err := r.Observe(t.Context(), build.Observation{ID: id, Project: "web"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := observed.Wait(ctx, func(build.Waiting) { t.Errorf("%s waits for the one slot", id) }); err != nil {
+			t.Fatal(err)
+		}
+		observed.Begin("d1")
+		observed.End(ctx, nil, build.Result{})
+		observed.End(ctx, &build.Failure{Message: "late", Class: build.Infrastructure}, build.Result{})
+		r.final(t, id, build.Succeeded)
+	}
+	r.stop(t)
+}

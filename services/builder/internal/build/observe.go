@@ -2,6 +2,7 @@ package build
 
 import (
 	"context"
+	"sync"
 	"time"
 )
 
@@ -20,6 +21,7 @@ type Observed struct {
 	live    *live
 	turn    Turn
 	queued  time.Duration
+	once    sync.Once // of the end
 }
 
 // Observe remembers a build that begins through the gateway. The context that it
@@ -80,8 +82,13 @@ func (o *Observed) Event(kind any) { o.live.push(kind) }
 // End keeps how the build ended. failure is nil if it succeeded; when ctx, which
 // Observe returned, has ended, the cause of that counts for more. It returns when
 // that is stored, so that a client is told nothing that a kill -9 takes back; if it
-// cannot be stored soon, the client does not wait for it.
+// cannot be stored soon, the client does not wait for it. The first End counts, so
+// that one can be deferred for a panic.
 func (o *Observed) End(ctx context.Context, failure *Failure, result Result) {
+	o.once.Do(func() { o.end(ctx, failure, result) })
+}
+
+func (o *Observed) end(ctx context.Context, failure *Failure, result Result) {
 	o.turn.Release()
 	outcome := Outcome{State: Succeeded, Failure: failure, Outputs: result.Outputs, Steps: result.Steps, Times: result.Times}
 	if failure != nil {

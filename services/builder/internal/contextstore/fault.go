@@ -1,12 +1,11 @@
 package contextstore
 
 import (
-	"errors"
 	"fmt"
 	"strings"
-	"syscall"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/services/builder/internal/disk"
 )
 
 // maxShown is how many bytes of a name that a caller chose are shown.
@@ -52,16 +51,5 @@ func mismatch(want, got string) *fault.Error {
 		"send the bytes that the digest was made of, as they are, or leave the digest out")
 }
 
-// onDisk says that the disk is full, when that is what err is. Other errors of
-// the store's own files are faults of Kiln or of its host. Nil stays nil.
-func onDisk(err error) error {
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, syscall.ENOSPC), errors.Is(err, syscall.EDQUOT):
-		return fault.Wrap(err, fault.ResourceExhausted, "DISK_FULL", "the builder's disk is full",
-			"try again later, or give state_dir of the builder more room")
-	default:
-		return fmt.Errorf("context store: %w", err)
-	}
-}
+// onDisk explains an error of the store's own files.
+func onDisk(err error) error { return disk.Explain("context store", err) }

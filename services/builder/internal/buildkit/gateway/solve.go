@@ -67,6 +67,9 @@ func (g *Gateway) probe(down grpc.ServerStream, upstream Upstream, request *rawc
 	return pass(ctx, upstream.Conn(), methodSolve, down, request)
 }
 
+// errBroke is how a build ended that the gateway itself broke.
+var errBroke = fault.New(fault.Internal, "INTERNAL", "the builder failed while passing the build on", "report it with the trace id of the build")
+
 // build runs a build. Its end is told before its client learns of it.
 func (g *Gateway) build(down grpc.ServerStream, upstream Upstream, request *rawcodec.Frame, req *controlapi.SolveRequest, s *solve) error {
 	tags := tagsOf(req)
@@ -79,6 +82,9 @@ func (g *Gateway) build(down grpc.ServerStream, upstream Upstream, request *rawc
 	ctx, cancel, unbind := s.bind(ctx)
 	defer cancel(nil)
 	defer unbind()
+	// A panic, which ends this call only, leaves neither a slot taken nor a build
+	// without an end.
+	defer func() { observed.End(ctx, buildkit.FailureOf(errBroke, nil), build.Result{}) }()
 	release, err := g.admit(ctx, req, s, observed)
 	if err != nil {
 		cancel(err)
