@@ -1,7 +1,10 @@
 // Package cache has the words of the cache manager: what a cache holds.
 package cache
 
-import "time"
+import (
+	"cmp"
+	"time"
+)
 
 // Type is what a record is, in BuildKit's words.
 type Type string
@@ -14,12 +17,17 @@ const (
 	CacheMount  Type = "exec.cachemount"
 	Frontend    Type = "frontend"
 	Internal    Type = "internal"
-	Unknown     Type = "unknown" // One that a newer daemon may have.
+	LocalTag    Type = "local.tag" // Kiln's: a tag of a type=local directory.
+	History     Type = "history"   // Kiln's: a build in the daemon's history.
+	Uncounted   Type = "uncounted" // Kiln's: bytes of a daemon's disk that are in no record.
+	Unknown     Type = "unknown"   // One that a newer daemon may have.
 )
 
 // Types are all types, in the order in which they are shown.
 func Types() []Type {
-	return []Type{Regular, SourceLocal, GitCheckout, CacheMount, Frontend, Internal, Unknown}
+	return []Type{
+		Regular, SourceLocal, GitCheckout, CacheMount, Frontend, Internal, LocalTag, History, Uncounted, Unknown,
+	}
 }
 
 // ParseType is the type of that name, and Unknown for any other name.
@@ -35,19 +43,48 @@ func ParseType(name string) Type {
 	return Unknown
 }
 
+// Ref names one cache: a daemon or a type=local directory, not both.
+type Ref struct {
+	Daemon    string // its name
+	Directory string // its path
+}
+
+// String is the daemon's name or the directory's path, for people.
+func (r Ref) String() string {
+	if r.Daemon != "" {
+		return r.Daemon
+	}
+	return r.Directory
+}
+
+// Compare orders daemons by name, then directories by path.
+func (r Ref) Compare(o Ref) int {
+	switch {
+	case r.Daemon != "" && o.Daemon != "":
+		return cmp.Compare(r.Daemon, o.Daemon)
+	case r.Daemon != "":
+		return -1
+	case o.Daemon != "":
+		return 1
+	}
+	return cmp.Compare(r.Directory, o.Directory)
+}
+
 // Record is one thing that a cache holds.
 type Record struct {
 	ID          string
 	Type        Type
 	Description string
-	Bytes       int64 // its own, without those of its parents
+	Bytes       int64 // its own, without those of its parents; -1: not known
 	Parents     []string
 	Mutable     bool
 	InUse       bool
-	Shared      bool // its bytes are also those of something else
+	Shared      bool // its bytes are also those of something else: its removal frees none
 	Created     time.Time
 	LastUsed    time.Time // zero: never since it was made
 	UsageCount  int
+	Projects    []string // whose builds have used it, as far as is known, sorted
+	Images      []string // that it is a part of, as far as is known, sorted
 }
 
 // LastActive is when the record was last used, or else made.
@@ -56,4 +93,26 @@ func (r Record) LastActive() time.Time {
 		return r.Created
 	}
 	return r.LastUsed
+}
+
+// Common are bytes that several records have in common, such as a blob that two
+// tags reach. They are freed when the last of the records goes.
+type Common struct {
+	Bytes   int64
+	Records []string // ids
+}
+
+// Disk is a file system.
+type Disk struct {
+	TotalBytes int64
+	FreeBytes  int64 // for the service
+}
+
+// Listing is what one cache held at one time.
+type Listing struct {
+	Cache   Ref
+	Time    time.Time // by the cache manager's clock, taken before it was asked for
+	Records []Record  // in any order
+	Common  []Common  // bytes that are in no single record
+	Disk    *Disk     // nil: not known
 }
