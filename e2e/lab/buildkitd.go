@@ -32,6 +32,10 @@ type BuildkitdOptions struct {
 	ResolvConf string
 	// TOML is added to the daemon's configuration.
 	TOML string
+	// Config is a configuration file in place of the lab's, of which only the places
+	// of the daemon's state and sockets are overridden. All options above but Env and
+	// ResolvConf are then without effect.
+	Config string
 }
 
 // Buildkitd is a buildkitd daemon with runc as its OCI worker.
@@ -63,14 +67,21 @@ func (l *Lab) StartBuildkitd(ctx context.Context, opts BuildkitdOptions) (*Build
 	if len(sock) > maxSocketPath {
 		return nil, fmt.Errorf("lab: socket path is too long: %s", sock)
 	}
-	config := filepath.Join(dir, "buildkitd.toml")
-	if err := os.WriteFile(config, []byte(buildkitdTOML(dir, sock, opts)), 0o600); err != nil {
-		return nil, fmt.Errorf("lab: %w", err)
+	args := []string{
+		"--config", opts.Config, "--root", filepath.Join(dir, "root"), "--addr", "unix://" + sock,
+		"--otel-socket-path", filepath.Join(dir, "otel.sock"),
+	}
+	if opts.Config == "" {
+		config := filepath.Join(dir, "buildkitd.toml")
+		if err := os.WriteFile(config, []byte(buildkitdTOML(dir, sock, opts)), 0o600); err != nil {
+			return nil, fmt.Errorf("lab: %w", err)
+		}
+		args = []string{"--config", config}
 	}
 	b := &Buildkitd{
 		Addr: "unix://" + sock, Dir: dir, lab: l,
 		cmd: Command{
-			Name: filepath.Base(dir), Path: path, Args: []string{"--config", config},
+			Name: filepath.Base(dir), Path: path, Args: args,
 			Env: append(OTLPEnv(opts.OTLP, "buildkitd"), opts.Env...), ResolvConf: opts.ResolvConf,
 		},
 	}
