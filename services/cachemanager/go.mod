@@ -7,6 +7,7 @@ replace github.com/kilnbuild/kiln/proto => ../../proto
 replace github.com/kilnbuild/kiln/pkg => ../../pkg
 
 require (
+	github.com/docker/go-units v0.5.0
 	github.com/google/go-cmp v0.7.0
 	github.com/kilnbuild/kiln/pkg v0.0.0
 	github.com/kilnbuild/kiln/proto v0.0.0
@@ -17,6 +18,7 @@ require (
 	go.opentelemetry.io/otel/trace v1.46.0
 	google.golang.org/grpc v1.84.0
 	google.golang.org/protobuf v1.36.12
+	pgregory.net/rapid v1.3.0
 )
 
 require (

@@ -4,6 +4,7 @@ package buildkit
 import (
 	"context"
 	"fmt"
+	"syscall"
 	"time"
 
 	"github.com/moby/buildkit/client"
@@ -12,15 +13,16 @@ import (
 	"google.golang.org/grpc/backoff"
 
 	"github.com/kilnbuild/kiln/pkg/auth"
+	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
-	"github.com/kilnbuild/kiln/services/cachemanager/internal/enforce"
 )
 
 // Daemon is one buildkitd daemon.
 type Daemon struct {
 	name, address string
+	root          string // directory of its state on this host; empty: not here
 	client        *client.Client
 }
 
@@ -51,7 +53,7 @@ func Dial(ctx context.Context, cfg *configv1.DaemonConfig, tel *telemetry.Teleme
 	if err != nil {
 		return nil, fmt.Errorf("daemon %q: %w", cfg.GetName(), err)
 	}
-	return &Daemon{name: cfg.GetName(), address: cfg.GetAddress(), client: bk}, nil
+	return &Daemon{name: cfg.GetName(), address: cfg.GetAddress(), root: cfg.GetRoot(), client: bk}, nil
 }
 
 // Name is the daemon's name.
@@ -65,6 +67,9 @@ func (d *Daemon) Ping(ctx context.Context) error {
 	_, err := d.client.Info(unsampled(ctx))
 	return d.explain(ctx, err, "answer")
 }
+
+// Ref names the daemon's cache.
+func (d *Daemon) Ref() cache.Ref { return cache.Ref{Daemon: d.name} }
 
 // Records lists the daemon's cache as it is now. It asks twice: the listing that
 // follows a use of a mutable record still shows the use before, and makes the
@@ -84,19 +89,45 @@ func (d *Daemon) Records(ctx context.Context) ([]cache.Record, error) {
 	return records, nil
 }
 
-// Prune implements enforce.Daemon.
-func (d *Daemon) Prune(ctx context.Context, limits enforce.Limits, freed func(cache.Record)) error {
-	gone := make(chan client.UsageInfo)
-	done := make(chan error, 1)
-	go func() {
-		defer close(gone)
-		done <- d.client.Prune(ctx, gone, client.PruneAll,
-			client.WithKeepOpt(limits.KeepDuration, 0, limits.MaxUsedBytes, 0))
-	}()
-	for info := range gone { // To the end, or Prune would wait for a reader.
-		freed(recordOf(info))
+// justUsed is how long a record counts as in use after its last use: a run tells
+// those that were used since its listing by their time, which needs some distance.
+const justUsed = time.Second
+
+// List lists the daemon's cache and its history as they are now.
+func (d *Daemon) List(ctx context.Context) (cache.Listing, error) {
+	records, err := d.Records(ctx)
+	if err != nil {
+		return cache.Listing{}, err
 	}
-	return d.explain(ctx, <-done, "prune its cache")
+	listing := cache.Listing{Cache: d.Ref(), Time: time.Now(), Records: records}
+	for i, r := range records {
+		if listing.Time.Sub(r.LastUsed) < justUsed {
+			records[i].InUse = true
+		}
+	}
+	builds, err := d.history(ctx)
+	if err != nil {
+		return cache.Listing{}, d.explain(ctx, err, "list its history")
+	}
+	listing.Records = append(records, builds...)
+	listing.Disk, err = d.disk()
+	return listing, err
+}
+
+// disk looks at the file system that the daemon's state is on; nil when that is
+// not on this host.
+func (d *Daemon) disk() (*cache.Disk, error) {
+	if d.root == "" {
+		return nil, nil
+	}
+	var stat syscall.Statfs_t
+	if err := syscall.Statfs(d.root, &stat); err != nil {
+		return nil, fault.Wrap(err, fault.FailedPrecondition, "WRONG_STATE",
+			fmt.Sprintf("the disk of daemon %q cannot be looked at at %s", d.name, d.root),
+			"set the daemon's root to the directory of its state on this host, or leave it out for a daemon on another one")
+	}
+	size := uint64(stat.Bsize) //nolint:gosec // of a block, and positive
+	return &cache.Disk{TotalBytes: int64(stat.Blocks * size), FreeBytes: int64(stat.Bavail * size)}, nil //nolint:gosec // of a disk
 }
 
 // recordOf translates a record of BuildKit's.

@@ -1404,7 +1404,10 @@ type DaemonConfig struct {
 	// Certificates for a tcp address. Unset: plain text.
 	Tls *ClientTLS `protobuf:"bytes,3,opt,name=tls,proto3" json:"tls,omitempty"`
 	// How many builds it may run at once. 0: no limit but the builder's.
-	MaxBuilds     uint32 `protobuf:"varint,4,opt,name=max_builds,json=maxBuilds,proto3" json:"max_builds,omitempty"`
+	MaxBuilds uint32 `protobuf:"varint,4,opt,name=max_builds,json=maxBuilds,proto3" json:"max_builds,omitempty"`
+	// Directory of the daemon's state on this host, the daemon's own "root": where
+	// the cache manager looks at its free disk. Empty: not on this host.
+	Root          string `protobuf:"bytes,5,opt,name=root,proto3" json:"root,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1465,6 +1468,13 @@ func (x *DaemonConfig) GetMaxBuilds() uint32 {
 		return x.MaxBuilds
 	}
 	return 0
+}
+
+func (x *DaemonConfig) GetRoot() string {
+	if x != nil {
+		return x.Root
+	}
+	return ""
 }
 
 // The registry that a janitor keeps.
@@ -1671,13 +1681,15 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\amethods\x18\x02 \x03(\tB\v\xbaH\b\x92\x01\x05\b\x01\x10\xe8\aR\amethods\"q\n" +
 	"\tLogConfig\x127\n" +
 	"\x05level\x18\x01 \x01(\tB!\xbaH\x1er\x1cR\x00R\x05debugR\x04infoR\x04warnR\x05errorR\x05level\x12+\n" +
-	"\x06format\x18\x02 \x01(\tB\x13\xbaH\x10r\x0eR\x00R\x04textR\x04jsonR\x06format\"\xd9\x01\n" +
+	"\x06format\x18\x02 \x01(\tB\x13\xbaH\x10r\x0eR\x00R\x04textR\x04jsonR\x06format\"\xfe\x01\n" +
 	"\fDaemonConfig\x12<\n" +
 	"\x04name\x18\x01 \x01(\tB(\xbaH%r#\x18?2\x1f^$|^[A-Za-z0-9][A-Za-z0-9._-]*$R\x04name\x125\n" +
 	"\aaddress\x18\x02 \x01(\tB\x1b\xbaH\x18r\x16\x18\x80\x042\x11^(unix|tcp)://.+$R\aaddress\x12+\n" +
 	"\x03tls\x18\x03 \x01(\v2\x19.kiln.config.v1.ClientTLSR\x03tls\x12'\n" +
 	"\n" +
-	"max_builds\x18\x04 \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\tmaxBuilds\"\xd5\x01\n" +
+	"max_builds\x18\x04 \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\tmaxBuilds\x12#\n" +
+	"\x04root\x18\x05 \x01(\tB\x0f\xbaH\fr\n" +
+	"\x18\x80 2\x05^$|^/R\x04root\"\xd5\x01\n" +
 	"\x0eRegistryConfig\x12\"\n" +
 	"\aaddress\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\aaddress\x12\x1d\n" +
 	"\n" +

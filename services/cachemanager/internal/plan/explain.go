@@ -1,0 +1,141 @@
+package plan
+
+import (
+	"fmt"
+	"time"
+
+	units "github.com/docker/go-units"
+
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/policy"
+)
+
+func (s *simulation) goesByAge(n *node, rule policy.Rule) {
+	s.remove(n, rule.Name, Age)
+	n.verdict.Explain = fmt.Sprintf("unused for %s, longer than the %s of rule %q", Span(n.verdict.Age), Span(*rule.Keep.Age), rule.Name)
+}
+
+func (s *simulation) goesByBytes(n *node, rule policy.Rule, held group) {
+	s.remove(n, rule.Name, Bytes)
+	n.verdict.Explain = fmt.Sprintf("%s %s, %s more than rule %q keeps; unused for %s",
+		held.holds(n, rule), Size(held.bytes), Size(held.bytes-*rule.Keep.Bytes), rule.Name, Span(n.verdict.Age))
+}
+
+func (s *simulation) goesByRecords(n *node, rule policy.Rule, held group) {
+	s.remove(n, rule.Name, Records)
+	n.verdict.Explain = fmt.Sprintf("%s %d records, %d more than rule %q keeps; unused for %s",
+		held.holds(n, rule), held.records, held.records-*rule.Keep.Records, rule.Name, Span(n.verdict.Age))
+}
+
+func (s *simulation) goesByDisk(n *node, rule policy.Rule) {
+	s.remove(n, rule.Name, FreeDisk)
+	n.verdict.Explain = fmt.Sprintf("%s of the disk are free, less than the %s of rule %q; unused for %s",
+		Size(n.place.listing.Disk.FreeBytes), Size(rule.Keep.FreeDisk.LowBytes), rule.Name, Span(n.verdict.Age))
+}
+
+// holds begins a sentence with what a bound counts over.
+func (g group) holds(n *node, rule policy.Rule) string {
+	switch rule.Keep.Scope {
+	case policy.Fleet:
+		return "all caches hold"
+	case policy.PerProject:
+		return fmt.Sprintf("project %s has", g.name)
+	case policy.PerType:
+		return fmt.Sprintf("records of type %s have", g.name)
+	case policy.PerCache:
+	}
+	return "the cache holds"
+}
+
+// stays gives a record that stays its reason in words.
+func (s *simulation) stays(n *node) {
+	v := &n.verdict
+	switch v.Reason {
+	case InUse:
+		v.Explain = "a build uses it"
+	case Leased:
+		v.Explain = fmt.Sprintf("lease %s holds it", v.KeptBy)
+	case Pinned:
+		v.Explain = fmt.Sprintf("pin %s keeps it", v.KeptBy)
+	case Protected:
+		v.Explain = fmt.Sprintf("rule %q protects it", v.Rule)
+	case Child:
+		child := n.keeper()
+		v.KeptBy = child.ID
+		v.Explain = fmt.Sprintf("record %s is made upon it, which stays: %s", child.ID, child.why())
+	case WithinBounds:
+		v.Explain = fmt.Sprintf("within all bounds; unused for %s", Span(v.Age))
+	}
+}
+
+// keeper is the record that is made upon another and keeps it: not one that would
+// go itself if it could.
+func (n *node) keeper() *node {
+	for n.verdict.Reason == Child {
+		var next *node
+		for _, child := range n.children {
+			if !child.gone && (next == nil || child.better(next)) {
+				next = child
+			}
+		}
+		if next == nil {
+			break
+		}
+		n = next
+	}
+	return n
+}
+
+// better reports whether a child tells more of why its parent stays than another:
+// one that is kept by itself, and then the one that was used last.
+func (n *node) better(o *node) bool {
+	if n.kept != o.kept {
+		return n.kept
+	}
+	return n.compare(o) > 0
+}
+
+// why says why a child stays, as the end of a sentence.
+func (n *node) why() string {
+	switch n.verdict.Reason {
+	case InUse:
+		return "a build uses it"
+	case Leased:
+		return "it is leased"
+	case Pinned:
+		return "it is pinned"
+	case Protected:
+		return "a rule protects it"
+	case OverBudget:
+		return "the budget of a run is spent"
+	default:
+		return fmt.Sprintf("it was used %s ago", Span(n.verdict.Age))
+	}
+}
+
+// Size is bytes for people, in powers of 1000.
+func Size(bytes int64) string { return units.HumanSizeWithPrecision(float64(bytes), 3) }
+
+// Span is a time for people, to two places: "3d 4h", "5m 10s", "1.5s".
+func Span(d time.Duration) string {
+	const day = 24 * time.Hour
+	switch {
+	case d < 0:
+		return "0s"
+	case d < time.Minute:
+		return d.Round(100 * time.Millisecond).String()
+	case d < time.Hour:
+		return pair(d, time.Minute, "m", time.Second, "s")
+	case d < day:
+		return pair(d, time.Hour, "h", time.Minute, "m")
+	default:
+		return pair(d, day, "d", time.Hour, "h")
+	}
+}
+
+func pair(d, large time.Duration, largeName string, small time.Duration, smallName string) string {
+	text := fmt.Sprintf("%d%s", d/large, largeName)
+	if rest := d % large / small; rest > 0 {
+		text += fmt.Sprintf(" %d%s", rest, smallName)
+	}
+	return text
+}

@@ -1,0 +1,269 @@
+package plan
+
+import (
+	"cmp"
+	"container/heap"
+	"slices"
+	"strings"
+
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/policy"
+)
+
+// apply applies one rule to what those before it have left.
+func (s *simulation) apply(rule policy.Rule) {
+	var matched []*node
+	for _, n := range s.nodes {
+		if !n.gone && rule.Match.Fits(n.place.listing.Cache, *n.Record, s.in.Now) {
+			matched = append(matched, n)
+		}
+	}
+	for _, n := range matched {
+		n.note(rule)
+	}
+	if rule.Protect {
+		for _, n := range matched {
+			if !n.kept {
+				n.keep(Protected, "")
+			}
+		}
+	}
+	if rule.Keep == nil {
+		return
+	}
+	s.age(rule, matched)
+	for _, group := range s.groups(rule, matched) {
+		s.bound(rule, group)
+	}
+	s.freeDisk(rule, matched)
+}
+
+// note remembers the first rule that speaks of a record that stays.
+func (n *node) note(rule policy.Rule) {
+	if n.verdict.Rule == "" {
+		n.verdict.Rule = rule.Name
+	}
+}
+
+// age removes what was unused for longer than the rule keeps.
+func (s *simulation) age(rule policy.Rule, matched []*node) {
+	if rule.Keep.Age == nil {
+		return
+	}
+	var old []*node
+	for _, n := range matched {
+		if n.verdict.Age > *rule.Keep.Age {
+			old = append(old, n)
+		}
+	}
+	s.sweep(old, func(*node) bool { return true }, func(n *node) { s.goesByAge(n, rule) })
+	s.blocked(old, rule)
+}
+
+// group is what a bound counts over.
+type group struct {
+	name    string // of the project or type; empty: the whole
+	nodes   []*node
+	bytes   int64
+	records int64
+	commons map[*common]int // of its records: how many of them stand
+}
+
+// groups divides what matches by the scope of the rule, in the order of names.
+func (s *simulation) groups(rule policy.Rule, matched []*node) []*group {
+	if rule.Keep.Bytes == nil && rule.Keep.Records == nil {
+		return nil
+	}
+	type key struct {
+		place *place
+		name  string
+	}
+	byKey := map[key]*group{}
+	var all []*group
+	add := func(k key, n *node) {
+		g := byKey[k]
+		if g == nil {
+			g = &group{name: k.name}
+			byKey[k] = g
+			all = append(all, g)
+		}
+		g.nodes = append(g.nodes, n)
+	}
+	for _, n := range matched {
+		if n.gone {
+			continue
+		}
+		switch rule.Keep.Scope {
+		case policy.Fleet:
+			add(key{}, n)
+		case policy.PerType:
+			add(key{n.place, string(n.Type)}, n)
+		case policy.PerProject:
+			for _, project := range n.Projects {
+				add(key{n.place, project}, n)
+			}
+		case policy.PerCache:
+			add(key{place: n.place}, n)
+		}
+	}
+	return all
+}
+
+// count adds up what the group holds now. Common bytes count once.
+func (g *group) count() {
+	g.bytes, g.records, g.commons = 0, 0, map[*common]int{}
+	for _, n := range g.nodes {
+		if n.gone {
+			continue
+		}
+		g.records++
+		g.bytes += n.bytes()
+		for _, c := range n.commons {
+			if g.commons[c]++; g.commons[c] == 1 {
+				g.bytes += c.bytes
+			}
+		}
+	}
+}
+
+// take counts a record out that goes.
+func (g *group) take(n *node) {
+	g.records--
+	g.bytes -= n.bytes()
+	for _, c := range n.commons {
+		if g.commons[c]--; g.commons[c] == 0 {
+			g.bytes -= c.bytes
+		}
+	}
+}
+
+// bound removes from a group until it is within the rule's bytes and records.
+func (s *simulation) bound(rule policy.Rule, g *group) {
+	g.count() // now: a record of several projects may have gone with another group
+	held := *g
+	if limit := rule.Keep.Bytes; limit != nil && g.bytes > *limit {
+		s.sweep(g.nodes, func(*node) bool { return g.bytes > *limit }, func(n *node) {
+			s.goesByBytes(n, rule, held)
+			g.take(n)
+		})
+		if g.bytes > *limit {
+			s.blocked(g.nodes, rule)
+		}
+	}
+	if limit := rule.Keep.Records; limit != nil && g.records > *limit {
+		s.sweep(g.nodes, func(*node) bool { return g.records > *limit }, func(n *node) {
+			s.goesByRecords(n, rule, held)
+			g.take(n)
+		})
+		if g.records > *limit {
+			s.blocked(g.nodes, rule)
+		}
+	}
+}
+
+// freeDisk removes where too little disk is free, until enough is.
+func (s *simulation) freeDisk(rule policy.Rule, matched []*node) {
+	wanted := rule.Keep.FreeDisk
+	if wanted == nil {
+		return
+	}
+	for _, p := range s.caches {
+		if p.listing.Disk == nil {
+			continue
+		}
+		free := func() int64 { return p.listing.Disk.FreeBytes + p.freed }
+		if free() >= wanted.LowBytes {
+			continue
+		}
+		var here []*node
+		for _, n := range matched {
+			if n.place == p {
+				here = append(here, n)
+			}
+		}
+		s.sweep(here, func(n *node) bool { return free() < wanted.HighBytes }, func(n *node) { s.goesByDisk(n, rule) })
+		if free() < wanted.HighBytes {
+			s.blocked(here, rule)
+		}
+	}
+}
+
+// sweep removes from nodes what may go, the longest unused first, as long as more
+// is wanted. A record may go once all that are made upon it have.
+func (s *simulation) sweep(nodes []*node, more func(*node) bool, goes func(*node)) {
+	within := make(map[*node]bool, len(nodes))
+	var ready byUse
+	for _, n := range nodes {
+		within[n] = true
+		if n.mayGo() {
+			ready = append(ready, n)
+		}
+	}
+	heap.Init(&ready)
+	for len(ready) > 0 {
+		n := ready[0]
+		if !more(n) {
+			return
+		}
+		heap.Pop(&ready)
+		goes(n)
+		for _, parent := range n.parents {
+			if within[parent] && parent.mayGo() {
+				heap.Push(&ready, parent)
+			}
+		}
+	}
+}
+
+// blocked notes, of records that a rule would have removed, which child keeps each.
+func (s *simulation) blocked(nodes []*node, rule policy.Rule) {
+	for _, n := range nodes {
+		if !n.gone && !n.kept && n.standing > 0 {
+			n.wanted = true
+			n.verdict.Rule, n.verdict.Reason = rule.Name, Child
+		}
+	}
+}
+
+// byUse is a heap of records, the next one to go first.
+type byUse []*node
+
+func (h byUse) Len() int           { return len(h) }
+func (h byUse) Less(i, j int) bool { return h[i].compare(h[j]) < 0 }
+func (h byUse) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
+
+// Push implements heap.Interface.
+func (h *byUse) Push(x any) { *h = append(*h, x.(*node)) } //nolint:forcetypeassert // of this package
+
+// Pop implements heap.Interface.
+func (h *byUse) Pop() any {
+	old := *h
+	n := old[len(old)-1]
+	*h = old[:len(old)-1]
+	return n
+}
+
+// compare orders records by who goes first.
+func (n *node) compare(o *node) int {
+	return cmp.Or(
+		n.LastActive().Compare(o.LastActive()),
+		cmp.Compare(n.UsageCount, o.UsageCount),
+		cmp.Compare(o.bytes(), n.bytes()),
+		n.compareNames(o),
+	)
+}
+
+func (n *node) compareNames(o *node) int {
+	return cmp.Or(n.place.listing.Cache.Compare(o.place.listing.Cache), strings.Compare(n.ID, o.ID))
+}
+
+// sorted returns what stays, the longest unused first.
+func sorted(nodes []*node) []*node {
+	var stay []*node
+	for _, n := range nodes {
+		if !n.gone {
+			stay = append(stay, n)
+		}
+	}
+	slices.SortFunc(stay, (*node).compare)
+	return stay
+}
