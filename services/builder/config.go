@@ -12,6 +12,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/kilnbuild/kiln/pkg/service"
+	"github.com/kilnbuild/kiln/pkg/statedir"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 )
@@ -49,7 +50,7 @@ func Complete(cfg *configv1.BuilderConfig) *configv1.BuilderConfig {
 	}
 	out.MaxBuildsKept = cmp.Or(out.MaxBuildsKept, 10_000)
 	out.MaxRunningBuilds = cmp.Or(out.MaxRunningBuilds, 64)
-	out.StateDir = cmp.Or(out.StateDir, defaultStateDir())
+	out.StateDir = cmp.Or(out.StateDir, statedir.Default("builder"))
 	completeStores(out)
 	if out.Admission == nil {
 		out.Admission = &configv1.AdmissionConfig{}

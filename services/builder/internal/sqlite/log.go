@@ -5,6 +5,8 @@ import (
 	"database/sql"
 	"os"
 	"time"
+
+	"github.com/kilnbuild/kiln/pkg/sqlitedb"
 )
 
 const (
@@ -25,7 +27,7 @@ type writeAheadLog struct {
 
 func openLog(path string) (*writeAheadLog, error) {
 	// It gives up long before a writer that waits for it does.
-	db, err := open(path, 1, "busy_timeout(500)", "synchronous(normal)")
+	db, err := sqlitedb.Open(path, 1, "busy_timeout(500)", "synchronous(normal)")
 	if err != nil {
 		return nil, err
 	}

@@ -11,14 +11,10 @@ import (
 	"context"
 	"database/sql"
 	"errors"
-	"net/url"
-	"os"
-	"path/filepath"
 	"runtime"
 	"sync"
 
-	driver "modernc.org/sqlite"
-
+	"github.com/kilnbuild/kiln/pkg/sqlitedb"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )
 
@@ -40,7 +36,7 @@ var _ build.Store = (*Store)(nil)
 // fault when the database is of a later version. One process at a time may have
 // it open. Close it.
 func Open(ctx context.Context, path string) (_ *Store, err error) {
-	if err := makePrivate(path); err != nil {
+	if err := sqlitedb.MakePrivate(path); err != nil {
 		return nil, explain(err)
 	}
 	s := &Store{cancel: func() {}}
@@ -52,16 +48,16 @@ func Open(ctx context.Context, path string) (_ *Store, err error) {
 	}()
 	// auto_vacuum counts only while the database is empty, and so comes first. No
 	// commit makes a checkpoint, which waits for the disk: the log does.
-	writes, err := open(path, 1, "busy_timeout(5000)", "auto_vacuum(incremental)", "journal_mode(wal)",
+	writes, err := sqlitedb.Open(path, 1, "busy_timeout(5000)", "auto_vacuum(incremental)", "journal_mode(wal)",
 		"synchronous(normal)", "foreign_keys(on)", "wal_autocheckpoint(0)", "journal_size_limit(16000000)")
 	if err != nil {
 		return nil, err
 	}
 	s.writer = newWriter(writes)
-	if err := migrate(ctx, writes); err != nil {
+	if err := sqlitedb.Migrate(ctx, writes, migrations, "migrations"); err != nil {
 		return nil, err
 	}
-	if s.reads, err = open(path, max(4, runtime.NumCPU()), "busy_timeout(5000)", "query_only(on)"); err != nil {
+	if s.reads, err = sqlitedb.Open(path, max(4, runtime.NumCPU()), "busy_timeout(5000)", "query_only(on)"); err != nil {
 		return nil, err
 	}
 	if s.log, err = openLog(path); err != nil {
@@ -78,34 +74,6 @@ func Open(ctx context.Context, path string) (_ *Store, err error) {
 	s.running.Go(func() { s.writer.run(running) })
 	s.running.Go(func() { s.log.run(running) })
 	return s, nil
-}
-
-// makePrivate makes the file of the database, so that SQLite does not make it
-// with the permissions of its own; its log gets those of the database.
-func makePrivate(path string) error {
-	file, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return err
-	}
-	return errors.Join(file.Chmod(0o600), file.Close())
-}
-
-// open makes a pool of at most that many connections.
-func open(path string, connections int, pragmas ...string) (*sql.DB, error) {
-	path, err := filepath.Abs(path)
-	if err != nil {
-		return nil, err
-	}
-	options := url.Values{"_txlock": {"immediate"}, "_pragma": pragmas}
-	name := url.URL{Scheme: "file", Path: path, RawQuery: options.Encode()}
-	connector, err := driver.NewConnector(name.String())
-	if err != nil {
-		return nil, err
-	}
-	db := sql.OpenDB(connector)
-	db.SetMaxOpenConns(connections)
-	db.SetMaxIdleConns(connections)
-	return db, nil
 }
 
 // Close waits for calls under way and gives back what the store holds.

@@ -7,13 +7,14 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/kilnbuild/kiln/pkg/sqlitedb"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )
 
 // A change that fails in the middle takes what it wrote with it, and no other
 // change that shares its transaction.
 func TestChangesDoNotHarmOneAnother(t *testing.T) {
-	db, err := open(filepath.Join(t.TempDir(), "test.db"), 1, "journal_mode(wal)")
+	db, err := sqlitedb.Open(filepath.Join(t.TempDir(), "test.db"), 1, "journal_mode(wal)")
 	if err != nil {
 		t.Fatal(err)
 	}

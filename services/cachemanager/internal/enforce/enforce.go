@@ -1,191 +1,189 @@
-// Package enforce keeps the caches of daemons to a policy, by BuildKit's own
-// prune: first what was unused for too long, then the least recently used until
-// the rest is small enough.
+// Package enforce keeps caches to a policy: it lists them, plans, removes by id what
+// the plan names and nothing has used since, lists again, and keeps what it did and
+// why.
 package enforce
 
 import (
 	"context"
 	"fmt"
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
-	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
-	"github.com/kilnbuild/kiln/services/cachemanager/internal/usage"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/plan"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/policy"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/run"
 )
 
-// Reason is why a record went.
-type Reason string
-
-// The reasons.
-const (
-	Age  Reason = "age"  // unused for too long
-	Size Reason = "size" // too many bytes
-)
-
-// Policy says what stays.
-type Policy struct {
-	KeepAge   time.Duration // a record unused for longer goes
-	KeepBytes int64         // more than 0: with more bytes, the least recently used go
+// Cache is what is asked of a cache here.
+type Cache interface {
+	Ref() cache.Ref
+	// List lists the cache as it is now.
+	List(ctx context.Context) (cache.Listing, error)
+	// Lock makes this the only run on the cache, of all cache managers. The context
+	// that it returns ends when the lock is lost. A cache that is locked is an
+	// ALREADY_EXISTS fault.
+	Lock(ctx context.Context) (held context.Context, unlock func(), err error)
+	// Remove removes records that nothing has used for a time, children before
+	// parents, and calls freed for each that is gone, one call at a time, with the
+	// bytes that this freed, or -1. What cannot go stays, and is no error.
+	Remove(ctx context.Context, ids []string, unusedFor time.Duration, freed func(id string, bytes int64)) error
 }
 
-// Limits are what BuildKit's prune is told. It looks at all records, of whatever
-// type, that no build uses.
-type Limits struct {
-	// KeepDuration protects what was used within this time. 0 protects nothing.
-	KeepDuration time.Duration
-	// MaxUsedBytes is the bound that the cache is pruned to. 0 is no bound: then
-	// everything goes that is not protected.
-	MaxUsedBytes int64
+// Leased is a cache whose records may be leased.
+type Leased interface {
+	// Leases are the ids of leases by the id of the record that each holds.
+	Leases(ctx context.Context) (map[string]string, error)
 }
 
-// Pass is one prune of a run.
-type Pass struct {
-	Reason Reason
-	Limits Limits
+// State is what outlives the process.
+type State interface {
+	// Policy returns the policy in force.
+	Policy(ctx context.Context) (policy.Policy, error)
+	// Pins returns the pins that have not expired.
+	Pins(ctx context.Context, now time.Time) ([]policy.Pin, error)
+	// SavePlan keeps a plan until it expires.
+	SavePlan(ctx context.Context, p run.Plan) error
+	// TakePlan returns a plan by its digest, once: after that, and when it has
+	// expired, it is an ABORTED (PLAN_STALE) fault; NOT_FOUND when there was none.
+	TakePlan(ctx context.Context, digest string, now time.Time) (run.Plan, error)
+	// StartRun keeps a run that begins. With a request id that a run has already, it
+	// keeps nothing and returns that run and false.
+	StartRun(ctx context.Context, r run.Run) (_ run.Run, started bool, _ error)
+	// AddVerdicts keeps what became of records.
+	AddVerdicts(ctx context.Context, id string, verdicts []plan.Verdict) error
+	// FinishRun keeps how a run ended.
+	FinishRun(ctx context.Context, r run.Run) error
 }
 
-// Passes are the prunes that enforce the policy, in order. They are two, since
-// KeepDuration protects also from the bound on bytes: one prune with both would
-// let a cache of young records grow without end.
-func (p Policy) Passes() []Pass {
-	return []Pass{
-		{Reason: Age, Limits: Limits{KeepDuration: p.KeepAge}},
-		{Reason: Size, Limits: Limits{MaxUsedBytes: p.KeepBytes}},
+// Metrics counts runs.
+type Metrics interface {
+	RunEnded(ctx context.Context, r run.Run)
+	// CacheSeen takes what a cache holds.
+	CacheSeen(ctx context.Context, listing cache.Listing)
+}
+
+// Options is what an engine is made of.
+type Options struct {
+	Caches  []Cache
+	State   State
+	Metrics Metrics
+	Log     *slog.Logger
+	Tracer  trace.Tracer
+	NewID   func() string
+	Now     func() time.Time // that ages are counted to
+}
+
+// Engine plans, and carries plans out.
+type Engine struct {
+	Options
+
+	mu   sync.Mutex
+	busy map[cache.Ref]string // id of the run that is under way there
+}
+
+// New returns an engine of caches whose references differ.
+func New(opts Options) *Engine {
+	opts.Caches = slices.SortedFunc(slices.Values(opts.Caches), func(a, b Cache) int { return a.Ref().Compare(b.Ref()) })
+	return &Engine{Options: opts, busy: map[cache.Ref]string{}}
+}
+
+// choose returns the caches of these references, or all when there is none.
+func (e *Engine) choose(refs []cache.Ref) ([]Cache, error) {
+	if len(refs) == 0 {
+		return e.Caches, nil
 	}
-}
-
-// Daemon is what is asked of a daemon here.
-type Daemon interface {
-	usage.Daemon
-	// Prune removes records and calls freed for each that is gone, one call at a
-	// time. After an error some may be gone.
-	Prune(ctx context.Context, limits Limits, freed func(cache.Record)) error
-}
-
-// Freed is what a pass removed.
-type Freed struct {
-	Reason  Reason
-	Records int64
-	Bytes   int64
-	Types   map[cache.Type]int64 // records by type
-}
-
-// Run is what one application of the policy did to one daemon.
-type Run struct {
-	Daemon         string
-	Started, Ended time.Time
-	Before         usage.Snapshot // unset when Err came before
-	After          usage.Snapshot // unset when Err is
-	Freed          []Freed        // one for each pass that was begun
-	Err            error
-}
-
-// Total is what all passes removed.
-func (r Run) Total() (records, bytes int64) {
-	for _, f := range r.Freed {
-		records += f.Records
-		bytes += f.Bytes
-	}
-	return records, bytes
-}
-
-// How long the parts of a run may take. BuildKit's prune by size looks at all
-// records again for each that goes: 2,000 take it 10 s, ten times as many a
-// hundred times as long. What is left over goes in the next run.
-const (
-	listTimeout  = time.Minute
-	pruneTimeout = time.Hour
-)
-
-// Enforcer applies a policy.
-type Enforcer struct {
-	policy Policy
-	tracer trace.Tracer
-}
-
-// New returns an enforcer of the policy.
-func New(policy Policy, tracer trace.Tracer) *Enforcer {
-	return &Enforcer{policy: policy, tracer: tracer}
-}
-
-// Apply applies the policy to one daemon, once.
-func (e *Enforcer) Apply(ctx context.Context, d Daemon) (run Run) {
-	ctx, span := e.tracer.Start(ctx, "cache run", trace.WithAttributes(attribute.String("kiln.daemon", d.Name())))
-	run = Run{Daemon: d.Name(), Started: time.Now()}
-	defer func() {
-		run.Ended = time.Now()
-		records, bytes := run.Total()
-		span.SetAttributes(attribute.Int64("kiln.freed.records", records), attribute.Int64("kiln.freed.bytes", bytes))
-		end(span, run.Err)
-	}()
-
-	before, err := list(ctx, d)
-	if err != nil {
-		run.Err = err
-		return run
-	}
-	run.Before = usage.Summarize(before, time.Now())
-	types := make(map[string]cache.Type, len(before))
-	for _, r := range before {
-		types[r.ID] = r.Type
-	}
-	for _, pass := range e.policy.Passes() {
-		freed, err := e.prune(ctx, d, pass, types)
-		run.Freed = append(run.Freed, freed)
-		if err != nil {
-			run.Err = err
-			return run
+	for _, ref := range refs {
+		if !slices.ContainsFunc(e.Caches, func(c Cache) bool { return c.Ref() == ref }) {
+			var names []string
+			for _, c := range e.Caches {
+				names = append(names, c.Ref().String())
+			}
+			return nil, fault.New(fault.NotFound, "NOT_FOUND", fmt.Sprintf("there is no cache %q", ref),
+				"name one of "+strings.Join(names, ", ")+", or none for all")
 		}
 	}
-	after, err := list(ctx, d)
-	if err != nil {
-		run.Err = err
-		return run
-	}
-	run.After = usage.Summarize(after, time.Now())
-	return run
+	return slices.DeleteFunc(slices.Clone(e.Caches), func(c Cache) bool { return !slices.Contains(refs, c.Ref()) }), nil
 }
 
-// prune is one pass. The daemon does not say of what type the records were that
-// went, so the listing before does.
-func (e *Enforcer) prune(ctx context.Context, d Daemon, pass Pass, types map[string]cache.Type) (freed Freed, err error) {
-	ctx, cancel := context.WithTimeout(ctx, pruneTimeout)
-	defer cancel()
-	ctx, span := e.tracer.Start(ctx, "cache prune", trace.WithAttributes(attribute.String("kiln.reason", string(pass.Reason))))
-	defer func() {
-		span.SetAttributes(attribute.Int64("kiln.freed.records", freed.Records), attribute.Int64("kiln.freed.bytes", freed.Bytes))
-		end(span, err)
-	}()
+// How long the parts of a run may take.
+const (
+	listTimeout  = 45 * time.Second
+	lockTimeout  = 20 * time.Second
+	chunkTimeout = 5 * time.Minute
+	storeTimeout = 30 * time.Second
+)
 
-	freed = Freed{Reason: pass.Reason, Types: map[cache.Type]int64{}}
-	err = d.Prune(ctx, pass.Limits, func(r cache.Record) {
-		freed.Records++
-		freed.Bytes += max(r.Bytes, 0)
-		kind, listed := types[r.ID]
-		if !listed {
-			kind = cache.Unknown
-		}
-		freed.Types[kind]++
+// List lists caches at once. Those that do not answer are missed; when none answers,
+// that is an error.
+func (e *Engine) List(ctx context.Context, refs []cache.Ref) ([]cache.Listing, []run.Missed, error) {
+	caches, err := e.choose(refs)
+	if err != nil {
+		return nil, nil, err
+	}
+	return e.list(ctx, caches)
+}
+
+// atOnce is how many caches are worked on at the same time.
+const atOnce = 16
+
+// each does something for each cache, many at once, and waits.
+func each(caches []Cache, do func(i int, c Cache)) {
+	slots := make(chan struct{}, atOnce)
+	var wait sync.WaitGroup
+	for i, c := range caches {
+		slots <- struct{}{}
+		wait.Go(func() {
+			defer func() { <-slots }()
+			do(i, c)
+		})
+	}
+	wait.Wait()
+}
+
+func (e *Engine) list(ctx context.Context, caches []Cache) (listings []cache.Listing, missed []run.Missed, err error) {
+	all, errs := make([]cache.Listing, len(caches)), make([]error, len(caches))
+	each(caches, func(i int, c Cache) {
+		ctx, cancel := context.WithTimeout(ctx, listTimeout)
+		defer cancel()
+		all[i], errs[i] = c.List(ctx)
 	})
-	if err != nil {
-		return freed, fmt.Errorf("pruning by %s: %w", pass.Reason, err)
+	for i, err := range errs {
+		if err != nil {
+			missed = append(missed, run.Missed{Cache: caches[i].Ref(), Err: err})
+			continue
+		}
+		listings = append(listings, all[i])
+		e.Metrics.CacheSeen(ctx, all[i])
 	}
-	return freed, nil
+	if ctx.Err() != nil {
+		return nil, missed, context.Cause(ctx)
+	}
+	if len(listings) == 0 && len(missed) > 0 {
+		return nil, missed, missed[0].Err
+	}
+	return listings, missed, nil
 }
 
-func list(ctx context.Context, d Daemon) ([]cache.Record, error) {
-	ctx, cancel := context.WithTimeout(ctx, listTimeout)
-	defer cancel()
-	return d.Records(ctx)
-}
-
-func end(span trace.Span, err error) {
-	if err != nil {
-		span.RecordError(err)
-		span.SetStatus(codes.Error, err.Error())
+// leases are those of the caches that have any.
+func leases(ctx context.Context, caches []Cache) (map[cache.Ref]map[string]string, error) {
+	all := map[cache.Ref]map[string]string{}
+	for _, c := range caches {
+		leased, ok := c.(Leased)
+		if !ok {
+			continue
+		}
+		held, err := leased.Leases(ctx)
+		if err != nil {
+			return nil, err
+		}
+		all[c.Ref()] = held
 	}
-	span.End()
+	return all, nil
 }

@@ -2,76 +2,135 @@ package enforce
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"time"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
-	"github.com/kilnbuild/kiln/pkg/lifecycle"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/plan"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/run"
 )
 
-// Metrics takes what runs did.
-type Metrics interface {
-	RunEnded(ctx context.Context, run Run)
-}
-
-// awayRetry is how often a daemon that is away is asked again, if the interval
-// is not shorter.
+// awayRetry is how often caches that are away are tried again, if the interval is
+// not shorter.
 const awayRetry = 10 * time.Second
 
-// Schedule applies the policy to each daemon soon after the start and then at
-// each interval, on each daemon once at a time.
-type Schedule struct {
-	daemons  []Daemon
-	enforcer *Enforcer
-	interval time.Duration
-	metrics  Metrics
-	log      *slog.Logger
+// diskEvery is how often free disk is looked at.
+const diskEvery = 2 * time.Second
+
+// Disk is a cache whose free disk is known.
+type Disk interface {
+	// Disk looks at the file system that the cache is on; nil when it is not known.
+	Disk() (*cache.Disk, error)
 }
 
-// NewSchedule returns a schedule. The interval is from start to start.
-func NewSchedule[D Daemon](daemons []D, enforcer *Enforcer, interval time.Duration, metrics Metrics, log *slog.Logger) *Schedule {
-	s := &Schedule{enforcer: enforcer, interval: interval, metrics: metrics, log: log}
-	for _, d := range daemons {
-		s.daemons = append(s.daemons, d)
-	}
-	return s
+// Schedule keeps the caches to the policy soon after the start and then at each
+// interval, and whenever less disk is free than the policy wants.
+type Schedule struct {
+	engine   *Engine
+	interval time.Duration // from start to start
+	was      map[cache.Ref]status
+}
+
+// NewSchedule returns a schedule of all caches of an engine.
+func NewSchedule(engine *Engine, interval time.Duration) *Schedule {
+	return &Schedule{engine: engine, interval: interval, was: map[cache.Ref]status{}}
 }
 
 // Run goes on until ctx ends.
 func (s *Schedule) Run(ctx context.Context) error {
-	var tasks []lifecycle.Task
-	for _, d := range s.daemons {
-		tasks = append(tasks, lifecycle.Task{Name: "schedule of daemon " + d.Name(), Run: func(ctx context.Context) error {
-			return s.keep(ctx, d)
-		}})
+	if len(s.engine.Caches) == 0 {
+		<-ctx.Done()
+		return nil
 	}
-	return lifecycle.Run(ctx, tasks...)
-}
-
-// keep is the schedule of one daemon.
-func (s *Schedule) keep(ctx context.Context, d Daemon) error {
-	var was status
-	for ctx.Err() == nil {
-		run := s.enforcer.Apply(ctx, d)
-		if errors.Is(run.Err, context.Canceled) {
-			break // Told to stop: not a fault of the daemon.
-		}
-		s.metrics.RunEnded(ctx, run)
-		now := statusOf(run.Err)
-		s.report(ctx, run, was, now)
-		was = now
+	disk := time.NewTicker(diskEvery)
+	defer disk.Stop()
+	next := time.NewTimer(0)
+	defer next.Stop()
+	for {
 		select {
 		case <-ctx.Done():
-		case <-time.After(pause(run, now, s.interval)):
+			return nil
+		case <-next.C:
+			started := time.Now()
+			away := s.keep(ctx, run.Schedule, nil)
+			pause := max(s.interval-time.Since(started), 0)
+			if away {
+				pause = min(pause, awayRetry)
+			}
+			next.Reset(pause)
+		case <-disk.C:
+			if low := s.low(ctx); len(low) > 0 {
+				s.keep(ctx, run.FreeDisk, low)
+			}
 		}
 	}
-	return nil
 }
 
-// status is how a run left a daemon.
+// low are the caches with less free disk than the policy wants.
+func (s *Schedule) low(ctx context.Context) (low []cache.Ref) {
+	p, err := s.engine.policy(ctx, nil)
+	if err != nil {
+		return nil // the next run says so
+	}
+	for _, c := range s.engine.Caches {
+		on, ok := c.(Disk)
+		if !ok {
+			continue
+		}
+		disk, err := on.Disk()
+		if err != nil || disk == nil {
+			continue
+		}
+		for _, rule := range p.Rules {
+			if k := rule.Keep; k != nil && k.FreeDisk != nil && disk.FreeBytes < k.FreeDisk.LowBytes {
+				low = append(low, c.Ref())
+				break
+			}
+		}
+	}
+	return low
+}
+
+// keep is one run. It reports whether a cache was away.
+func (s *Schedule) keep(ctx context.Context, trigger run.Trigger, refs []cache.Ref) (away bool) {
+	types := map[cache.Type]int64{}
+	r, err := s.engine.Run(ctx, Order{Trigger: trigger, Caches: refs, Force: true, All: true}, func(e Event) {
+		if e.Removed != nil {
+			types[e.Removed.Record.Type]++
+		}
+	})
+	if ctx.Err() != nil {
+		return false // Told to stop: not a fault of the caches.
+	}
+	if err != nil {
+		return s.failed(ctx, err, refs)
+	}
+	for _, c := range r.Caches {
+		away = s.report(ctx, c) || away
+	}
+	s.log(ctx, r, types)
+	return away
+}
+
+// failed is a run that was not begun.
+func (s *Schedule) failed(ctx context.Context, err error, refs []cache.Ref) (away bool) {
+	if fault.KindOf(err) != fault.Unavailable {
+		s.engine.Log.ErrorContext(ctx, "run failed; the next one tries again", "error", err)
+		return false
+	}
+	caches, err2 := s.engine.choose(refs)
+	if err2 != nil {
+		return false
+	}
+	for _, c := range caches {
+		s.report(ctx, run.OfCache{Cache: c.Ref(), State: run.Failed, Err: asFault(err)})
+	}
+	return true
+}
+
+// status is how a run left a cache.
 type status int
 
 const (
@@ -79,74 +138,74 @@ const (
 	kept                 // the policy holds
 	failed               // it answered with an error
 	away                 // it did not answer
+	busy                 // another cache manager has it
 )
 
-func statusOf(err error) status {
+func statusOf(c run.OfCache) status {
 	switch {
-	case err == nil:
+	case c.Err == nil:
 		return kept
-	case fault.KindOf(err) == fault.Unavailable:
+	case c.Err.Kind == fault.Unavailable:
 		return away
+	case c.Err.Kind == fault.AlreadyExists:
+		return busy
 	default:
 		return failed
 	}
 }
 
-// pause is how long to wait from the end of a run to the start of the next.
-func pause(run Run, now status, interval time.Duration) time.Duration {
-	if now == away {
-		return min(awayRetry, interval)
+// report logs how a run left a cache. One that stays away is logged once.
+func (s *Schedule) report(ctx context.Context, c run.OfCache) (isAway bool) {
+	was, now := s.was[c.Cache], statusOf(c)
+	s.was[c.Cache] = now
+	log := s.engine.Log.With(label(c.Cache))
+	switch {
+	case now == was && now != failed:
+	case now == away:
+		log.WarnContext(ctx, word(c.Cache)+" is away; it is not kept to the policy until it is back", "error", fault.Line(c.Err))
+	case now == busy:
+		log.InfoContext(ctx, word(c.Cache)+" is kept to a policy by another cache manager now", "error", fault.Line(c.Err))
+	case now == failed:
+		log.ErrorContext(ctx, "run failed; the next one tries again", "error", fault.Line(c.Err))
+	case was == away:
+		log.InfoContext(ctx, word(c.Cache)+" is back")
 	}
-	return max(interval-run.Ended.Sub(run.Started), 0)
+	return now == away
 }
 
-// report logs what a run did. A daemon that stays away is logged once.
-func (s *Schedule) report(ctx context.Context, run Run, was, now status) {
-	log := s.log.With("daemon", run.Daemon)
-	switch {
-	case now == away && was == away:
-		log.DebugContext(ctx, "daemon is still away", "error", run.Err)
-		return
-	case now == away:
-		log.WarnContext(ctx, "daemon is away; its cache is not kept to the policy until it is back",
-			"error", fault.Line(run.Err))
-		return
-	case now == failed:
-		log.ErrorContext(ctx, "run failed; the next one tries again", append(facts(run), "error", run.Err)...)
-		return
-	case was == away:
-		log.InfoContext(ctx, "daemon is back")
+func word(ref cache.Ref) string {
+	if ref.Daemon != "" {
+		return "daemon"
 	}
+	return "cache directory"
+}
+
+// label names a cache in the log.
+func label(ref cache.Ref) slog.Attr {
+	if ref.Daemon != "" {
+		return slog.String("daemon", ref.Daemon)
+	}
+	return slog.String("directory", ref.Directory)
+}
+
+// log logs what a run did.
+func (s *Schedule) log(ctx context.Context, r run.Run, types map[cache.Type]int64) {
 	level := slog.LevelDebug
-	if records, _ := run.Total(); records > 0 || was != kept {
+	if r.Removed.Records > 0 {
 		level = slog.LevelInfo
 	}
-	log.Log(ctx, level, "cache is kept to the policy", facts(run)...)
-	if bound := s.enforcer.policy.KeepBytes; run.After.Total.CountedBytes() > bound {
-		log.WarnContext(ctx, "cache is larger than the policy allows; what builds use cannot go",
-			"bytes", run.After.Total.CountedBytes(), "keep_bytes", bound, "in_use_bytes", run.After.Total.InUseBytes)
+	attrs := []any{
+		"run", r.ID, "trigger", string(r.Trigger), "state", string(r.State), "freed_records", r.Removed.Records, "freed_bytes", r.Removed.Bytes,
 	}
-}
-
-// facts are the figures of a run for the log.
-func facts(run Run) []any {
-	records, bytes := run.Total()
-	out := []any{"freed_records", records, "freed_bytes", bytes}
-	types := map[cache.Type]int64{}
-	for _, f := range run.Freed {
-		if f.Records == 0 {
-			continue
-		}
-		out = append(out, slog.Group("by_"+string(f.Reason), "records", f.Records, "bytes", f.Bytes))
-		for kind, n := range f.Types {
-			types[kind] += n
+	for _, rule := range r.Rules {
+		if rule.Amount != (plan.Amount{}) {
+			attrs = append(attrs, slog.Group("by_"+rule.Rule, "records", rule.Records, "bytes", rule.Bytes))
 		}
 	}
 	if len(types) > 0 {
-		out = append(out, "freed_types", typeCounts(types))
+		attrs = append(attrs, "freed_types", typeCounts(types))
 	}
-	return append(out, "bytes_before", run.Before.Total.Bytes, "bytes_after", run.After.Total.Bytes,
-		"took", run.Ended.Sub(run.Started).Round(time.Millisecond))
+	s.engine.Log.Log(ctx, level, "caches are kept to the policy", append(attrs, "took", r.Ended.Sub(r.Started).Round(time.Millisecond))...)
 }
 
 // typeCounts is "regular=2,source.local=1", in the order of cache.Types.
