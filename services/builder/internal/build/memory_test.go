@@ -123,6 +123,7 @@ type line struct {
 	mu     sync.Mutex
 	free   int
 	places []*place
+	closed bool
 }
 
 type place struct {
@@ -132,6 +133,12 @@ type place struct {
 }
 
 func (l *line) Enter(string, int) (build.Turn, error) { return l.Readmit("", 0), nil }
+
+func (l *line) Close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+}
 
 func (l *line) Readmit(string, int) build.Turn {
 	l.mu.Lock()
@@ -144,7 +151,7 @@ func (l *line) Readmit(string, int) build.Turn {
 
 func (l *line) next() {
 	for _, p := range l.places {
-		if l.free > 0 && p.state == 0 {
+		if !l.closed && l.free > 0 && p.state == 0 {
 			l.free--
 			p.state = 1
 			close(p.ready)

@@ -56,6 +56,7 @@ type Queue struct {
 	sequence uint64  // of the last entry
 	clock    float64 // virtual time; see turn.go
 	busy     string  // what Busy said last, when a slot was free
+	closed   bool    // no slot is given any more
 
 	tellAt *time.Timer // set when places have changed and nobody was told
 	toldAt time.Time   // when the places were told last
@@ -93,6 +94,14 @@ func (q *Queue) Readmit(e Entry) *Ticket {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	return q.add(e)
+}
+
+// Close gives out no slot any more. Those that wait go on waiting, until they are
+// released.
+func (q *Queue) Close() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.closed = true
 }
 
 // Stats returns how many builds have a slot and how many wait.
@@ -149,7 +158,7 @@ func (q *Queue) add(e Entry) *Ticket {
 
 // admit gives the free slots to those whose turn it is, and has the others told.
 func (q *Queue) admit() {
-	for q.busy = ""; q.waiting > 0 && q.free() > 0; {
+	for q.busy = ""; !q.closed && q.waiting > 0 && q.free() > 0; {
 		if q.busy = q.opts.Busy(); q.busy != "" {
 			break
 		}
