@@ -132,7 +132,7 @@ type place struct {
 	state int // 0 waits, 1 has a slot, 2 gone
 }
 
-func (l *line) Enter(string, int) (build.Turn, error) { return l.Readmit("", 0), nil }
+func (l *line) Enter(e build.Entry) (build.Turn, error) { return l.Readmit(e), nil }
 
 func (l *line) Close() {
 	l.mu.Lock()
@@ -140,7 +140,7 @@ func (l *line) Close() {
 	l.closed = true
 }
 
-func (l *line) Readmit(string, int) build.Turn {
+func (l *line) Readmit(build.Entry) build.Turn {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	p := &place{line: l, ready: make(chan struct{})}

@@ -45,11 +45,18 @@ type Pool interface {
 // Queue says whose build runs when.
 type Queue interface {
 	// Enter takes a place, or gives a RESOURCE_EXHAUSTED fault when too many wait.
-	Enter(tenant string, priority int) (Turn, error)
+	Enter(e Entry) (Turn, error)
 	// Readmit takes a place whatever the limits: after a restart.
-	Readmit(tenant string, priority int) Turn
+	Readmit(e Entry) Turn
 	// Close gives out no slot any more.
 	Close()
+}
+
+// Entry is a build that wants to run.
+type Entry struct {
+	Tenant   string
+	Priority int   // among the builds of the tenant
+	Bytes    int64 // that it holds in memory while it waits
 }
 
 // Turn is the place of one build in the queue, and then its slot.
