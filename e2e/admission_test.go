@@ -155,7 +155,7 @@ func TestLimitsAndPriorities(t *testing.T) {
 	s := ownStack(t, lab.StackOptions{Builder: &configv1.BuilderConfig{
 		MaxRunningBuilds: 2,
 		Admission: &configv1.AdmissionConfig{
-			MaxQueued: 5,
+			MaxQueued: 5, MaxQueuedBytes: 1 << 20,
 			Tenants:   []*configv1.TenantConfig{{Name: "small*", Limits: &configv1.TenantLimits{MaxRunning: 1, MaxQueued: 2}}},
 		},
 	}})
@@ -179,6 +179,14 @@ func TestLimitsAndPriorities(t *testing.T) {
 	// The second slot is for the others.
 	other := s.start(t, build("other", 0), "").GetId()
 	s.running(t, other, "begun")
+	// What waits is in memory, and is bounded by its bytes too.
+	large := build("other", 0)
+	large.GetContext().GetInline().Files = map[string]*builderv1.InlineFile{"large": {Content: make([]byte, 1<<20)}}
+	_, err = s.api.StartBuild(t.Context(), &builderv1.StartBuildRequest{Spec: large})
+	refused(t, err, codes.ResourceExhausted, "LIMIT_REACHED", "")
+	if limit := detail[*errdetails.ErrorInfo](status.Convert(err).Proto()).GetMetadata()["limit"]; limit != "admission.max_queued_bytes" {
+		t.Errorf("the limit is %q", limit)
+	}
 	for _, id := range []string{first, normal, high, other} {
 		s.ended(t, id, builderv1.BuildState_BUILD_STATE_SUCCEEDED)
 	}
