@@ -156,7 +156,7 @@ func TestLimitsAndPriorities(t *testing.T) {
 		MaxRunningBuilds: 2,
 		Admission: &configv1.AdmissionConfig{
 			MaxQueued: 5, MaxQueuedBytes: 1 << 20,
-			Tenants:   []*configv1.TenantConfig{{Name: "small*", Limits: &configv1.TenantLimits{MaxRunning: 1, MaxQueued: 2}}},
+			Tenants: []*configv1.TenantConfig{{Name: "small*", Limits: &configv1.TenantLimits{MaxRunning: 1, MaxQueued: 2}}},
 		},
 	}})
 	build := func(project string, priority builderv1.Priority) *builderv1.BuildSpec {

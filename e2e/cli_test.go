@@ -160,8 +160,7 @@ func TestS10_KilnBuildTwoPlatforms(t *testing.T) {
 // empty one in its place would make another image, and say nothing.
 func TestKilnBuildReadsAllOrFails(t *testing.T) {
 	s := sharedStack(t)
-	root := labtest.Must(os.MkdirTemp("", "kiln-unreadable-"))(t)
-	t.Cleanup(func() { _ = os.RemoveAll(root) })
+	root := t.TempDir()
 	dir := filepath.Join(root, "context")
 	for name, mode := range map[string]os.FileMode{"context/Dockerfile": 0o644, "context/private": 0o600} {
 		path := filepath.Join(root, name)
@@ -170,7 +169,7 @@ func TestKilnBuildReadsAllOrFails(t *testing.T) {
 		}
 	}
 	kiln := filepath.Join(root, "kiln") // where another user may run it
-	if err := errors.Join(os.Chmod(root, 0o755), os.WriteFile(kiln, labtest.Must(os.ReadFile(labtest.Must(lab.Bin("kiln"))(t)))(t), 0o755)); err != nil {
+	if err := errors.Join(os.Chmod(filepath.Dir(root), 0o755), os.WriteFile(kiln, labtest.Must(os.ReadFile(labtest.Must(lab.Bin("kiln"))(t)))(t), 0o755)); err != nil {
 		t.Fatal(err)
 	}
 	out, err := lab.Exec(labtest.Context(t, time.Minute), lab.Command{

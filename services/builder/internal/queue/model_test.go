@@ -67,7 +67,7 @@ func newModel(t *rapid.T) *model {
 		MaxQueued: rapid.IntRange(0, 20).Draw(t, "max queued"),
 
 		MaxQueuedBytes: rapid.Int64Range(0, 1000).Draw(t, "max queued bytes"),
-		Limits:    func(tenant string) Limits { return m.limits[tenant] },
+		Limits:         func(tenant string) Limits { return m.limits[tenant] },
 		Busy: func() string {
 			if m.busy.Load() {
 				return "busy"
