@@ -54,7 +54,12 @@ func TestSixtyFourBuildsWithFourSlots(t *testing.T) {
 	})
 	waiting := 0
 	for _, id := range ids {
-		if rec := s.get(t, id); rec.GetState() == builderv1.BuildState_BUILD_STATE_QUEUED {
+		var rec *builderv1.BuildRecord
+		labtest.Eventually(t, 10*time.Second, "a build runs, or says that it waits", func() bool {
+			rec = s.get(t, id)
+			return rec.GetState() != builderv1.BuildState_BUILD_STATE_QUEUED || rec.GetQueue() != nil
+		})
+		if rec.GetState() == builderv1.BuildState_BUILD_STATE_QUEUED {
 			waiting++
 			if rec.GetQueue().GetPosition() < 1 || !strings.Contains(rec.GetQueue().GetReason(), "max_running_builds") {
 				t.Errorf("a build that waits says %v", rec.GetQueue())
