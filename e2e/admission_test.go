@@ -54,7 +54,12 @@ func TestSixtyFourBuildsWithFourSlots(t *testing.T) {
 	})
 	waiting := 0
 	for _, id := range ids {
-		if rec := s.get(t, id); rec.GetState() == builderv1.BuildState_BUILD_STATE_QUEUED {
+		var rec *builderv1.BuildRecord
+		labtest.Eventually(t, 10*time.Second, "a build runs, or says that it waits", func() bool {
+			rec = s.get(t, id)
+			return rec.GetState() != builderv1.BuildState_BUILD_STATE_QUEUED || rec.GetQueue() != nil
+		})
+		if rec.GetState() == builderv1.BuildState_BUILD_STATE_QUEUED {
 			waiting++
 			if rec.GetQueue().GetPosition() < 1 || !strings.Contains(rec.GetQueue().GetReason(), "max_running_builds") {
 				t.Errorf("a build that waits says %v", rec.GetQueue())
@@ -155,8 +160,8 @@ func TestLimitsAndPriorities(t *testing.T) {
 	s := ownStack(t, lab.StackOptions{Builder: &configv1.BuilderConfig{
 		MaxRunningBuilds: 2,
 		Admission: &configv1.AdmissionConfig{
-			MaxQueued: 5,
-			Tenants:   []*configv1.TenantConfig{{Name: "small*", Limits: &configv1.TenantLimits{MaxRunning: 1, MaxQueued: 2}}},
+			MaxQueued: 5, MaxQueuedBytes: 1 << 20,
+			Tenants: []*configv1.TenantConfig{{Name: "small*", Limits: &configv1.TenantLimits{MaxRunning: 1, MaxQueued: 2}}},
 		},
 	}})
 	build := func(project string, priority builderv1.Priority) *builderv1.BuildSpec {
@@ -179,6 +184,14 @@ func TestLimitsAndPriorities(t *testing.T) {
 	// The second slot is for the others.
 	other := s.start(t, build("other", 0), "").GetId()
 	s.running(t, other, "begun")
+	// What waits is in memory, and is bounded by its bytes too.
+	large := build("other", 0)
+	large.GetContext().GetInline().Files = map[string]*builderv1.InlineFile{"large": {Content: make([]byte, 1<<20)}}
+	_, err = s.api.StartBuild(t.Context(), &builderv1.StartBuildRequest{Spec: large})
+	refused(t, err, codes.ResourceExhausted, "LIMIT_REACHED", "")
+	if limit := detail[*errdetails.ErrorInfo](status.Convert(err).Proto()).GetMetadata()["limit"]; limit != "admission.max_queued_bytes" {
+		t.Errorf("the limit is %q", limit)
+	}
 	for _, id := range []string{first, normal, high, other} {
 		s.ended(t, id, builderv1.BuildState_BUILD_STATE_SUCCEEDED)
 	}

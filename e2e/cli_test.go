@@ -2,6 +2,8 @@ package e2e_test
 
 import (
 	"encoding/json"
+	"errors"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -151,5 +153,37 @@ func TestS10_KilnBuildTwoPlatforms(t *testing.T) {
 		if got := file(t, s.ref("s10-kiln"), "linux/"+arch, "/arch"); got != arch+"\n" {
 			t.Errorf("%s: /arch is %q", arch, got)
 		}
+	}
+}
+
+// A file of the context that its user may not read ends the build and is named: an
+// empty one in its place would make another image, and say nothing.
+func TestKilnBuildReadsAllOrFails(t *testing.T) {
+	s := sharedStack(t)
+	root := t.TempDir()
+	dir := filepath.Join(root, "context")
+	for name, mode := range map[string]os.FileMode{"context/Dockerfile": 0o644, "context/private": 0o600} {
+		path := filepath.Join(root, name)
+		if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(path, []byte("FROM "+s.base+"\nCOPY private /private\n"), mode)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kiln := filepath.Join(root, "kiln") // where another user may run it
+	if err := errors.Join(os.Chmod(filepath.Dir(root), 0o755), os.WriteFile(kiln, labtest.Must(os.ReadFile(labtest.Must(lab.Bin("kiln"))(t)))(t), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	out, err := lab.Exec(labtest.Context(t, time.Minute), lab.Command{
+		Path: "setpriv",
+		Args: []string{
+			"--reuid=65534", "--regid=65534", "--clear-groups", "--",
+			kiln, "build", dir, dir, s.ref("unreadable"), "--push", "--progress", "plain", "--format", "json",
+		},
+		Env: []string{"KILN_BUILDER=" + s.Builder.Addr, "HOME=" + root},
+	})
+	if err == nil || !strings.Contains(out.Stderr, `"private" cannot be read`) {
+		t.Errorf("%v\n%s", err, out.Stderr)
+	}
+	if o := readOutcome(t, out); o.State != "FAILED" || o.Digest != "" {
+		t.Errorf("outcome %+v", o)
 	}
 }

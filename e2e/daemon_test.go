@@ -195,6 +195,31 @@ func TestStoppedBuilderLeavesNoSolve(t *testing.T) {
 	}
 }
 
+// A builder that is told to stop lets a build end that no call waits for, and
+// begins no other in its slot: that one goes on when the builder is back.
+func TestStoppedBuilderLetsDetachedBuildsEnd(t *testing.T) {
+	s := ownStack(t, lab.StackOptions{Builder: &configv1.BuilderConfig{MaxRunningBuilds: 1}})
+	spec := func() *builderv1.BuildSpec {
+		return dockerfile("FROM " + s.base + "\nRUN echo begun " + unique() + "; sleep 4\n")
+	}
+	runs := s.start(t, spec(), "").GetId()
+	s.running(t, runs, "begun")
+	waits := s.start(t, spec(), "").GetId()
+	start := time.Now()
+	if err := s.Builder.Stop(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(start); took > soon {
+		t.Errorf("it took %s to stop", took)
+	}
+	s.startAgain(t)
+	s.ended(t, runs, builderv1.BuildState_BUILD_STATE_SUCCEEDED)
+	s.ended(t, waits, builderv1.BuildState_BUILD_STATE_SUCCEEDED)
+	if rec := s.get(t, waits); rec.GetAttempt() != 1 {
+		t.Errorf("the build that waited needed attempt %d", rec.GetAttempt())
+	}
+}
+
 // A build that takes longer than it asked for ends as TIMED_OUT.
 func TestTimeout(t *testing.T) {
 	s := sharedStack(t)

@@ -43,15 +43,13 @@ type Service struct {
 	guard     *guard.Guard
 	egress    net.Listener     // of the proxy; nil without one
 	parts     *lifecycle.Stack // what is closed when all has ended
-
-	stopped chan struct{} // closed when Run returns
 }
 
 // New makes a builder from its configuration, whose unset fields get their
 // defaults, takes up the builds that an earlier process left, and binds its
 // addresses. ctx bounds the making only. A builder that is not Run must be closed.
 func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Telemetry) (_ *Service, err error) {
-	s := &Service{cfg: Complete(cfg), log: tel.Logger, parts: &lifecycle.Stack{}, stopped: make(chan struct{})}
+	s := &Service{cfg: Complete(cfg), log: tel.Logger, parts: &lifecycle.Stack{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.parts.Close(context.WithoutCancel(ctx)))
@@ -163,24 +161,25 @@ const closeTimeout = 10 * time.Second
 // the grace time of the configuration.
 func (s *Service) Run(ctx context.Context) error {
 	grace := s.cfg.GetServer().GetLimits().GetShutdownGrace().AsDuration()
-	// Builds that are still running a little before the server cuts their calls
-	// get their end while it can still be told.
-	defer context.AfterFunc(ctx, func() {
-		select {
-		case <-s.stopped:
-		case <-time.After(max(0, grace-tellEnd)):
-			s.builds.Interrupt()
-		}
-	})()
-	defer close(s.stopped)
 	// The pool goes on while the server drains: running builds ask it.
 	checks, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	tasks := []lifecycle.Task{
 		{Name: "server", Run: func(ctx context.Context) error {
 			defer stop()
+			// Builds that are still running a little before the server cuts their
+			// calls get their end while it can still be told. Detached ones are no
+			// calls that the server waits for.
+			drained := make(chan struct{})
+			undo := context.AfterFunc(ctx, func() {
+				defer close(drained)
+				s.builds.Drain(max(0, grace-tellEnd))
+				s.builds.Interrupt()
+			})
 			err := s.server.Run(ctx)
-			// Detached builds are no calls that the server waits for.
+			if !undo() {
+				<-drained
+			}
 			ending, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 			defer cancel()
 			return errors.Join(err, s.builds.Close(ending))

@@ -56,6 +56,7 @@ func Complete(cfg *configv1.BuilderConfig) *configv1.BuilderConfig {
 		out.Admission = &configv1.AdmissionConfig{}
 	}
 	out.Admission.MaxQueued = cmp.Or(out.Admission.MaxQueued, 1000)
+	out.Admission.MaxQueuedBytes = cmp.Or(out.Admission.MaxQueuedBytes, 256<<20)
 	if out.Policy == nil {
 		out.Policy = &configv1.BuildPolicyConfig{}
 	}

@@ -25,16 +25,16 @@ func (f fleet) upstream(ctx context.Context) (gateway.Upstream, error) { return 
 // turns gives the domain its view of the queue.
 type turns struct{ *queue.Queue }
 
-func (t turns) Enter(tenant string, priority int) (build.Turn, error) {
-	ticket, err := t.Queue.Enter(queue.Entry{Tenant: tenant, Priority: priority})
+func (t turns) Enter(e build.Entry) (build.Turn, error) {
+	ticket, err := t.Queue.Enter(queue.Entry(e))
 	if err != nil {
 		return nil, err
 	}
 	return turn{ticket}, nil
 }
 
-func (t turns) Readmit(tenant string, priority int) build.Turn {
-	return turn{t.Queue.Readmit(queue.Entry{Tenant: tenant, Priority: priority})}
+func (t turns) Readmit(e build.Entry) build.Turn {
+	return turn{t.Queue.Readmit(queue.Entry(e))}
 }
 
 type turn struct{ *queue.Ticket }
@@ -65,7 +65,7 @@ func newQueue(cfg *configv1.BuilderConfig) *queue.Queue {
 	}
 	admission := cfg.GetAdmission()
 	return queue.New(queue.Options{
-		Slots: slots, MaxQueued: int(admission.GetMaxQueued()),
+		Slots: slots, MaxQueued: int(admission.GetMaxQueued()), MaxQueuedBytes: int64(admission.GetMaxQueuedBytes()), //nolint:gosec // bounded by the contract
 		Limits: func(tenant string) queue.Limits {
 			limits := admission.GetDefaults()
 			for _, named := range admission.GetTenants() {
@@ -76,6 +76,7 @@ func newQueue(cfg *configv1.BuilderConfig) *queue.Queue {
 			}
 			return queue.Limits{
 				MaxRunning: int(limits.GetMaxRunning()), MaxQueued: int(limits.GetMaxQueued()), Weight: int(limits.GetWeight()),
+				MaxQueuedBytes: int64(limits.GetMaxQueuedBytes()), //nolint:gosec // bounded by the contract
 			}
 		},
 	})

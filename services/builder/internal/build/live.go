@@ -68,6 +68,9 @@ func (s *Service) enliven(ctx context.Context, rec Record) *live {
 	l.stop = context.AfterFunc(s.open, func() { l.cancel(context.Cause(s.open)) })
 	s.mu.Lock()
 	s.live[rec.ID] = l
+	if s.stopping { // since the call came in
+		l.cancel(errInterrupted)
+	}
 	s.mu.Unlock()
 	s.runs.Go(l.store)
 	return l

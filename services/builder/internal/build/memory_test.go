@@ -123,6 +123,7 @@ type line struct {
 	mu     sync.Mutex
 	free   int
 	places []*place
+	closed bool
 }
 
 type place struct {
@@ -131,9 +132,15 @@ type place struct {
 	state int // 0 waits, 1 has a slot, 2 gone
 }
 
-func (l *line) Enter(string, int) (build.Turn, error) { return l.Readmit("", 0), nil }
+func (l *line) Enter(e build.Entry) (build.Turn, error) { return l.Readmit(e), nil }
 
-func (l *line) Readmit(string, int) build.Turn {
+func (l *line) Close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+}
+
+func (l *line) Readmit(build.Entry) build.Turn {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	p := &place{line: l, ready: make(chan struct{})}
@@ -144,7 +151,7 @@ func (l *line) Readmit(string, int) build.Turn {
 
 func (l *line) next() {
 	for _, p := range l.places {
-		if l.free > 0 && p.state == 0 {
+		if !l.closed && l.free > 0 && p.state == 0 {
 			l.free--
 			p.state = 1
 			close(p.ready)

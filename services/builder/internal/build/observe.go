@@ -38,7 +38,7 @@ func (s *Service) Observe(ctx context.Context, o Observation) (context.Context, 
 		ID: o.ID, Project: o.Project, State: Queued, Origin: OriginGateway, Created: time.Now(), Tags: o.Tags,
 		TraceID: o.Caller.TraceID, Caller: o.Caller.Identity, Attempt: 1, MaxAttempts: 1,
 	}
-	turn, err := s.Queue.Enter(rec.Tenant(), rec.Priority)
+	turn, err := s.Queue.Enter(Entry{Tenant: rec.Tenant(), Priority: rec.Priority})
 	if err != nil {
 		return nil, nil, err
 	}

@@ -29,9 +29,9 @@ func (s *Service) Recover(ctx context.Context) error {
 		if rec.LastSeq == 0 { // killed before its first event was stored
 			l.push(Started{BuildID: rec.ID, TraceID: rec.TraceID})
 		}
-		if spec, ok := s.resume(ctx, l); ok {
+		if spec, bytes, ok := s.resume(ctx, l); ok {
 			l.resumed = true
-			turn := s.Queue.Readmit(rec.Tenant(), rec.Priority)
+			turn := s.Queue.Readmit(Entry{Tenant: rec.Tenant(), Priority: rec.Priority, Bytes: bytes})
 			if !rec.Detached {
 				l.expire(errCallerGone)
 			}
@@ -56,11 +56,11 @@ func (r Record) resumableBut() bool {
 	return r.resumable()
 }
 
-// resume makes a build ready to go on, if it can.
-func (s *Service) resume(ctx context.Context, l *live) (Spec, bool) {
+// resume makes a build ready to go on, if it can, and tells the bytes of its request.
+func (s *Service) resume(ctx context.Context, l *live) (_ Spec, bytes int64, ok bool) {
 	rec := l.record()
 	if !rec.resumable() {
-		return Spec{}, false
+		return Spec{}, 0, false
 	}
 	request, err := s.Store.Request(ctx, rec.ID)
 	var spec Spec
@@ -69,12 +69,12 @@ func (s *Service) resume(ctx context.Context, l *live) (Spec, bool) {
 	}
 	if err != nil {
 		s.Log.WarnContext(ctx, "the request of a build cannot be read; it does not go on", "build", rec.ID, "error", err)
-		return Spec{}, false
+		return Spec{}, 0, false
 	}
 	if rec.State == Running {
 		l.again(failureOf(errInterrupted), Queued)
 	}
-	return spec, true
+	return spec, int64(len(request)), true
 }
 
 // failureOf turns an error of Kiln's own into a failure.

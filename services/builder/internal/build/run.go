@@ -62,9 +62,6 @@ func (s *Service) settle(l *live, outcome Outcome) {
 // when the builder is back.
 func (s *Service) attempts(l *live, spec Spec, turn Turn) (_ Outcome, goesOn bool) {
 	err := turn.Wait(l.ctx, l.waiting)
-	if s.open.Err() != nil {
-		<-l.ctx.Done() // a stop frees slots: who gets one then has waited all the same
-	}
 	if err != nil || l.ctx.Err() != nil {
 		outcome := s.ended(l)
 		return outcome, outcome.State == Interrupted && s.resumes(l) // not one that was cancelled just before
@@ -118,7 +115,7 @@ func (o Outcome) mayRetry() bool {
 // is back, and notes it: one that waits does, and one that is running if its
 // policy has another attempt; not without its secrets.
 func (s *Service) resumes(l *live) bool {
-	if s.open.Err() == nil {
+	if !s.isStopping() {
 		return false
 	}
 	rec := l.record()

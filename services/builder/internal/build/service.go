@@ -45,9 +45,18 @@ type Pool interface {
 // Queue says whose build runs when.
 type Queue interface {
 	// Enter takes a place, or gives a RESOURCE_EXHAUSTED fault when too many wait.
-	Enter(tenant string, priority int) (Turn, error)
+	Enter(e Entry) (Turn, error)
 	// Readmit takes a place whatever the limits: after a restart.
-	Readmit(tenant string, priority int) Turn
+	Readmit(e Entry) Turn
+	// Close gives out no slot any more.
+	Close()
+}
+
+// Entry is a build that wants to run.
+type Entry struct {
+	Tenant   string
+	Priority int   // among the builds of the tenant
+	Bytes    int64 // that it holds in memory while it waits
 }
 
 // Turn is the place of one build in the queue, and then its slot.
@@ -94,11 +103,12 @@ type Caller struct {
 type Service struct {
 	Options
 
-	mu   sync.Mutex
-	live map[string]*live // builds that have not ended, by id
-	runs sync.WaitGroup   // the goroutines of builds
+	mu       sync.Mutex
+	live     map[string]*live // builds that have not ended, by id
+	runs     sync.WaitGroup   // the goroutines of builds
+	stopping bool             // no build begins any more
 
-	// open ends when the builder stops, with the cause that running builds get.
+	// open ends when running builds are interrupted, with the cause that they get.
 	open      context.Context //nolint:containedctx // it is the service's own, and no call's
 	interrupt context.CancelCauseFunc
 }
@@ -115,12 +125,41 @@ func NewService(opts Options) *Service {
 var errInterrupted = fault.New(fault.Aborted, "INTERRUPTED", "the builder stopped while the build was running",
 	"build again, when the builder is back or on another one; with retry.max_attempts, a build goes on by itself")
 
-// Interrupt ends the builds that are running, and those that are still to come:
-// the builder stops. Builds that wait, and those whose retry policy says so, go
-// on when it is back; the others end in state INTERRUPTED.
-func (s *Service) Interrupt() {
+// Drain begins no build any more, and waits until those that are running have
+// ended, at most for the grace time. Builds that wait are not begun: they go on when
+// the builder is back or, when nobody could come back for them, end in state
+// INTERRUPTED.
+func (s *Service) Drain(grace time.Duration) {
+	s.stop()
+	ctx, cancel := context.WithTimeout(context.Background(), grace)
+	defer cancel()
+	_ = s.wait(ctx) // Interrupt is for those that are left
+}
+
+// stop ends the builds that have not begun.
+func (s *Service) stop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.stopping = true
+	s.Queue.Close()
+	for _, l := range s.live {
+		if l.record().State == Queued {
+			l.cancel(errInterrupted)
+		}
+	}
+}
+
+func (s *Service) isStopping() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.stopping
+}
+
+// Interrupt ends the builds that are running, and those that are still to come:
+// the builder stops. Those whose retry policy says so go on when it is back; the
+// others end in state INTERRUPTED.
+func (s *Service) Interrupt() {
+	s.stop()
 	s.interrupt(errInterrupted)
 }
 
@@ -129,7 +168,7 @@ func (s *Service) Interrupt() {
 func (s *Service) begin() (done func(), err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.open.Err() != nil {
+	if s.stopping {
 		return nil, fault.New(fault.Unavailable, "SHUTTING_DOWN", "the builder is stopping", "call again, or call another builder")
 	}
 	s.runs.Add(1)
@@ -140,6 +179,14 @@ func (s *Service) begin() (done func(), err error) {
 // until ctx ends.
 func (s *Service) Close(ctx context.Context) error {
 	s.Interrupt()
+	if err := s.wait(ctx); err != nil {
+		return fmt.Errorf("builds have not ended though the builder stops: %w", err)
+	}
+	return nil
+}
+
+// wait waits until no build runs, or until ctx ends.
+func (s *Service) wait(ctx context.Context) error {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -149,7 +196,7 @@ func (s *Service) Close(ctx context.Context) error {
 	case <-done:
 		return nil
 	case <-ctx.Done():
-		return fmt.Errorf("builds have not ended though the builder stops: %w", ctx.Err())
+		return ctx.Err()
 	}
 }
 
@@ -226,7 +273,7 @@ func (s *Service) lookUp(ctx context.Context, id string) (*live, Record, error) 
 			return l, rec, nil
 		case rec.State.Final():
 			return nil, rec, nil
-		case s.open.Err() != nil:
+		case s.isStopping():
 			return nil, rec, errGoesOn
 		case time.Now().After(deadline):
 			return nil, rec, fault.New(fault.Internal, "INTERNAL", fmt.Sprintf("build %q cannot be stored any more", id), "read the builder's log")

@@ -430,6 +430,80 @@ func TestStopAndStartAgain(t *testing.T) {
 	})
 }
 
+// A builder that drains lets builds that run end, also those that no call waits
+// for, and begins no other in the slots that they leave.
+func TestDrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := newMemory()
+		slow := daemon(func(ctx context.Context, sink func(any)) build.Result {
+			select {
+			case <-time.After(10 * time.Second):
+				return succeeds(ctx, sink)
+			case <-ctx.Done():
+				return hangs(ctx, sink)
+			}
+		})
+		r := newRig(t, &pool{daemon: slow}, store, 1)
+		detached := web()
+		detached.Detached = true
+		start := func(sub build.Submission) string {
+			rec, err := r.Start(t.Context(), sub)
+			if err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(time.Second)
+			return rec.ID
+		}
+		runs, waits, attached := start(detached), start(detached), start(web())
+		began := time.Now()
+		go func() {
+			time.Sleep(time.Second)
+			if _, err := r.Start(t.Context(), detached); fault.KindOf(err) != fault.Unavailable {
+				t.Errorf("a build that comes while the builder drains got %v", err)
+			}
+			r.final(t, attached, build.Interrupted)
+		}()
+		r.Drain(time.Minute)
+		if took := time.Since(began); took < 5*time.Second || took > 15*time.Second {
+			t.Errorf("it drained for %s", took)
+		}
+		r.final(t, runs, build.Succeeded)
+		if rec, err := r.Get(t.Context(), waits); err != nil || rec.State != build.Queued || !rec.Started.IsZero() {
+			t.Errorf("the build that waited: %+v, %v", rec, err)
+		}
+		r.stop(t)
+
+		again := newRig(t, &pool{daemon: slow}, store, 1)
+		defer again.stop(t)
+		if err := again.Recover(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Minute)
+		again.final(t, waits, build.Succeeded)
+	})
+}
+
+// What has not ended within the grace is interrupted.
+func TestDrainIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, &pool{daemon: daemon(hangs)}, newMemory(), 1)
+		detached := web()
+		detached.Detached = true
+		rec, err := r.Start(t.Context(), detached)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Second)
+		began := time.Now()
+		r.Drain(time.Minute)
+		if took := time.Since(began); took != time.Minute {
+			t.Errorf("it drained for %s", took)
+		}
+		r.stop(t)
+		r.final(t, rec.ID, build.Interrupted)
+	})
+}
+
 // kill is what kill -9 leaves: the store as it was, and no service.
 func TestKilledAtAnyMomentEndsOnce(t *testing.T) {
 	for _, state := range []build.State{build.Queued, build.Running} {

@@ -15,6 +15,8 @@ type Submission struct {
 	Spec Spec
 	// Request is the request as it is stored: without secrets.
 	Request []byte
+	// Bytes is about what Spec holds in memory.
+	Bytes int64
 	// Fingerprint is the same for the same requests only.
 	Fingerprint string
 	// RequestID makes the build the same one for all that name it in its project.
@@ -67,7 +69,7 @@ func (s *Service) start(ctx context.Context, sub Submission) (Record, *live, err
 	}
 	rec := recordOf(sub)
 	rec.ID = s.NewID()
-	turn, err := s.Queue.Enter(rec.Tenant(), rec.Priority)
+	turn, err := s.Queue.Enter(Entry{Tenant: rec.Tenant(), Priority: rec.Priority, Bytes: sub.Bytes})
 	if err != nil {
 		return Record{}, nil, err
 	}

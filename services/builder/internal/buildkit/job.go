@@ -12,6 +12,7 @@ import (
 	"github.com/moby/buildkit/client/llb"
 	"github.com/tonistiigi/fsutil"
 
+	"github.com/kilnbuild/kiln/pkg/contextfs"
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )
@@ -26,7 +27,7 @@ type job struct {
 	def    *llb.Definition // in place of a frontend
 
 	sources *sourcePolicy
-	reading reading
+	reading contextfs.Watch
 
 	outputs []*output
 	open    []io.Closer
@@ -99,10 +100,10 @@ func (j *job) close() error {
 // become. When abandoned is closed, nobody waits for them any more.
 func (j *job) run(ctx context.Context, statuses chan *client.SolveStatus, abandoned <-chan struct{}) (_ []build.OutputResult, err error) {
 	defer func() { err = errors.Join(err, j.close()) }()
-	solving, stop := j.reading.begin(ctx)
+	solving, stop := j.reading.Begin(ctx)
 	defer stop()
 	for name, files := range j.opt.LocalMounts {
-		j.opt.LocalMounts[name] = j.reading.of(files)
+		j.opt.LocalMounts[name] = j.reading.Of(files)
 	}
 	res, err := j.daemon.client.Solve(solving, j.def, j.opt, statuses)
 	if err != nil {
@@ -119,7 +120,7 @@ func (j *job) run(ctx context.Context, statuses chan *client.SolveStatus, abando
 // known is what the builder itself knows of a failed solve, of which the daemon has
 // only a message.
 func (j *job) known(err error) error {
-	if failed := cmp.Or(j.writeFailed(), j.reading.failed()); failed != nil {
+	if failed := cmp.Or(j.writeFailed(), j.reading.Failed()); failed != nil {
 		return failed
 	}
 	if explained, ok := errors.AsType[*fault.Error](j.sources.explain(err)); ok {

@@ -13,6 +13,7 @@ import (
 	"github.com/tonistiigi/fsutil"
 	fstypes "github.com/tonistiigi/fsutil/types"
 
+	"github.com/kilnbuild/kiln/pkg/contextfs"
 	"github.com/kilnbuild/kiln/pkg/fault"
 )
 
@@ -53,22 +54,22 @@ func (w wire) RecvMsg(m any) error {
 // and why one could not be read.
 func transfer(t *testing.T, files fsutil.FS) (string, error) {
 	t.Helper()
-	var r reading
+	var r contextfs.Watch
 	bounded, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	ctx, stop := r.begin(bounded)
+	ctx, stop := r.Begin(bounded)
 	defer stop()
 	there, back := make(chan []byte, 100), make(chan []byte, 100)
 	dest := t.TempDir()
 	received := make(chan error, 1)
 	go func() { received <- fsutil.Receive(ctx, wire{ctx, there, back}, dest, fsutil.ReceiveOpt{}) }()
-	err := fsutil.Send(ctx, wire{ctx, back, there}, r.of(files), nil)
+	err := fsutil.Send(ctx, wire{ctx, back, there}, r.Of(files), nil)
 	close(there)
 	err = errors.Join(err, <-received)
 	if bounded.Err() != nil {
 		t.Error("the transfer did not end by itself")
 	}
-	if failed := r.failed(); failed != nil {
+	if failed := r.Failed(); failed != nil {
 		if err == nil {
 			t.Error("the daemon has what it takes for the whole")
 		}

@@ -21,10 +21,16 @@ type Artifacts interface {
 const pieceBytes = 1 << 20
 
 // DownloadArtifact implements the RPC.
-func (s *Server) DownloadArtifact(req *builderv1.DownloadArtifactRequest, stream builderv1.BuilderService_DownloadArtifactServer) (err error) {
+func (s *Server) DownloadArtifact(req *builderv1.DownloadArtifactRequest, stream builderv1.BuilderService_DownloadArtifactServer) error {
 	if _, err := s.builds.Get(stream.Context(), req.GetBuildId()); err != nil {
 		return err
 	}
+	return deliver(stream, "read the stream as it comes, and go on with the offset of the bytes that you have",
+		func(send func(any) error) error { return s.artifact(req, send) })
+}
+
+// artifact gives send an artifact, in pieces.
+func (s *Server) artifact(req *builderv1.DownloadArtifactRequest, send func(any) error) (err error) {
 	file, size, err := s.artifacts.Open(req.GetBuildId(), req.GetArtifact())
 	if err != nil {
 		return err
@@ -41,7 +47,7 @@ func (s *Server) DownloadArtifact(req *builderv1.DownloadArtifactRequest, stream
 	for {
 		n, err := io.ReadFull(rest, piece)
 		if n > 0 {
-			if err := stream.Send(&builderv1.DownloadArtifactResponse{Data: piece[:n]}); err != nil {
+			if err := send(&builderv1.DownloadArtifactResponse{Data: piece[:n]}); err != nil {
 				return err
 			}
 		}

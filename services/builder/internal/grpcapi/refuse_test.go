@@ -204,6 +204,9 @@ func optionRefusals(t *testing.T) map[string]refusal {
 		"no spec's field": {"spec.context", func(s *builderv1.BuildSpec) { s.Definition = []byte("x") }},
 		"a secret twice":  {"spec.secrets[1].id", func(s *builderv1.BuildSpec) { s.Secrets = []*builderv1.Secret{{Id: "a"}, {Id: "a"}} }},
 		"a secret's id":   {"spec.secrets[0].id", func(s *builderv1.BuildSpec) { s.Secrets = []*builderv1.Secret{{Id: "a,b"}} }},
+		"secrets that are large together": {"spec.secrets", func(s *builderv1.BuildSpec) {
+			s.Secrets = []*builderv1.Secret{{Id: "a", Value: make([]byte, 512_000)}, {Id: "b", Value: []byte("x")}}
+		}},
 		"a key twice": {"spec.ssh_keys[1].id", func(s *builderv1.BuildSpec) {
 			s.SshKeys = []*builderv1.SshKey{{PrivateKey: key}, {Id: "default", PrivateKey: key}}
 		}},

@@ -19,11 +19,19 @@ const defaultSSHID = "default"
 // mountID is what a Dockerfile can write as the id of a secret or a key.
 var mountID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_.:/@+-]*$`)
 
+// maxSecretBytes bounds the secrets of a build together, for what hides them in its
+// output takes many times their size. One alone may have as much.
+const maxSecretBytes = 512_000
+
 func secretsOf(spec *build.Spec, in *builderv1.BuildSpec) error {
-	seen := make(map[string]bool)
+	seen, total := make(map[string]bool), 0
 	for i, secret := range in.GetSecrets() {
 		if err := checkID(fmt.Sprintf("spec.secrets[%d].id", i), secret.GetId(), seen); err != nil {
 			return err
+		}
+		if total += len(secret.GetValue()); total > maxSecretBytes {
+			return fault.Invalid("spec.secrets", "", fmt.Sprintf("the secrets have more than %d bytes together", maxSecretBytes),
+				"send what is large and no secret with the context")
 		}
 		spec.Secrets = append(spec.Secrets, build.Secret{ID: secret.GetId(), Value: secret.GetValue()})
 	}

@@ -37,7 +37,7 @@ func (s *Server) submission(ctx context.Context, in *builderv1.BuildSpec, reques
 	}
 	sum := sha256.Sum256(request)
 	return build.Submission{
-		Spec: spec, Request: request, Fingerprint: hex.EncodeToString(sum[:]), RequestID: requestID, Caller: Caller(ctx),
+		Spec: spec, Request: request, Fingerprint: hex.EncodeToString(sum[:]), RequestID: requestID, Caller: Caller(ctx), Bytes: int64(proto.Size(in)),
 	}, nil
 }
 

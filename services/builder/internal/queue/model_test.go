@@ -58,12 +58,16 @@ func newModel(t *rapid.T) *model {
 			MaxRunning: rapid.IntRange(0, 3).Draw(t, "max running"),
 			MaxQueued:  rapid.IntRange(0, 6).Draw(t, "max queued"),
 			Weight:     rapid.IntRange(0, 5).Draw(t, "weight"),
+
+			MaxQueuedBytes: rapid.Int64Range(0, 300).Draw(t, "max queued bytes"),
 		}
 	}
 	m.opts = Options{
 		Slots:     rapid.IntRange(0, 5).Draw(t, "slots"),
 		MaxQueued: rapid.IntRange(0, 20).Draw(t, "max queued"),
-		Limits:    func(tenant string) Limits { return m.limits[tenant] },
+
+		MaxQueuedBytes: rapid.Int64Range(0, 1000).Draw(t, "max queued bytes"),
+		Limits:         func(tenant string) Limits { return m.limits[tenant] },
 		Busy: func() string {
 			if m.busy.Load() {
 				return "busy"
@@ -79,16 +83,18 @@ func (m *model) enter(t *rapid.T) {
 	e := Entry{
 		Tenant:   rapid.SampledFrom([]string{"a", "b", "c", "d"}).Draw(t, "tenant"),
 		Priority: rapid.IntRange(-1, 1).Draw(t, "priority"),
+		Bytes:    rapid.Int64Range(0, 100).Draw(t, "bytes"),
 	}
 	if rapid.Bool().Draw(t, "readmit") {
 		m.tickets = append(m.tickets, m.q.Readmit(e))
 		return
 	}
 	m.q.mu.Lock()
-	queued, queuedOf := m.q.waiting, 0
+	queued, queuedOf, bytes, bytesOf := m.q.waiting, 0, m.q.bytes+e.Bytes, e.Bytes
 	for _, ticket := range m.tickets {
 		if ticket.state == waiting && ticket.tenant.name == e.Tenant {
 			queuedOf++
+			bytesOf += ticket.bytes
 		}
 	}
 	m.q.mu.Unlock()
@@ -98,7 +104,9 @@ func (m *model) enter(t *rapid.T) {
 		return
 	}
 	limits := m.limits[e.Tenant]
-	if (limits.MaxQueued == 0 || queuedOf < limits.MaxQueued) && (m.opts.MaxQueued == 0 || queued < m.opts.MaxQueued) {
+	within := func(n, limit int64) bool { return limit == 0 || n <= limit }
+	if (limits.MaxQueued == 0 || queuedOf < limits.MaxQueued) && (m.opts.MaxQueued == 0 || queued < m.opts.MaxQueued) &&
+		within(bytesOf, limits.MaxQueuedBytes) && within(bytes, m.opts.MaxQueuedBytes) {
 		t.Fatalf("refused though there is room: %v", err)
 	}
 }
@@ -139,6 +147,19 @@ func (m *model) check(t *rapid.T) {
 		default:
 			t.Fatalf("a ticket that nobody released is gone")
 		}
+	}
+	bytes := map[string]int64{}
+	for _, ticket := range queued {
+		bytes[ticket.tenant.name] += ticket.bytes
+	}
+	for name, tn := range q.tenants {
+		if tn.bytes != bytes[name] {
+			t.Fatalf("%s: %d bytes wait, it counts %d", name, bytes[name], tn.bytes)
+		}
+		bytes[""] += tn.bytes
+	}
+	if q.bytes != bytes[""] {
+		t.Fatalf("%d bytes wait, it counts %d", bytes[""], q.bytes)
 	}
 	total := 0
 	for name, n := range runs {

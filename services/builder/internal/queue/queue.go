@@ -19,6 +19,9 @@ type Limits struct {
 	MaxRunning int // builds at once; 0: no limit but the queue's
 	MaxQueued  int // builds that wait; 0: no limit but the queue's
 	Weight     int // share of the slots beside other tenants that wait; 0: 1
+	// MaxQueuedBytes bounds what the builds that wait hold in memory; 0: no limit
+	// but the queue's.
+	MaxQueuedBytes int64
 }
 
 // Options says what a queue admits.
@@ -26,6 +29,9 @@ type Options struct {
 	Slots     int                        // builds at once; 0: no limit
 	MaxQueued int                        // builds that wait, of all tenants; 0: no limit
 	Limits    func(tenant string) Limits // asked when a tenant comes; nil: none
+	// MaxQueuedBytes bounds what the builds that wait hold in memory, of all
+	// tenants; 0: no limit.
+	MaxQueuedBytes int64
 	// Busy says why no build may be given a slot now, in words, and "" when one
 	// may. It must return at once and not call the queue. It is asked again four
 	// times a second while builds wait for it. Nil: never busy.
@@ -35,7 +41,8 @@ type Options struct {
 // Entry is a build that wants a slot.
 type Entry struct {
 	Tenant   string
-	Priority int // higher goes first, among the builds of the tenant
+	Priority int   // higher goes first, among the builds of the tenant
+	Bytes    int64 // that it holds in memory while it waits
 }
 
 // Stats counts builds.
@@ -53,9 +60,11 @@ type Queue struct {
 	backlog  []*tenant          // those with builds that wait
 	running  int
 	waiting  int
+	bytes    int64   // of those that wait
 	sequence uint64  // of the last entry
 	clock    float64 // virtual time; see turn.go
 	busy     string  // what Busy said last, when a slot was free
+	closed   bool    // no slot is given any more
 
 	tellAt *time.Timer // set when places have changed and nobody was told
 	toldAt time.Time   // when the places were told last
@@ -95,6 +104,14 @@ func (q *Queue) Readmit(e Entry) *Ticket {
 	return q.add(e)
 }
 
+// Close gives out no slot any more. Those that wait go on waiting, until they are
+// released.
+func (q *Queue) Close() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.closed = true
+}
+
 // Stats returns how many builds have a slot and how many wait.
 func (q *Queue) Stats() Stats {
 	q.mu.Lock()
@@ -113,13 +130,23 @@ func (q *Queue) overfull(tn *tenant) error {
 		err.RetryAfter, err.Metadata = retryAfter, map[string]string{"limit": limit}
 		return err
 	}
+	const ofTenant = "admission.tenants or admission.defaults"
 	if limit := tn.limits.MaxQueued; limit > 0 && len(tn.waiting) > limit {
-		return full(fmt.Sprintf("tenant %q has %s waiting, its limit (max_queued of admission.tenants or admission.defaults)", tn.name, builds(limit)),
+		return full(fmt.Sprintf("tenant %q has %s waiting, its limit (max_queued of %s)", tn.name, builds(limit), ofTenant),
 			"admission.tenants", "try again when some of them have run, or raise the tenant's max_queued")
+	}
+	if limit := tn.limits.MaxQueuedBytes; limit > 0 && tn.bytes > limit {
+		return full(fmt.Sprintf("the requests of the builds of tenant %q that wait would have %d bytes, its limit is %d (max_queued_bytes of %s)",
+			tn.name, tn.bytes, limit, ofTenant),
+			"admission.tenants", "try again when some of them have run, send large contexts with UploadContext, or raise the tenant's max_queued_bytes")
 	}
 	if limit := q.opts.MaxQueued; limit > 0 && q.waiting > limit {
 		return full(fmt.Sprintf("the builder has %s waiting, its limit (admission.max_queued)", builds(limit)),
 			"admission.max_queued", "try again later, or raise admission.max_queued of the builder")
+	}
+	if limit := q.opts.MaxQueuedBytes; limit > 0 && q.bytes > limit {
+		return full(fmt.Sprintf("the requests of all builds that wait would have %d bytes, the limit is %d (admission.max_queued_bytes)", q.bytes, limit),
+			"admission.max_queued_bytes", "try again later, send large contexts with UploadContext, or raise admission.max_queued_bytes of the builder")
 	}
 	return nil
 }
@@ -137,19 +164,21 @@ func (q *Queue) add(e Entry) *Ticket {
 	}
 	q.sequence++
 	t := &Ticket{
-		queue: q, tenant: tn, priority: e.Priority, sequence: q.sequence,
+		queue: q, tenant: tn, priority: e.Priority, bytes: e.Bytes, sequence: q.sequence,
 		settled: make(chan struct{}), news: make(chan Place, 1),
 	}
 	at, _ := slices.BinarySearchFunc(tn.waiting, t, before)
 	tn.waiting = slices.Insert(tn.waiting, at, t)
 	q.waiting++
+	q.bytes += e.Bytes
+	tn.bytes += e.Bytes
 	q.admit()
 	return t
 }
 
 // admit gives the free slots to those whose turn it is, and has the others told.
 func (q *Queue) admit() {
-	for q.busy = ""; q.waiting > 0 && q.free() > 0; {
+	for q.busy = ""; !q.closed && q.waiting > 0 && q.free() > 0; {
 		if q.busy = q.opts.Busy(); q.busy != "" {
 			break
 		}
@@ -202,6 +231,8 @@ func (q *Queue) unqueue(t *Ticket) {
 	at, _ := slices.BinarySearchFunc(tn.waiting, t, before)
 	tn.waiting = slices.Delete(tn.waiting, at, at+1)
 	q.waiting--
+	q.bytes -= t.bytes
+	tn.bytes -= t.bytes
 	if len(tn.waiting) == 0 {
 		tn.waiting = nil
 		at := slices.Index(q.backlog, tn)

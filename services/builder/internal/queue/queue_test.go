@@ -210,6 +210,44 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+func TestRefusalsByBytes(t *testing.T) {
+	limits := map[string]Limits{"small": {MaxQueuedBytes: 10}}
+	q := New(Options{Slots: 1, MaxQueuedBytes: 30, Limits: func(tenant string) Limits { return limits[tenant] }})
+	enters := func(tenant string, bytes int64, want string) {
+		t.Helper()
+		_, err := q.Enter(Entry{Tenant: tenant, Bytes: bytes})
+		if full, _ := errors.AsType[*fault.Error](err); (full == nil && want != "") || (full != nil && full.Metadata["limit"] != want) {
+			t.Errorf("%s, %d bytes: %v", tenant, bytes, err)
+		}
+	}
+	enters("big", 1000, "") // It has a slot, and does not wait.
+	enters("small", 10, "")
+	enters("small", 1, "admission.tenants")
+	enters("big", 21, "admission.max_queued_bytes")
+	enters("big", 20, "")
+}
+
+// A queue that is closed gives out no slot, neither a free one nor one that comes
+// free.
+func TestClose(t *testing.T) {
+	q := New(Options{Slots: 2})
+	running := enter(t, q, "a", 0)
+	q.Close()
+	late := enter(t, q, "b", 0)
+	running.Release()
+	if got := q.Stats(); got != (Stats{Queued: 1}) {
+		t.Errorf("stats %+v", got)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := late.Wait(ctx, nil); !errors.Is(err, context.Canceled) {
+		t.Errorf("the wait ended with %v", err)
+	}
+	if got := q.Stats(); got != (Stats{}) {
+		t.Errorf("stats %+v", got)
+	}
+}
+
 // inbox keeps the places that a wait was told of.
 type inbox struct {
 	mu     sync.Mutex

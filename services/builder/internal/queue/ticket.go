@@ -22,6 +22,7 @@ type Ticket struct {
 	queue    *Queue
 	tenant   *tenant
 	priority int
+	bytes    int64
 	sequence uint64
 	settled  chan struct{} // closed when it no longer waits
 	news     chan Place    // where it stands now, unless that was taken

@@ -27,6 +27,7 @@ type tenant struct {
 	limits  Limits
 	weight  int
 	running int
+	bytes   int64     // of those that wait
 	waiting []*Ticket // in the order of their turns; see before
 	due     float64   // when it is due a part of a slot, in virtual time
 	reason  string    // why its builds wait; see tellAll

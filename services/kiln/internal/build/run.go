@@ -1,6 +1,7 @@
 package build
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,6 +22,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 
+	"github.com/kilnbuild/kiln/pkg/contextfs"
+	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
 	"github.com/kilnbuild/kiln/services/kiln/internal/connect"
@@ -104,13 +107,19 @@ func (o *options) solve(ctx context.Context, ref string, tel *telemetry.Telemetr
 	defer func() { _ = c.Close() }() // nothing is left to lose
 	ctx = metadata.AppendToOutgoingContext(ctx, "kiln-project", o.project)
 
+	var reading contextfs.Watch
+	for name, files := range opt.LocalMounts {
+		opt.LocalMounts[name] = reading.Of(files)
+	}
+	solving, stop := reading.Begin(ctx)
+	defer stop()
 	var res *client.SolveResponse
 	statuses := make(chan *client.SolveStatus, 64)
 	var group errgroup.Group
 	group.Go(func() error {
 		var err error
-		res, err = c.Solve(ctx, nil, opt, statuses)
-		return err
+		res, err = c.Solve(solving, nil, opt, statuses)
+		return cmp.Or(reading.Failed(), err)
 	})
 	group.Go(func() error {
 		// Not bound to ctx: what is left to show of a cancelled build is shown, and
@@ -181,6 +190,9 @@ func (o *options) explain(ctx context.Context, err error, stderr io.Writer) erro
 	case grpcerrors.Code(err) == codes.Unavailable:
 		return fmt.Errorf("cannot build through the builder at %s: %s; check that it runs (`kiln up` starts one), or name another with --builder",
 			o.conn.Builder, connect.Innermost(err.Error()))
+	}
+	if own, ok := errors.AsType[*fault.Error](err); ok {
+		return errors.New(fault.Line(own))
 	}
 	for _, source := range errdefs.Sources(err) {
 		if printErr := source.Print(stderr); printErr != nil {

@@ -33,7 +33,7 @@ type gate struct {
 	turns int // held or waited for
 }
 
-func (g *gate) Enter(string, int) (build.Turn, error) {
+func (g *gate) Enter(build.Entry) (build.Turn, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.full {
@@ -43,11 +43,13 @@ func (g *gate) Enter(string, int) (build.Turn, error) {
 	return &turn{gate: g, open: g.open}, nil
 }
 
-func (g *gate) Readmit(string, int) build.Turn { panic("not in these tests") }
+func (g *gate) Readmit(build.Entry) build.Turn { panic("not in these tests") }
 
-// close makes the builds that come from now on wait, until the returned function
+func (g *gate) Close() {}
+
+// hold makes the builds that come from now on wait, until the returned function
 // is called.
-func (g *gate) close() (open func()) {
+func (g *gate) hold() (open func()) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	ch := make(chan struct{})
@@ -197,7 +199,7 @@ func newRig(t *testing.T) *rig {
 		gate:   &gate{},
 		store:  &memory{records: map[string]build.Record{}, ends: map[string]int{}},
 	}
-	r.gate.close()()
+	r.gate.hold()()
 	var nothing noMetrics
 	r.builds = build.NewService(build.Options{
 		Pool: nothing, Store: r.store, Queue: r.gate, Metrics: nothing, Log: telemetry.Discard().Logger, Encode: nothing.encode,

@@ -104,7 +104,7 @@ func TestABuild(t *testing.T) {
 // built; what they answer to Ping is asked of the daemon once.
 func TestBuildsThatWait(t *testing.T) {
 	r := newRig(t)
-	open := r.gate.close()
+	open := r.gate.hold()
 	var runs []<-chan run
 	for range 3 {
 		runs = append(runs, r.start(t.Context(), r.client(t, "ann"), client.SolveOpt{Frontend: "dockerfile.v0"}))
@@ -147,7 +147,7 @@ func TestCallsInAnyOrder(t *testing.T) {
 				r := newRig(t)
 				open := func() {}
 				if waits {
-					open = r.gate.close()
+					open = r.gate.hold()
 				}
 				c, ref := r.client(t, "ann"), identity.NewID()
 				errs := make(chan error, len(order))
@@ -215,7 +215,7 @@ func TestCancelBuild(t *testing.T) {
 	r := newRig(t)
 	running := r.start(t.Context(), r.client(t, "ann"), client.SolveOpt{Frontend: "dockerfile.v0", FrontendAttrs: map[string]string{"hang": "y"}})
 	ids := r.unended(t, 1, build.Running)
-	open := r.gate.close()
+	open := r.gate.hold()
 	defer open()
 	queued := r.start(t.Context(), r.client(t, "ann"), client.SolveOpt{Frontend: "dockerfile.v0"})
 	ids = append(ids, r.unended(t, 1, build.Queued)...)
@@ -241,7 +241,7 @@ func TestAStoppedBuilder(t *testing.T) {
 	r := newRig(t)
 	running := r.start(t.Context(), r.client(t, "ann"), client.SolveOpt{Frontend: "dockerfile.v0", FrontendAttrs: map[string]string{"hang": "y"}})
 	ids := r.unended(t, 1, build.Running)
-	open := r.gate.close()
+	open := r.gate.hold()
 	defer open()
 	queued := r.start(t.Context(), r.client(t, "ann"), client.SolveOpt{Frontend: "dockerfile.v0"})
 	ids = append(ids, r.unended(t, 1, build.Queued)...)
@@ -264,14 +264,14 @@ func TestClientsThatVanish(t *testing.T) {
 	for i := range 12 {
 		open := func() {}
 		if i%2 == 1 {
-			open = r.gate.close()
+			open = r.gate.hold()
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		time.AfterFunc(time.Duration(i)*7*time.Millisecond, cancel)
 		r.run(ctx, r.client(t, "ann"), client.SolveOpt{Frontend: "dockerfile.v0", FrontendAttrs: map[string]string{"hang": "y"}})
 		cancel()
 		open()
-		r.gate.close()()
+		r.gate.hold()()
 	}
 	testkit.Eventually(t, 5*time.Second, func() bool { return r.gate.held() == 0 })
 	r.store.mu.Lock()
@@ -359,7 +359,7 @@ func TestLinkedBuilds(t *testing.T) {
 	c := r.client(t, "ann")
 	first := r.start(t.Context(), c, client.SolveOpt{Frontend: "dockerfile.v0", FrontendAttrs: map[string]string{"hang": "y"}})
 	id := r.unended(t, 1, build.Running)[0]
-	open := r.gate.close()
+	open := r.gate.hold()
 	linked := client.SolveOpt{Frontend: "dockerfile.v0", FrontendAttrs: map[string]string{"context:base": "input:base"}}
 	if got := r.run(t.Context(), c, linked); got.err != nil {
 		t.Error(got.err)

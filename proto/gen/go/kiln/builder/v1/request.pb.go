@@ -456,7 +456,8 @@ type BuildSpec struct {
 	Platforms []string `protobuf:"bytes,8,rep,name=platforms,proto3" json:"platforms,omitempty"`
 	// Further contexts by name, for FROM name, COPY --from=name and the like.
 	NamedContexts map[string]*Context `protobuf:"bytes,9,rep,name=named_contexts,json=namedContexts,proto3" json:"named_contexts,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Secrets for RUN --mount=type=secret. Held in memory only.
+	// Secrets for RUN --mount=type=secret. Held in memory only. Their values have
+	// at most 512000 bytes together.
 	Secrets []*Secret `protobuf:"bytes,10,rep,name=secrets,proto3" json:"secrets,omitempty"`
 	// SSH keys for RUN --mount=type=ssh. Held in memory only.
 	SshKeys []*SshKey `protobuf:"bytes,11,rep,name=ssh_keys,json=sshKeys,proto3" json:"ssh_keys,omitempty"`

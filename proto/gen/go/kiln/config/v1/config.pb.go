@@ -403,9 +403,13 @@ type AdmissionConfig struct {
 	// Limits of a tenant that tenants does not name.
 	Defaults *TenantLimits `protobuf:"bytes,2,opt,name=defaults,proto3" json:"defaults,omitempty"`
 	// Limits of single tenants; the first that fits counts.
-	Tenants       []*TenantConfig `protobuf:"bytes,3,rep,name=tenants,proto3" json:"tenants,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Tenants []*TenantConfig `protobuf:"bytes,3,rep,name=tenants,proto3" json:"tenants,omitempty"`
+	// How many bytes the requests of builds that wait may have together, of all
+	// tenants: they are held in memory. One more gets RESOURCE_EXHAUSTED.
+	// Default: 268435456 (256 MiB).
+	MaxQueuedBytes uint64 `protobuf:"varint,4,opt,name=max_queued_bytes,json=maxQueuedBytes,proto3" json:"max_queued_bytes,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *AdmissionConfig) Reset() {
@@ -459,6 +463,13 @@ func (x *AdmissionConfig) GetTenants() []*TenantConfig {
 	return nil
 }
 
+func (x *AdmissionConfig) GetMaxQueuedBytes() uint64 {
+	if x != nil {
+		return x.MaxQueuedBytes
+	}
+	return 0
+}
+
 // Limits of one tenant.
 type TenantLimits struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -467,9 +478,11 @@ type TenantLimits struct {
 	// Builds that wait. 0: no limit but the builder's.
 	MaxQueued uint32 `protobuf:"varint,2,opt,name=max_queued,json=maxQueued,proto3" json:"max_queued,omitempty"`
 	// Share of the turns beside other tenants that wait. 0: 1.
-	Weight        uint32 `protobuf:"varint,3,opt,name=weight,proto3" json:"weight,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Weight uint32 `protobuf:"varint,3,opt,name=weight,proto3" json:"weight,omitempty"`
+	// Bytes of the requests of builds that wait. 0: no limit but the builder's.
+	MaxQueuedBytes uint64 `protobuf:"varint,4,opt,name=max_queued_bytes,json=maxQueuedBytes,proto3" json:"max_queued_bytes,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *TenantLimits) Reset() {
@@ -519,6 +532,13 @@ func (x *TenantLimits) GetMaxQueued() uint32 {
 func (x *TenantLimits) GetWeight() uint32 {
 	if x != nil {
 		return x.Weight
+	}
+	return 0
+}
+
+func (x *TenantLimits) GetMaxQueuedBytes() uint64 {
+	if x != nil {
+		return x.MaxQueuedBytes
 	}
 	return 0
 }
@@ -1603,18 +1623,20 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\tmax_ratio\x18\x05 \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=R\bmaxRatio\x12%\n" +
 	"\tmax_depth\x18\x06 \x01(\rB\b\xbaH\x05*\x03\x18\x80 R\bmaxDepth\x12/\n" +
 	"\x0emax_path_bytes\x18\a \x01(\rB\t\xbaH\x06*\x04\x18\x80\x80\x04R\fmaxPathBytes\x12N\n" +
-	"\rfetch_timeout\x18\b \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x05*\x00R\ffetchTimeout\"\xb8\x01\n" +
+	"\rfetch_timeout\x18\b \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x05*\x00R\ffetchTimeout\"\xf0\x01\n" +
 	"\x0fAdmissionConfig\x12(\n" +
 	"\n" +
 	"max_queued\x18\x01 \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=R\tmaxQueued\x128\n" +
 	"\bdefaults\x18\x02 \x01(\v2\x1c.kiln.config.v1.TenantLimitsR\bdefaults\x12A\n" +
-	"\atenants\x18\x03 \x03(\v2\x1c.kiln.config.v1.TenantConfigB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\atenants\"\x85\x01\n" +
+	"\atenants\x18\x03 \x03(\v2\x1c.kiln.config.v1.TenantConfigB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\atenants\x126\n" +
+	"\x10max_queued_bytes\x18\x04 \x01(\x04B\f\xbaH\t2\a\x18\x80\xa0\x94\xa5\x8d\x1dR\x0emaxQueuedBytes\"\xbd\x01\n" +
 	"\fTenantLimits\x12)\n" +
 	"\vmax_running\x18\x01 \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\n" +
 	"maxRunning\x12(\n" +
 	"\n" +
 	"max_queued\x18\x02 \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=R\tmaxQueued\x12 \n" +
-	"\x06weight\x18\x03 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\x06weight\"d\n" +
+	"\x06weight\x18\x03 \x01(\rB\b\xbaH\x05*\x03\x18\xe8\aR\x06weight\x126\n" +
+	"\x10max_queued_bytes\x18\x04 \x01(\x04B\f\xbaH\t2\a\x18\x80\xa0\x94\xa5\x8d\x1dR\x0emaxQueuedBytes\"d\n" +
 	"\fTenantConfig\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x04name\x124\n" +
