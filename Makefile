@@ -83,9 +83,9 @@ $(GEN_TOOLS) &: tools/gen/go.mod tools/gen/go.sum $(wildcard tools/gen/*/*.go)
 build: ## Build every command into bin/
 	@go build -ldflags '$(LDFLAGS)' -o $(BIN)/ $(COMMANDS)
 
-# The builder that tests kill at its failpoints.
+# The services that tests kill at their failpoints, or whose clock they move.
 build-failpoints:
-	@go build -tags failpoints -ldflags '$(LDFLAGS)' -o $(BIN)/failpoints/ ./services/builder/cmd/...
+	@go build -tags failpoints -ldflags '$(LDFLAGS)' -o $(BIN)/failpoints/ ./services/builder/cmd/... ./services/cachemanager/cmd/...
 
 .PHONY: generate
 generate: $(DEV_TOOLS) $(GEN_TOOLS) ## Write the generated code and docs/api from the contracts

@@ -7,6 +7,7 @@ replace github.com/kilnbuild/kiln/proto => ../proto
 require (
 	buf.build/go/protovalidate v1.4.0
 	buf.build/go/protoyaml v0.8.0
+	github.com/docker/go-units v0.5.0
 	github.com/google/go-cmp v0.7.0
 	github.com/grpc-ecosystem/go-grpc-middleware/v2 v2.3.4
 	github.com/kilnbuild/kiln/proto v0.0.0

@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/encoding/protojson"
@@ -69,8 +70,10 @@ type ServiceOptions struct {
 	// Unhealthy: come back as soon as the service answers, also NOT_SERVING.
 	Unhealthy bool
 	// Failpoint is where the service kills itself, "name" or "name:3" for the
-	// third hit: see pkg/failpoint. Only the builder is built with failpoints.
+	// third hit: see pkg/failpoint.
 	Failpoint string
+	// Clock moves the time that the service counts ages to: see pkg/clock.
+	Clock time.Duration
 }
 
 // StartBuilder runs kiln-builder with a configuration and waits until it serves.
@@ -97,6 +100,13 @@ func (l *Lab) StartBuilder(ctx context.Context, cfg *configv1.BuilderConfig, opt
 // StartCacheManager runs kiln-cachemanager as StartBuilder runs the builder.
 func (l *Lab) StartCacheManager(ctx context.Context, cfg *configv1.CacheManagerConfig, opts ServiceOptions) (*Service, error) {
 	cfg = proto.CloneOf(cfg)
+	if cfg.GetStateDir() == "" {
+		dir, err := l.subdir("cachemanager-state")
+		if err != nil {
+			return nil, err
+		}
+		cfg.StateDir = dir
+	}
 	return l.startService(ctx, "kiln-cachemanager", cfg, opts, func(s *configv1.ServerConfig) *configv1.ServerConfig {
 		cfg.Server = withDefaults(cfg.GetServer(), s)
 		return cfg.GetServer()
@@ -168,6 +178,12 @@ func (l *Lab) tryService(ctx context.Context, path, dir string, cfg proto.Messag
 	command := Command{
 		Name: filepath.Base(dir), Path: path, Args: []string{"--config", file},
 		Env: append(OTLPEnv("", ""), opts.Env...), ResolvConf: opts.ResolvConf,
+	}
+	if opts.Clock != 0 {
+		if command.Path, err = Bin(filepath.Join("failpoints", filepath.Base(path))); err != nil {
+			return nil, err
+		}
+		command.Env = append(command.Env, "KILN_CLOCK="+opts.Clock.String())
 	}
 	run := command
 	if opts.Failpoint != "" {

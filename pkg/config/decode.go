@@ -42,6 +42,7 @@ func (l *loader) apply(from source, data []byte) {
 	}
 	before := len(l.problems)
 	l.prepare(from, root, l.msg.ProtoReflect(), "")
+	text = l.humane(from, text, root)
 	if len(l.problems) > before {
 		return
 	}

@@ -6,11 +6,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
+
+	"github.com/kilnbuild/kiln/pkg/clock"
 	"github.com/kilnbuild/kiln/pkg/lifecycle"
 	"github.com/kilnbuild/kiln/pkg/rpc"
+	"github.com/kilnbuild/kiln/pkg/statedir"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
@@ -18,7 +23,9 @@ import (
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/enforce"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/grpcapi"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/metrics"
-	"github.com/kilnbuild/kiln/services/cachemanager/internal/usage"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/policy"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/state"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/wire"
 )
 
 // Service is a cache manager that is listening, and serves once Run is called.
@@ -26,6 +33,7 @@ type Service struct {
 	server   *rpc.Server
 	schedule *enforce.Schedule
 	daemons  fleet
+	parts    *lifecycle.Stack // what is closed when all has ended
 }
 
 // New makes a cache manager from its configuration, whose unset fields get their
@@ -33,46 +41,82 @@ type Service struct {
 // that is not Run must be closed.
 func New(ctx context.Context, cfg *configv1.CacheManagerConfig, tel *telemetry.Telemetry) (_ *Service, err error) {
 	cfg = Complete(cfg)
-	var undo lifecycle.Stack
+	s := &Service{parts: &lifecycle.Stack{}}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, undo.Close(context.WithoutCancel(ctx)))
+			err = errors.Join(err, s.parts.Close(context.WithoutCancel(ctx)))
 		}
 	}()
-
 	if err := distinct(cfg.GetDaemons()); err != nil {
 		return nil, err
 	}
-	var daemons fleet
+	store, err := s.openState(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	var caches []enforce.Cache
 	for _, daemonConfig := range cfg.GetDaemons() {
 		daemon, err := buildkit.Dial(ctx, daemonConfig, tel)
 		if err != nil {
 			return nil, err
 		}
-		undo.Push("daemon "+daemon.Name(), func(context.Context) error { return daemon.Close() })
-		daemons = append(daemons, daemon)
+		s.parts.Push("daemon "+daemon.Name(), func(context.Context) error { return daemon.Close() })
+		s.daemons, caches = append(s.daemons, daemon), append(caches, daemon)
 	}
 	counters, err := metrics.New(tel.Meter)
 	if err != nil {
 		return nil, err
 	}
-	server, err := rpc.NewServer(rpc.ServerOptions{Name: "kiln-cachemanager", Config: cfg.GetServer(), Telemetry: tel})
+	engine := enforce.New(enforce.Options{
+		Caches: caches, State: store, Metrics: counters, Log: tel.Logger, NewID: uuid.NewString, Now: clock.Now,
+		Tracer: tel.Tracer.Tracer("github.com/kilnbuild/kiln/services/cachemanager"),
+	})
+	s.server, err = rpc.NewServer(rpc.ServerOptions{Name: "kiln-cachemanager", Config: cfg.GetServer(), Telemetry: tel})
 	if err != nil {
 		return nil, err
 	}
-	policy := enforce.Policy{
-		KeepAge:   cfg.GetKeepAge().AsDuration(),
-		KeepBytes: int64(cfg.GetKeepBytes()), //nolint:gosec // bounded by the contract
+	s.parts.Push("server", func(context.Context) error { return s.server.Close() })
+	cachemanagerv1.RegisterCacheManagerServiceServer(s.server, grpcapi.NewServer(grpcapi.Options{
+		Engine: engine, State: store, NewID: uuid.NewString, Now: clock.Now,
+	}))
+	s.server.Depend("buildkitd", readyEvery, s.daemons.ready)
+	s.schedule = enforce.NewSchedule(engine, cfg.GetInterval().AsDuration())
+	tel.Logger.InfoContext(ctx, "caches are kept to a policy", "interval", cfg.GetInterval().AsDuration(), "daemons", len(s.daemons))
+	return s, nil
+}
+
+// openState opens what outlives the process, with the configured policy.
+func (s *Service) openState(ctx context.Context, cfg *configv1.CacheManagerConfig) (*state.Store, error) {
+	configured, err := policyOf(cfg)
+	if err != nil {
+		return nil, err
 	}
-	cachemanagerv1.RegisterCacheManagerServiceServer(server, grpcapi.NewServer(usage.NewCollector(daemons), policy))
-	server.Depend("buildkitd", readyEvery, daemons.ready)
-	enforcer := enforce.New(policy, tel.Tracer.Tracer("github.com/kilnbuild/kiln/services/cachemanager"))
-	tel.Logger.InfoContext(ctx, "policy", "keep_age", policy.KeepAge, "keep_bytes", policy.KeepBytes,
-		"interval", cfg.GetInterval().AsDuration(), "daemons", len(daemons))
-	return &Service{
-		server: server, daemons: daemons,
-		schedule: enforce.NewSchedule(daemons, enforcer, cfg.GetInterval().AsDuration(), counters, tel.Logger),
-	}, nil
+	dir, err := statedir.Open(cfg.GetStateDir(), "cache manager", s.parts)
+	if err != nil {
+		return nil, err
+	}
+	store, err := state.Open(ctx, filepath.Join(dir, "cache.db"))
+	if err != nil {
+		return nil, err
+	}
+	s.parts.Push("state", func(context.Context) error { return store.Close() })
+	return store, store.Configure(ctx, configured, clock.Now())
+}
+
+// policyOf is the configured policy: its rules or, without any, those of keep_age and
+// keep_bytes.
+func policyOf(cfg *configv1.CacheManagerConfig) (policy.Policy, error) {
+	configured := policy.Default(cfg.GetKeepAge().AsDuration(), int64(cfg.GetKeepBytes())) //nolint:gosec // bounded by the contract
+	if cfg.GetPolicy() != nil {
+		var err error
+		if configured, err = wire.Policy(cfg.GetPolicy()); err != nil {
+			return policy.Policy{}, fmt.Errorf("policy: %w", err)
+		}
+	}
+	if _, err := policy.Resolve(configured); err != nil {
+		return policy.Policy{}, fmt.Errorf("policy: %w", err)
+	}
+	return configured, nil
 }
 
 // distinct refuses two daemons of one name, and one daemon under two names: it
@@ -114,28 +158,27 @@ func (f fleet) ready(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-func (f fleet) close() error {
-	var errs []error
-	for _, d := range f {
-		errs = append(errs, d.Close())
-	}
-	return errors.Join(errs...)
-}
-
 // Addr is the address of the gRPC server.
 func (s *Service) Addr() string { return s.server.Addr() }
 
 // HTTPAddr is the address of the HTTP server, empty when it is off.
 func (s *Service) HTTPAddr() string { return s.server.HTTPAddr() }
 
-// Close gives up what New took. It is for a cache manager that never ran.
-func (s *Service) Close() error { return errors.Join(s.server.Close(), s.daemons.close()) }
+// Close gives back what a cache manager holds that is not Run.
+func (s *Service) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	defer cancel()
+	return s.parts.Close(ctx)
+}
 
-// Run serves, and keeps the daemons to the policy, until ctx ends.
+// closeTimeout bounds how long it may take to store how the last run ended.
+const closeTimeout = 10 * time.Second
+
+// Run serves, and keeps the caches to the policy, until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
 	err := lifecycle.Run(ctx,
 		lifecycle.Task{Name: "server", Run: s.server.Run},
 		lifecycle.Task{Name: "schedule", Run: s.schedule.Run},
 	)
-	return errors.Join(err, s.daemons.close())
+	return errors.Join(err, s.Close())
 }

@@ -40,7 +40,7 @@ func TestNewRefusesOneDaemonTwice(t *testing.T) {
 		{[]*configv1.DaemonConfig{{Name: "a", Address: "unix:///a"}, {Name: "b", Address: "unix:///a"}}, "daemons[1].address"},
 	}
 	for _, test := range tests {
-		_, err := New(t.Context(), &configv1.CacheManagerConfig{Daemons: test.daemons}, telemetry.Discard())
+		_, err := New(t.Context(), &configv1.CacheManagerConfig{Daemons: test.daemons, StateDir: t.TempDir()}, telemetry.Discard())
 		if err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("got %v, want %s", err, test.want)
 		}
@@ -52,8 +52,9 @@ func TestNewRefusesOneDaemonTwice(t *testing.T) {
 func TestWithoutDaemon(t *testing.T) {
 	testkit.VerifyNoLeaks(t)
 	s, err := New(t.Context(), &configv1.CacheManagerConfig{
-		Server:  &configv1.ServerConfig{Listen: "127.0.0.1:0", HttpListen: "127.0.0.1:0"},
-		Daemons: []*configv1.DaemonConfig{{Name: "gone", Address: "unix://" + testkit.TempUnixSocket(t)}},
+		Server:   &configv1.ServerConfig{Listen: "127.0.0.1:0", HttpListen: "127.0.0.1:0"},
+		StateDir: t.TempDir(),
+		Daemons:  []*configv1.DaemonConfig{{Name: "gone", Address: "unix://" + testkit.TempUnixSocket(t)}},
 	}, telemetry.Discard())
 	if err != nil {
 		t.Fatal(err)
@@ -70,9 +71,11 @@ func TestWithoutDaemon(t *testing.T) {
 	if status.Code(err) != codes.Unavailable || !strings.Contains(err.Error(), `daemon "gone"`) {
 		t.Errorf("GetUsage: %v", err)
 	}
-	_, err = cachemanagerv1.NewCacheManagerServiceClient(conn).ListRecords(ctx, &cachemanagerv1.ListRecordsRequest{})
+	_, err = cachemanagerv1.NewCacheManagerServiceClient(conn).AcquireLease(ctx, &cachemanagerv1.AcquireLeaseRequest{
+		Directory: "/x", Mode: cachemanagerv1.LeaseMode_LEASE_MODE_IMPORT,
+	})
 	if status.Code(err) != codes.Unimplemented {
-		t.Errorf("ListRecords: %v", err)
+		t.Errorf("AcquireLease: %v", err)
 	}
 	health, err := grpc_health_v1.NewHealthClient(conn).Check(ctx, &grpc_health_v1.HealthCheckRequest{})
 	if err != nil || health.GetStatus() != grpc_health_v1.HealthCheckResponse_NOT_SERVING {

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/kilnbuild/kiln/pkg/service"
+	"github.com/kilnbuild/kiln/pkg/statedir"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 )
@@ -43,6 +44,7 @@ func Complete(cfg *configv1.CacheManagerConfig) *configv1.CacheManagerConfig {
 		out.KeepAge = durationpb.New(defaultKeepAge)
 	}
 	out.KeepBytes = cmp.Or(out.KeepBytes, defaultKeepBytes)
+	out.StateDir = cmp.Or(out.StateDir, statedir.Default("cachemanager"))
 	if out.Interval == nil {
 		out.Interval = durationpb.New(defaultInterval)
 	}
@@ -59,7 +61,7 @@ func Command() *cobra.Command {
   kiln-cachemanager
 
   # Another policy:
-  kiln-cachemanager --set keep_age=24h --set keep_bytes=20000000000
+  kiln-cachemanager --set keep_age=24h --set keep_bytes=20GB
 
   # Several daemons:
   kiln-cachemanager --set 'daemons=[{name: a, address: "unix:///run/a.sock"}, {name: b, address: "tcp://10.0.0.2:1234"}]'`,

@@ -8,9 +8,11 @@ import (
 	"time"
 
 	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/util/grpcerrors"
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 
 	"github.com/kilnbuild/kiln/pkg/auth"
 	"github.com/kilnbuild/kiln/pkg/fault"
@@ -24,6 +26,7 @@ type Daemon struct {
 	name, address string
 	root          string // directory of its state on this host; empty: not here
 	client        *client.Client
+	lock          lock
 }
 
 // Dial prepares the connection to a daemon; it is made, and made again, when it
@@ -59,12 +62,20 @@ func Dial(ctx context.Context, cfg *configv1.DaemonConfig, tel *telemetry.Teleme
 // Name is the daemon's name.
 func (d *Daemon) Name() string { return d.name }
 
-// Close ends the connection.
-func (d *Daemon) Close() error { return d.client.Close() }
+// Close lets go of the daemon's lock and ends the connection.
+func (d *Daemon) Close() error {
+	d.lock.mu.Lock()
+	d.letGo()
+	d.lock.mu.Unlock()
+	return d.client.Close()
+}
 
 // Ping asks whether the daemon answers. It leaves no span: it is asked too often.
 func (d *Daemon) Ping(ctx context.Context) error {
 	_, err := d.client.Info(unsampled(ctx))
+	if grpcerrors.Code(err) == codes.Unavailable {
+		d.abandon()
+	}
 	return d.explain(ctx, err, "answer")
 }
 
@@ -126,7 +137,7 @@ func (d *Daemon) disk() (*cache.Disk, error) {
 			fmt.Sprintf("the disk of daemon %q cannot be looked at at %s", d.name, d.root),
 			"set the daemon's root to the directory of its state on this host, or leave it out for a daemon on another one")
 	}
-	size := uint64(stat.Bsize) //nolint:gosec // of a block, and positive
+	size := uint64(stat.Bsize)                                                                           //nolint:gosec // of a block, and positive
 	return &cache.Disk{TotalBytes: int64(stat.Blocks * size), FreeBytes: int64(stat.Bavail * size)}, nil //nolint:gosec // of a disk
 }
 

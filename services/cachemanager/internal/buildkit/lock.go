@@ -2,8 +2,11 @@ package buildkit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/moby/buildkit/client"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
@@ -11,41 +14,159 @@ import (
 	"github.com/kilnbuild/kiln/pkg/fault"
 )
 
-// lockRef is the id of the job that a run holds in the daemon.
+// lockRef is the id of the job that a cache manager holds in the daemon while it runs.
 const lockRef = "kiln-cache-run"
 
-// Lock makes this the only run on the daemon, of all cache managers on all hosts,
-// until unlock is called or this process ends. The lock is in the daemon itself: a
-// job of a fixed id that builds nothing, for BuildKit has no two jobs of one id, and
-// ends a job whose client is gone. A daemon that is locked is an ALREADY_EXISTS
-// fault.
+// How long the job outlives its use.
+const (
+	// keepLock is how long it is kept for the next run.
+	keepLock = 5 * time.Second
+	// jobLinger is how long BuildKit remembers the id of a job that has ended
+	// (solver/jobs.go, Discard), with a margin.
+	jobLinger = 11 * time.Second
+	// letGoWithin bounds the end of the job, which a daemon that hangs does not tell.
+	letGoWithin = 3 * time.Second
+)
+
+// lock is the lock of a daemon, as far as this process has it.
+type lock struct {
+	mu       sync.Mutex
+	job      *job        // nil: not held
+	idle     *time.Timer // lets go of a job that nobody uses; nil: it is used
+	released time.Time   // when a job was let go last
+}
+
+// job is a job in the daemon that does nothing.
+type job struct {
+	life    context.Context // ends when the job does
+	end     context.CancelCauseFunc
+	release chan struct{}
+	ended   chan error
+}
+
+// Lock makes this process the only one that runs on the daemon, of all cache managers
+// on all hosts. The lock is in the daemon itself: a job of a fixed id that builds
+// nothing, for BuildKit has no two jobs of one id, and ends a job whose client is
+// gone. It is kept for some time after its use, for the next one. A daemon that
+// another cache manager has is an ALREADY_EXISTS fault.
 //
-// The context that it returns ends when the lock is lost, which is when the daemon
-// goes away.
+// Within a process, the caller sees to it that there is one run at a time. The context
+// that is returned ends when the lock is lost, which is when the daemon goes away.
 func (d *Daemon) Lock(ctx context.Context) (_ context.Context, unlock func(), err error) {
-	held, lost := context.WithCancelCause(ctx)
-	locked, release, ended := make(chan struct{}), make(chan struct{}), make(chan error, 1)
+	d.lock.mu.Lock()
+	defer d.lock.mu.Unlock()
+	if d.lock.idle != nil {
+		d.lock.idle.Stop()
+		d.lock.idle = nil
+	}
+	if d.lock.job == nil || d.lock.job.life.Err() != nil {
+		if err := d.acquire(ctx); err != nil {
+			return nil, nil, err
+		}
+	}
+	return d.lock.job.life, d.unlock, nil
+}
+
+// unlock lets go of the lock later, unless it is used again.
+func (d *Daemon) unlock() {
+	d.lock.mu.Lock()
+	defer d.lock.mu.Unlock()
+	if d.lock.job == nil || d.lock.idle != nil {
+		return
+	}
+	var timer *time.Timer
+	timer = time.AfterFunc(keepLock, func() {
+		d.lock.mu.Lock()
+		defer d.lock.mu.Unlock()
+		if d.lock.idle == timer { // not used since
+			d.letGo()
+		}
+	})
+	d.lock.idle = timer
+}
+
+// letGo ends the job, if there is one.
+func (d *Daemon) letGo() {
+	if d.lock.idle != nil {
+		d.lock.idle.Stop()
+		d.lock.idle = nil
+	}
+	if j := d.lock.job; j != nil {
+		close(j.release)
+		late := time.AfterFunc(letGoWithin, func() { j.end(context.DeadlineExceeded) })
+		<-j.ended
+		late.Stop()
+		d.lock.job, d.lock.released = nil, time.Now()
+	}
+}
+
+// abandon ends the job of a daemon that takes no new calls: it stops, and would wait
+// for the end of those that it has.
+func (d *Daemon) abandon() {
+	d.lock.mu.Lock()
+	defer d.lock.mu.Unlock()
+	if d.lock.job != nil {
+		d.lock.job.end(errReleased)
+	}
+}
+
+// acquire begins the job. An id that this process has used a moment ago is waited for.
+func (d *Daemon) acquire(ctx context.Context) error {
+	d.letGo()
+	for {
+		j, err := d.begin(ctx)
+		if err == nil {
+			d.lock.job = j
+			return nil
+		}
+		wait := time.Until(d.lock.released.Add(jobLinger))
+		if fault.KindOf(err) != fault.AlreadyExists || wait <= 0 {
+			return err
+		}
+		select {
+		case <-time.After(min(wait, time.Second)):
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// errReleased ends the life of a job that was let go.
+var errReleased = errors.New("the lock was let go")
+
+func (d *Daemon) begin(ctx context.Context) (*job, error) {
+	// The job outlives the run that began it.
+	life, end := context.WithCancelCause(context.WithoutCancel(unsampled(ctx)))
+	j := &job{life: life, end: end, release: make(chan struct{}), ended: make(chan error, 1)}
+	locked := make(chan struct{})
 	go func() {
-		_, err := d.client.Build(unsampled(ctx), client.SolveOpt{Ref: lockRef, Internal: true}, "kiln",
+		_, err := d.client.Build(life, client.SolveOpt{Ref: lockRef, Internal: true}, "kiln",
 			func(ctx context.Context, _ gateway.Client) (*gateway.Result, error) {
 				close(locked)
 				select {
-				case <-release:
+				case <-j.release:
 				case <-ctx.Done():
 				}
 				return gateway.NewResult(), nil
 			}, nil)
-		lost(err)
-		ended <- err
+		if err == nil {
+			err = errReleased
+		}
+		end(err)
+		j.ended <- err
 	}()
 	select {
 	case <-locked:
-		return held, func() { close(release); <-ended }, nil
-	case err := <-ended:
-		if err != nil && strings.Contains(err.Error(), "job ID "+lockRef+" exists") {
-			return nil, nil, fault.New(fault.AlreadyExists, "ALREADY_EXISTS",
-				fmt.Sprintf("a run on daemon %q is under way", d.name), "wait for its end; ListRuns shows it, at the cache manager that started it")
+		return j, nil
+	case <-ctx.Done():
+		end(context.Cause(ctx))
+		<-j.ended
+		return nil, context.Cause(ctx)
+	case err := <-j.ended:
+		if strings.Contains(err.Error(), "job ID "+lockRef+" exists") {
+			return nil, fault.New(fault.AlreadyExists, "ALREADY_EXISTS",
+				fmt.Sprintf("another cache manager runs on daemon %q", d.name), "let one of them keep the daemon, or wait: it has it for seconds after a run")
 		}
-		return nil, nil, d.explain(ctx, err, "take the lock of a run")
+		return nil, d.explain(ctx, err, "take the lock of a run")
 	}
 }

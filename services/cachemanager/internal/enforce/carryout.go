@@ -241,6 +241,12 @@ func (r *removal) took(v plan.Verdict) {
 		a.Bytes += v.Frees
 	}
 	add(&r.report.Removed)
+	if r.report.Reasons == nil {
+		r.report.Reasons = map[plan.Reason]plan.Amount{}
+	}
+	byReason := r.report.Reasons[v.Reason]
+	add(&byReason)
+	r.report.Reasons[v.Reason] = byReason
 	add(&r.job.run.Removed)
 	for i := range r.job.run.Rules {
 		if r.job.run.Rules[i].Rule == v.Rule {

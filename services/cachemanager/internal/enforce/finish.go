@@ -67,7 +67,8 @@ func (j *job) conclude() {
 		j.run.State = run.Partial
 	}
 	if len(names) > 0 && len(names) < all || len(names) > 1 {
-		j.run.Err = fault.Wrap(j.run.Err, j.run.Err.Kind, j.run.Err.Reason,
+		last := asFault(j.run.Err)
+		j.run.Err = fault.Wrap(last, last.Kind, last.Reason,
 			fmt.Sprintf("%d of %d caches could not be kept to the policy: %s", len(names), all, strings.Join(names, ", ")),
 			"each cache of the run has its own error; the next run tries again")
 	}

@@ -145,9 +145,9 @@ func statusOf(c run.OfCache) status {
 	switch {
 	case c.Err == nil:
 		return kept
-	case c.Err.Kind == fault.Unavailable:
+	case fault.KindOf(c.Err) == fault.Unavailable:
 		return away
-	case c.Err.Kind == fault.AlreadyExists:
+	case fault.KindOf(c.Err) == fault.AlreadyExists:
 		return busy
 	default:
 		return failed

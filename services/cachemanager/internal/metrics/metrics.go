@@ -1,16 +1,18 @@
 // Package metrics shows what the caches hold and what runs do. Labels are bounded
-// by the configuration: daemons, and fixed sets of types, reasons and outcomes.
+// by the configuration: caches, and fixed sets of types, reasons and outcomes.
 package metrics
 
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
-	"github.com/kilnbuild/kiln/services/cachemanager/internal/enforce"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/plan"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/run"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/usage"
 )
 
@@ -31,7 +33,7 @@ func New(provider metric.MeterProvider) (*Runs, error) {
 	var r Runs
 	var errs [7]error
 	r.runs, errs[0] = meter.Int64Counter("kiln.cache.runs",
-		metric.WithDescription("Runs of the policy on a daemon, by outcome"), metric.WithUnit("{run}"))
+		metric.WithDescription("Runs of the policy on a cache, by outcome and trigger"), metric.WithUnit("{run}"))
 	r.duration, errs[1] = meter.Float64Histogram("kiln.cache.run.duration",
 		metric.WithDescription("Time that a run took"), metric.WithUnit("s"),
 		metric.WithExplicitBucketBoundaries(0.01, 0.05, 0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600))
@@ -42,37 +44,50 @@ func New(provider metric.MeterProvider) (*Runs, error) {
 	r.lastSuccess, errs[4] = meter.Float64Gauge("kiln.cache.run.last_success",
 		metric.WithDescription("When the last run ended well, in seconds since 1970"), metric.WithUnit("s"))
 	r.bytes, errs[5] = meter.Int64Gauge("kiln.cache.usage",
-		metric.WithDescription("Bytes of the records of a daemon after the last run, by type"), metric.WithUnit("By"))
+		metric.WithDescription("Bytes of the records of a cache when it was listed last, by type"), metric.WithUnit("By"))
 	r.records, errs[6] = meter.Int64Gauge("kiln.cache.records",
-		metric.WithDescription("Records of a daemon after the last run, by type"), metric.WithUnit("{record}"))
+		metric.WithDescription("Records of a cache when it was listed last, by type"), metric.WithUnit("{record}"))
 	return &r, errors.Join(errs[:]...)
 }
 
 // RunEnded implements enforce.Metrics.
-func (r *Runs) RunEnded(ctx context.Context, run enforce.Run) {
-	daemon := attribute.String("daemon", run.Daemon)
-	outcome := attribute.String("outcome", "succeeded")
-	if run.Err != nil {
-		outcome = attribute.String("outcome", "failed")
-	}
-	r.runs.Add(ctx, 1, metric.WithAttributes(daemon, outcome))
-	r.duration.Record(ctx, run.Ended.Sub(run.Started).Seconds(), metric.WithAttributes(daemon, outcome))
-	for _, freed := range run.Freed {
-		reason := metric.WithAttributes(daemon, attribute.String("reason", string(freed.Reason)))
-		r.freedBytes.Add(ctx, freed.Bytes, reason)
-		r.freedRecords.Add(ctx, freed.Records, reason)
-	}
-	if run.Err != nil {
+func (r *Runs) RunEnded(ctx context.Context, ended run.Run) {
+	if ended.Dry {
 		return
 	}
-	r.lastSuccess.Record(ctx, float64(run.Ended.UnixMilli())/1000, metric.WithAttributes(daemon))
+	for _, c := range ended.Caches {
+		name := label(c.Cache)
+		outcome := attribute.String("outcome", strings.ToLower(string(c.State)))
+		r.runs.Add(ctx, 1, metric.WithAttributes(name, outcome, attribute.String("trigger", strings.ToLower(string(ended.Trigger)))))
+		r.duration.Record(ctx, ended.Ended.Sub(ended.Started).Seconds(), metric.WithAttributes(name, outcome))
+		for _, reason := range []plan.Reason{plan.Age, plan.Bytes, plan.Records, plan.FreeDisk, plan.Cleaned} { // Also those that removed nothing.
+			attrs := metric.WithAttributes(name, attribute.String("reason", string(reason)))
+			r.freedBytes.Add(ctx, c.Reasons[reason].Bytes, attrs)
+			r.freedRecords.Add(ctx, c.Reasons[reason].Records, attrs)
+		}
+		if c.State == run.Succeeded {
+			r.lastSuccess.Record(ctx, float64(ended.Ended.UnixMilli())/1000, metric.WithAttributes(name))
+		}
+	}
+}
+
+// CacheSeen implements enforce.Metrics.
+func (r *Runs) CacheSeen(ctx context.Context, listing cache.Listing) {
 	byType := map[cache.Type]usage.Totals{}
-	for _, t := range run.After.Types {
+	for _, t := range usage.Summarize(listing).Types {
 		byType[t.Type] = t.Totals
 	}
 	for _, t := range cache.Types() { // Also those that have no records any more.
-		attrs := metric.WithAttributes(daemon, attribute.String("type", string(t)))
+		attrs := metric.WithAttributes(label(listing.Cache), attribute.String("type", string(t)))
 		r.bytes.Record(ctx, byType[t].Bytes, attrs)
 		r.records.Record(ctx, byType[t].Records, attrs)
 	}
+}
+
+// label names a cache.
+func label(ref cache.Ref) attribute.KeyValue {
+	if ref.Directory != "" {
+		return attribute.String("directory", ref.Directory)
+	}
+	return attribute.String("daemon", ref.Daemon)
 }

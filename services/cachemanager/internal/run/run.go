@@ -4,7 +4,6 @@ package run
 import (
 	"time"
 
-	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/plan"
 )
@@ -23,7 +22,7 @@ type Run struct {
 	Removed       plan.Amount
 	Rules         []plan.RuleAmount // what really went, in the order of the rules
 	Caches        []OfCache         // in the order of cache.Ref
-	Err           *fault.Error      // why it failed or was partial
+	Err           error             // why it failed or was partial
 	Caller        string            // identity; empty for the schedule
 	TraceID       string
 	RequestID     string
@@ -33,10 +32,11 @@ type Run struct {
 type OfCache struct {
 	Cache         cache.Ref
 	State         State
-	Err           *fault.Error
+	Err           error
 	Before, After int64 // bytes
 	Predicted     plan.Amount
 	Removed       plan.Amount
+	Reasons       map[plan.Reason]plan.Amount // what really went; not stored
 }
 
 // State is where a run stands.

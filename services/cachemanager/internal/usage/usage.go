@@ -63,13 +63,17 @@ type Snapshot struct {
 	Types []OfType // in the order of cache.Types, without those that have no records
 }
 
-// Summarize adds up a listing that was made at the given time.
-func Summarize(records []cache.Record, at time.Time) Snapshot {
+// Summarize adds up a listing. Bytes that several records have in common count in the
+// total, and in no type.
+func Summarize(l cache.Listing) Snapshot {
 	byType := map[cache.Type]Totals{}
-	snapshot := Snapshot{Time: at}
-	for _, r := range records {
+	snapshot := Snapshot{Time: l.Time}
+	for _, r := range l.Records {
 		byType[r.Type] = byType[r.Type].With(r)
 		snapshot.Total = snapshot.Total.With(r)
+	}
+	for _, c := range l.Common {
+		snapshot.Total.Bytes += c.Bytes
 	}
 	for _, t := range cache.Types() {
 		if totals, ok := byType[t]; ok {

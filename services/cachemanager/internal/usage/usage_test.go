@@ -6,7 +6,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
 )
 
@@ -29,14 +28,14 @@ func TestSummarize(t *testing.T) {
 			{Type: cache.CacheMount, Totals: Totals{Records: 1, Bytes: 100, OldestUse: day.Add(5 * time.Hour)}},
 		},
 	}
-	got := Summarize(records, day)
+	got := Summarize(cache.Listing{Records: records, Time: day})
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
 	if got.Total.ReclaimableBytes() != 107 || got.Total.CountedBytes() != 100 {
 		t.Errorf("reclaimable %d, counted %d", got.Total.ReclaimableBytes(), got.Total.CountedBytes())
 	}
-	if diff := cmp.Diff(Snapshot{Time: day}, Summarize(nil, day)); diff != "" {
+	if diff := cmp.Diff(Snapshot{Time: day}, Summarize(cache.Listing{Time: day})); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -50,30 +49,5 @@ func TestPlusKeepsTheOldestUse(t *testing.T) {
 	}
 	if sum := (Totals{}).Plus(some); !sum.OldestUse.Equal(day) {
 		t.Error(sum.OldestUse)
-	}
-}
-
-func TestAllFailed(t *testing.T) {
-	away := fault.New(fault.Unavailable, "DAEMON_UNAVAILABLE", "away", "")
-	tests := []struct {
-		name string
-		all  []OfDaemon
-		want error
-	}{
-		{"none", nil, nil},
-		{"one away", []OfDaemon{{Err: away}}, away},
-		{"one of two away", []OfDaemon{{Err: away}, {}}, nil},
-	}
-	for _, test := range tests {
-		if got := allFailed(test.all); got != test.want { //nolint:errorlint // the very same
-			t.Errorf("%s: %v", test.name, got)
-		}
-	}
-}
-
-func TestCollectRefusesUnknownNames(t *testing.T) {
-	_, err := NewCollector[Daemon](nil).Collect(t.Context(), []string{"x"})
-	if fault.KindOf(err) != fault.NotFound {
-		t.Errorf("got %v", err)
 	}
 }

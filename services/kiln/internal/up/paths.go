@@ -26,6 +26,7 @@ func (p paths) log(name string) string    { return filepath.Join(p.root, "logs",
 func (p paths) buildkit() string          { return filepath.Join(p.root, "buildkit") }
 func (p paths) registry() string          { return filepath.Join(p.root, "registry") }
 func (p paths) builder() string           { return filepath.Join(p.root, "builder") }
+func (p paths) cacheManager() string      { return filepath.Join(p.root, "cachemanager") }
 func (p paths) tmp() string               { return filepath.Join(p.root, "buildkit-tmp") }
 func (p paths) buildkitSocket() string    { return filepath.Join(p.sockets, "buildkitd.sock") }
 func (p paths) traceSocket() string       { return filepath.Join(p.sockets, "otel-grpc.sock") }

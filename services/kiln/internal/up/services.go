@@ -103,7 +103,7 @@ func (r *runner) newBuilder(ctx context.Context, tel *telemetry.Telemetry) (serv
 func (r *runner) newCacheManager(ctx context.Context, tel *telemetry.Telemetry) (service, error) {
 	return cachemanager.New(ctx, &configv1.CacheManagerConfig{
 		Server:  server(r.addrs.cacheManager, r.addrs.cacheManagerHTTP),
-		Daemons: r.daemons(),
+		Daemons: r.daemons(), StateDir: r.paths.cacheManager(),
 	}, tel)
 }
 
@@ -124,5 +124,5 @@ func server(listen, http string) *configv1.ServerConfig {
 }
 
 func (r *runner) daemons() []*configv1.DaemonConfig {
-	return []*configv1.DaemonConfig{{Name: "local", Address: "unix://" + r.paths.buildkitSocket()}}
+	return []*configv1.DaemonConfig{{Name: "local", Address: "unix://" + r.paths.buildkitSocket(), Root: r.paths.buildkit()}}
 }

@@ -1,0 +1,82 @@
+package grpcapi
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/kilnbuild/kiln/pkg/fault"
+	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/policy"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/wire"
+)
+
+// Pin implements the RPC.
+func (s *Server) Pin(ctx context.Context, req *cachemanagerv1.PinRequest) (*cachemanagerv1.PinResponse, error) {
+	now := s.opts.Now()
+	p := policy.Pin{ID: s.opts.NewID(), Reason: req.GetReason(), Created: now, CreatedBy: caller(ctx)}
+	if ttl := req.GetTtl(); ttl != nil {
+		p.Expires = now.Add(ttl.AsDuration())
+	}
+	var err error
+	if ref := req.GetRecord(); ref != nil {
+		p.Cache, p.Record = wire.Ref(ref.GetCache()), ref.GetId()
+		err = s.mustExist(ctx, p.Cache, p.Record)
+	} else {
+		p.Match, err = wire.Match("match", req.GetMatch())
+	}
+	if err != nil {
+		return nil, err
+	}
+	if p, err = s.opts.State.AddPin(ctx, p, req.GetRequestId()); err != nil {
+		return nil, err
+	}
+	return &cachemanagerv1.PinResponse{Pin: wire.PinProto(p)}, nil
+}
+
+func (s *Server) mustExist(ctx context.Context, ref cache.Ref, id string) error {
+	listings, _, err := s.opts.Engine.List(ctx, []cache.Ref{ref})
+	if err != nil {
+		return err
+	}
+	for _, l := range listings {
+		for _, r := range l.Records {
+			if r.ID == id {
+				return nil
+			}
+		}
+	}
+	missing := fault.New(fault.NotFound, "NOT_FOUND", fmt.Sprintf("cache %q has no record %q", ref, id), "ListRecords shows those that it has")
+	missing.Field, missing.Value = "record.id", id
+	return missing
+}
+
+// Unpin implements the RPC.
+func (s *Server) Unpin(ctx context.Context, req *cachemanagerv1.UnpinRequest) (*cachemanagerv1.UnpinResponse, error) {
+	p, err := s.opts.State.RemovePin(ctx, req.GetPinId())
+	if err != nil {
+		return nil, err
+	}
+	return &cachemanagerv1.UnpinResponse{Pin: wire.PinProto(p)}, nil
+}
+
+// ListPins implements the RPC.
+func (s *Server) ListPins(ctx context.Context, req *cachemanagerv1.ListPinsRequest) (*cachemanagerv1.ListPinsResponse, error) {
+	if req.GetFilter() != "" {
+		return nil, unserved("filter")
+	}
+	from, err := offsetOf(req.GetPageToken())
+	if err != nil {
+		return nil, err
+	}
+	pins, err := s.opts.State.Pins(ctx, s.opts.Now())
+	if err != nil {
+		return nil, err
+	}
+	res := &cachemanagerv1.ListPinsResponse{}
+	pins, res.NextPageToken = page(pins, from, pageSize(req.GetPageSize()))
+	for _, p := range pins {
+		res.Pins = append(res.Pins, wire.PinProto(p))
+	}
+	return res, nil
+}

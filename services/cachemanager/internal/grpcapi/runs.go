@@ -1,0 +1,70 @@
+package grpcapi
+
+import (
+	"context"
+	"time"
+
+	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/wire"
+)
+
+// runPlace is what the page token of runs holds: the last one of the page before.
+type runPlace struct {
+	Started int64
+	ID      string
+}
+
+// ListRuns implements the RPC.
+func (s *Server) ListRuns(ctx context.Context, req *cachemanagerv1.ListRunsRequest) (*cachemanagerv1.ListRunsResponse, error) {
+	if req.GetFilter() != "" {
+		return nil, unserved("filter")
+	}
+	var at runPlace
+	if err := readToken(req.GetPageToken(), &at); err != nil {
+		return nil, err
+	}
+	var before time.Time
+	if at.ID != "" {
+		before = time.Unix(0, at.Started)
+	}
+	size := pageSize(req.GetPageSize())
+	runs, err := s.opts.State.Runs(ctx, size+1, before, at.ID)
+	if err != nil {
+		return nil, err
+	}
+	res := &cachemanagerv1.ListRunsResponse{}
+	if len(runs) > size {
+		runs = runs[:size]
+		res.NextPageToken = token(runPlace{runs[size-1].Started.UnixNano(), runs[size-1].ID})
+	}
+	for _, r := range runs {
+		res.Runs = append(res.Runs, wire.RunProto(r))
+	}
+	return res, nil
+}
+
+// GetRun implements the RPC.
+func (s *Server) GetRun(ctx context.Context, req *cachemanagerv1.GetRunRequest) (*cachemanagerv1.GetRunResponse, error) {
+	from, err := offsetOf(req.GetPageToken())
+	if err != nil {
+		return nil, err
+	}
+	r, err := s.opts.State.Run(ctx, req.GetRunId())
+	if err != nil {
+		return nil, err
+	}
+	size := pageSize(req.GetPageSize())
+	verdicts, err := s.opts.State.Verdicts(ctx, r.ID, from, size+1)
+	if err != nil {
+		return nil, err
+	}
+	res := &cachemanagerv1.GetRunResponse{Run: wire.RunProto(r)}
+	if len(verdicts) > size {
+		verdicts = verdicts[:size]
+		res.NextPageToken = token(from + size)
+	}
+	for _, v := range verdicts {
+		res.Verdicts = append(res.Verdicts, wire.VerdictProto(v))
+	}
+	return res, nil
+}

@@ -1,0 +1,181 @@
+package grpcapi
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"time"
+
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/kilnbuild/kiln/pkg/rpc"
+	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/policy"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/run"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/usage"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/wire"
+)
+
+// GetUsage implements the RPC.
+func (s *Server) GetUsage(ctx context.Context, req *cachemanagerv1.GetUsageRequest) (*cachemanagerv1.GetUsageResponse, error) {
+	all, err := s.usage(ctx, refsOf(req.GetCaches()))
+	if err != nil {
+		return nil, err
+	}
+	return &cachemanagerv1.GetUsageResponse{Usage: all}, nil
+}
+
+// defaultInterval is the time between two answers of WatchUsage.
+const defaultInterval = 10 * time.Second
+
+// WatchUsage implements the RPC. Caches that are away are told of as such, also when
+// all of them are.
+func (s *Server) WatchUsage(req *cachemanagerv1.WatchUsageRequest, stream cachemanagerv1.CacheManagerService_WatchUsageServer) error {
+	interval := defaultInterval
+	if asked := req.GetInterval(); asked != nil {
+		interval = asked.AsDuration()
+	}
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		all, err := s.watched(stream.Context(), refsOf(req.GetCaches()))
+		if err != nil {
+			return err
+		}
+		if err := stream.Send(&cachemanagerv1.WatchUsageResponse{Usage: all}); err != nil {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-stream.Context().Done():
+			return context.Cause(stream.Context())
+		}
+	}
+}
+
+func (s *Server) watched(ctx context.Context, refs []cache.Ref) (*cachemanagerv1.Usage, error) {
+	listings, missed, err := s.opts.Engine.List(ctx, refs)
+	if err != nil && len(missed) == 0 || ctx.Err() != nil {
+		return nil, err
+	}
+	return s.usageOf(ctx, listings, missed)
+}
+
+func (s *Server) usage(ctx context.Context, refs []cache.Ref) (*cachemanagerv1.Usage, error) {
+	listings, missed, err := s.opts.Engine.List(ctx, refs)
+	if err != nil {
+		return nil, err
+	}
+	return s.usageOf(ctx, listings, missed)
+}
+
+func (s *Server) usageOf(ctx context.Context, listings []cache.Listing, missed []run.Missed) (*cachemanagerv1.Usage, error) {
+	p, err := s.opts.State.Policy(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if p, err = policy.Resolve(p); err != nil {
+		return nil, err
+	}
+	out := &cachemanagerv1.Usage{}
+	var total usage.Totals
+	for _, l := range listings {
+		snapshot := usage.Summarize(l)
+		total = total.Plus(snapshot.Total)
+		item := &cachemanagerv1.CacheUsage{Cache: wire.RefProto(l.Cache), Time: timestamppb.New(l.Time), Total: totalsProto(snapshot.Total)}
+		for _, t := range snapshot.Types {
+			item.Types = append(item.Types, &cachemanagerv1.TypeUsage{Type: wire.TypeProto(t.Type), Total: totalsProto(t.Totals)})
+		}
+		if l.Disk != nil {
+			item.Disk = &cachemanagerv1.Disk{TotalBytes: l.Disk.TotalBytes, FreeBytes: l.Disk.FreeBytes}
+		}
+		limits := policy.LimitsOf(p, l.Cache)
+		item.LimitBytes = limits.Bytes
+		if limits.Age != nil {
+			item.LimitAge = durationpb.New(*limits.Age)
+		}
+		out.Caches = append(out.Caches, item)
+	}
+	for _, m := range missed {
+		out.Caches = append(out.Caches, &cachemanagerv1.CacheUsage{Cache: wire.RefProto(m.Cache), Error: rpc.Status(m.Err).Proto()})
+	}
+	slices.SortFunc(out.Caches, func(a, b *cachemanagerv1.CacheUsage) int {
+		return wire.Ref(a.GetCache()).Compare(wire.Ref(b.GetCache()))
+	})
+	out.Total = totalsProto(total)
+	return out, nil
+}
+
+func totalsProto(t usage.Totals) *cachemanagerv1.Totals {
+	out := &cachemanagerv1.Totals{
+		Records: t.Records, SizeBytes: t.Bytes, SharedBytes: t.SharedBytes, ReclaimableBytes: t.ReclaimableBytes(),
+		InUseRecords: t.InUseRecords, InUseBytes: t.InUseBytes,
+	}
+	if !t.OldestUse.IsZero() {
+		out.OldestUseTime = timestamppb.New(t.OldestUse)
+	}
+	return out
+}
+
+// ListRecords implements the RPC.
+func (s *Server) ListRecords(ctx context.Context, req *cachemanagerv1.ListRecordsRequest) (*cachemanagerv1.ListRecordsResponse, error) {
+	if req.GetFilter() != "" {
+		return nil, unserved("filter")
+	}
+	less, err := recordOrder(req.GetOrderBy())
+	if err != nil {
+		return nil, err
+	}
+	from, err := offsetOf(req.GetPageToken())
+	if err != nil {
+		return nil, err
+	}
+	listings, missed, err := s.opts.Engine.List(ctx, refsOf(req.GetCaches()))
+	if err != nil {
+		return nil, err
+	}
+	var all []*cachemanagerv1.Record
+	for _, l := range listings {
+		for _, r := range l.Records {
+			all = append(all, wire.RecordProto(l.Cache, r))
+		}
+	}
+	slices.SortFunc(all, func(a, b *cachemanagerv1.Record) int {
+		return cmp.Or(less(a, b), wire.Ref(a.GetCache()).Compare(wire.Ref(b.GetCache())), cmp.Compare(a.GetId(), b.GetId()))
+	})
+	res := &cachemanagerv1.ListRecordsResponse{}
+	res.Records, res.NextPageToken = page(all, from, pageSize(req.GetPageSize()))
+	for _, m := range missed {
+		res.Missed = append(res.Missed, wire.MissedProto(m))
+	}
+	if req.GetWithVerdicts() {
+		err = s.addVerdicts(ctx, req, res)
+	}
+	return res, err
+}
+
+// addVerdicts says what the policy has in mind for each record of a page.
+func (s *Server) addVerdicts(ctx context.Context, req *cachemanagerv1.ListRecordsRequest, res *cachemanagerv1.ListRecordsResponse) error {
+	p, err := s.opts.Engine.Plan(ctx, planAsk(req.GetCaches()))
+	if err != nil {
+		return err
+	}
+	type name struct {
+		cache cache.Ref
+		id    string
+	}
+	verdicts := map[name]*cachemanagerv1.Verdict{}
+	for _, v := range p.Verdicts {
+		verdicts[name{v.Cache, v.Record.ID}] = wire.VerdictProto(v)
+	}
+	for _, r := range res.GetRecords() {
+		v := verdicts[name{wire.Ref(r.GetCache()), r.GetId()}]
+		if v == nil { // gone between the two listings
+			v = &cachemanagerv1.Verdict{Record: r, Reason: cachemanagerv1.VerdictReason_VERDICT_REASON_GONE}
+		}
+		res.Verdicts = append(res.Verdicts, v)
+	}
+	return nil
+}

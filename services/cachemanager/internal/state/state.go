@@ -1,0 +1,118 @@
+// Package state keeps what the cache manager must know after a restart: the versions
+// of the policy, pins, runs with what they did, and how caches grew.
+package state
+
+import (
+	"context"
+	"database/sql"
+	"embed"
+	"errors"
+	"sync"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/kilnbuild/kiln/pkg/sqlitedb"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/run"
+)
+
+// migrations are the steps of the schema; see sqlitedb.Migrate.
+//
+//go:embed migrations/*.sql
+var migrations embed.FS
+
+// Store is the state in a SQLite database.
+type Store struct {
+	db *sql.DB
+
+	mu    sync.Mutex
+	plans map[string]*kept // by digest; they last for minutes, and are in memory only
+	order []string         // of the plans, oldest first
+}
+
+// kept is a plan that can be carried out once.
+type kept struct {
+	plan  run.Plan
+	taken bool
+}
+
+// Open opens the database at path, and makes it if it is not there. Runs that were
+// under way are INTERRUPTED from then on. Close it.
+func Open(ctx context.Context, path string) (_ *Store, err error) {
+	if err := sqlitedb.MakePrivate(path); err != nil {
+		return nil, explain(err)
+	}
+	db, err := sqlitedb.Open(path, 1, "busy_timeout(5000)", "journal_mode(wal)", "synchronous(normal)", "foreign_keys(on)")
+	if err != nil {
+		return nil, explain(err)
+	}
+	s := &Store{db: db, plans: map[string]*kept{}}
+	if err := sqlitedb.Migrate(ctx, db, migrations, "migrations"); err != nil {
+		return nil, errors.Join(explain(err), db.Close())
+	}
+	if err := s.interrupt(ctx); err != nil {
+		return nil, errors.Join(explain(err), db.Close())
+	}
+	return s, nil
+}
+
+// Close gives back what the store holds.
+func (s *Store) Close() error { return s.db.Close() }
+
+func explain(err error) error { return sqlitedb.Explain("cache runs", err) }
+
+// change makes a change in one transaction.
+func (s *Store) change(ctx context.Context, apply func(tx *sql.Tx) error) error {
+	tx, err := s.db.BeginTx(ctx, nil)
+	if err != nil {
+		return explain(err)
+	}
+	defer func() { _ = tx.Rollback() }() // Does nothing after Commit.
+	if err := apply(tx); err != nil {
+		return explain(err)
+	}
+	return explain(tx.Commit())
+}
+
+// queryer is a database or a transaction.
+type queryer interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+// bodies reads the messages of the rows of a query, whose one column is the body.
+func bodies[M proto.Message](ctx context.Context, from queryer, fresh func() M, query string, args ...any) (_ []M, err error) {
+	rows, err := from.QueryContext(ctx, query, args...)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, rows.Close()) }()
+	var all []M
+	for rows.Next() {
+		var body []byte
+		if err := rows.Scan(&body); err != nil {
+			return nil, err
+		}
+		m := fresh()
+		if err := proto.Unmarshal(body, m); err != nil {
+			return nil, err
+		}
+		all = append(all, m)
+	}
+	return all, rows.Err()
+}
+
+// nullable is NULL for the zero time.
+func nullable(t time.Time) any {
+	if t.IsZero() {
+		return nil
+	}
+	return t.UnixNano()
+}
+
+// named is NULL for no request id.
+func named(requestID string) any {
+	if requestID == "" {
+		return nil
+	}
+	return requestID
+}
