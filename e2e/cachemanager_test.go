@@ -31,10 +31,15 @@ type cacheManager struct {
 // startCacheManager runs one over daemons that are named "a", "b", and so on.
 func startCacheManager(t *testing.T, l *lab.Lab, cfg *configv1.CacheManagerConfig, env []string, daemons ...*lab.Buildkitd) cacheManager {
 	t.Helper()
+	return startCacheManagerWith(t, l, cfg, lab.ServiceOptions{Env: env}, daemons...)
+}
+
+func startCacheManagerWith(t *testing.T, l *lab.Lab, cfg *configv1.CacheManagerConfig, opts lab.ServiceOptions, daemons ...*lab.Buildkitd) cacheManager {
+	t.Helper()
 	for i, d := range daemons {
 		cfg.Daemons = append(cfg.Daemons, &configv1.DaemonConfig{Name: string(rune('a' + i)), Address: d.Addr})
 	}
-	s := labtest.Must(l.StartCacheManager(labtest.Context(t, time.Minute), cfg, lab.ServiceOptions{Env: env}))(t)
+	s := labtest.Must(l.StartCacheManager(labtest.Context(t, time.Minute), cfg, opts))(t)
 	conn := labtest.Must(lab.Dial(s.Addr))(t)
 	l.OnClose("connection", func(context.Context) error { return conn.Close() })
 	return cacheManager{Service: s, api: cachemanagerv1.NewCacheManagerServiceClient(conn)}

@@ -8,7 +8,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/client/llb"
 	gateway "github.com/moby/buildkit/frontend/gateway/client"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
@@ -134,21 +136,34 @@ func (d *Daemon) acquire(ctx context.Context) error {
 // errReleased ends the life of a job that was let go.
 var errReleased = errors.New("the lock was let go")
 
+func has(inputs map[string]llb.State, name string) bool {
+	_, ok := inputs[name]
+	return ok
+}
+
 func (d *Daemon) begin(ctx context.Context) (*job, error) {
 	// The job outlives the run that began it.
 	life, end := context.WithCancelCause(context.WithoutCancel(unsampled(ctx)))
 	j := &job{life: life, end: end, release: make(chan struct{}), ended: make(chan error, 1)}
 	locked := make(chan struct{})
+	// BuildKit finds the job of a client by its id alone, and so would show the job of
+	// another cache manager. The name of an input tells whose it is.
+	owner := uuid.NewString()
 	go func() {
-		_, err := d.client.Build(life, client.SolveOpt{Ref: lockRef, Internal: true}, "kiln",
-			func(ctx context.Context, _ gateway.Client) (*gateway.Result, error) {
+		_, err := d.client.Build(life, client.SolveOpt{
+			Ref: lockRef, Internal: true, FrontendInputs: map[string]llb.State{owner: llb.Image("scratch")},
+		}, "kiln", func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
+			if inputs, err := c.Inputs(ctx); err == nil && len(inputs) == 1 && has(inputs, owner) {
 				close(locked)
 				select {
 				case <-j.release:
+					return gateway.NewResult(), nil
 				case <-ctx.Done():
 				}
-				return gateway.NewResult(), nil
-			}, nil)
+			}
+			<-ctx.Done() // to return would end the job, which may be the other's
+			return nil, context.Cause(ctx)
+		}, nil)
 		if err == nil {
 			err = errReleased
 		}
