@@ -121,13 +121,13 @@ func (d *Daemon) List(ctx context.Context) (cache.Listing, error) {
 		return cache.Listing{}, d.explain(ctx, err, "list its history")
 	}
 	listing.Records = append(records, builds...)
-	listing.Disk, err = d.disk()
+	listing.Disk, err = d.Disk()
 	return listing, err
 }
 
-// disk looks at the file system that the daemon's state is on; nil when that is
+// Disk looks at the file system that the daemon's state is on; nil when that is
 // not on this host.
-func (d *Daemon) disk() (*cache.Disk, error) {
+func (d *Daemon) Disk() (*cache.Disk, error) {
 	if d.root == "" {
 		return nil, nil
 	}
