@@ -36,12 +36,28 @@ type Client struct {
 // error is of the options: a certificate that does not load, or plain text to
 // another host without [WithInsecure].
 func Dial(target string, opts ...Option) (*Client, error) {
+	s := settingsOf(opts)
+	conn, err := connect(target, s)
+	if err != nil {
+		return nil, err
+	}
+	return &Client{conn: conn, api: builderv1.NewBuilderServiceClient(conn), patience: s.patience, local: isLocal(target)}, nil
+}
+
+// Connect makes a connection to another of Kiln's services, such as the cache
+// manager, as Dial makes one to a builder.
+func Connect(target string, opts ...Option) (*grpc.ClientConn, error) { return connect(target, settingsOf(opts)) }
+
+func settingsOf(opts []Option) settings {
 	s := settings{patience: defaultPatience}
 	for _, opt := range opts {
 		opt(&s)
 	}
+	return s
+}
+
+func connect(target string, s settings) (*grpc.ClientConn, error) {
 	target = strings.TrimPrefix(target, "tcp://")
-	local := isLocal(target)
 	creds := insecure.NewCredentials()
 	switch {
 	case s.tls != nil:
@@ -50,7 +66,7 @@ func Dial(target string, opts ...Option) (*Client, error) {
 			return nil, err
 		}
 		creds = credentials.NewTLS(config)
-	case !local && !s.insecure:
+	case !isLocal(target) && !s.insecure:
 		return nil, fmt.Errorf("%s is another host, and the connection has no TLS: use WithTLS, or WithInsecure in a closed network", target)
 	}
 	dialOpts := append([]grpc.DialOption{
@@ -66,7 +82,7 @@ func Dial(target string, opts ...Option) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connecting to %s: %w", target, err)
 	}
-	return &Client{conn: conn, api: builderv1.NewBuilderServiceClient(conn), patience: s.patience, local: local}, nil
+	return conn, nil
 }
 
 // API is the contract itself, for calls that the client does not wrap. They are

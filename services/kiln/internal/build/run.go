@@ -189,7 +189,7 @@ func (o *options) explain(ctx context.Context, err error, stderr io.Writer) erro
 		return errors.New("the build was cancelled")
 	case grpcerrors.Code(err) == codes.Unavailable:
 		return fmt.Errorf("cannot build through the builder at %s: %s; check that it runs (`kiln up` starts one), or name another with --builder",
-			o.conn.Builder, connect.Innermost(err.Error()))
+			o.conn.Address, connect.Innermost(err.Error()))
 	}
 	if own, ok := errors.AsType[*fault.Error](err); ok {
 		return errors.New(fault.Line(own))

@@ -60,7 +60,7 @@ func (o *options) cacheEntries() (from, to client.CacheOptionsEntry) {
 
 // connection says to BuildKit's client how to reach the builder.
 func (o *options) connection(tel *telemetry.Telemetry) (address string, _ []client.ClientOpt) {
-	address = o.conn.Builder
+	address = o.conn.Address
 	if !strings.Contains(address, "://") {
 		address = "tcp://" + address
 	}

@@ -10,6 +10,7 @@ import (
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
 	"github.com/kilnbuild/kiln/services/kiln/internal/connect"
 	"github.com/kilnbuild/kiln/services/kiln/internal/secrets"
+	"github.com/kilnbuild/kiln/services/kiln/internal/show"
 )
 
 func cancelCommand(conn *connect.Flags) *cobra.Command {
@@ -104,7 +105,7 @@ func (c *call) retry(ctx context.Context, id string, o *retryOptions) error {
 	case !o.detach:
 		return c.watch(ctx, again.GetId(), &o.watchOptions)
 	case o.format == "json":
-		return writeJSON(c.out, again)
+		return show.JSON(c.out, again)
 	default:
 		return PrintStarted(c.out, c.errOut, again.GetId())
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/kilnbuild/kiln/pkg/fault"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
 	"github.com/kilnbuild/kiln/services/kiln/internal/connect"
+	"github.com/kilnbuild/kiln/services/kiln/internal/show"
 	"github.com/kilnbuild/kiln/services/kiln/internal/table"
 )
 
@@ -46,7 +47,7 @@ is a kiln.builder.v1.OutputResult.`,
 			return c.artifacts(b, format)
 		}),
 	}
-	addFormat(cmd, &format, "text, or json: one object a line")
+	show.AddFormat(cmd, &format, "text, or json: one object a line")
 	return cmd
 }
 
@@ -54,7 +55,7 @@ func (c *call) artifacts(b *builderv1.BuildRecord, format string) error {
 	all := artifactsOf(b)
 	if format == "json" {
 		for _, a := range all {
-			if err := writeJSON(c.out, a); err != nil {
+			if err := show.JSON(c.out, a); err != nil {
 				return err
 			}
 		}
@@ -66,7 +67,7 @@ func (c *call) artifacts(b *builderv1.BuildRecord, format string) error {
 	}
 	t := table.Table{Header: []string{"ARTIFACT", "SIZE", "TYPE", "DIGEST"}, GiveWay: 2}
 	for _, a := range all {
-		t.Add(table.Cell{Text: a.GetArtifact(), Style: table.Bold}, table.Cell{Text: size(a.GetSizeBytes())}, table.Cell{Text: a.GetMediaType()}, table.Cell{Text: a.GetDigest()})
+		t.Add(table.Cell{Text: a.GetArtifact(), Style: table.Bold}, table.Cell{Text: show.Size(a.GetSizeBytes())}, table.Cell{Text: a.GetMediaType()}, table.Cell{Text: a.GetDigest()})
 	}
 	return t.Write(c.out, c.term)
 }
@@ -183,7 +184,7 @@ func (c *call) fetch(ctx context.Context, id string, artifact *builderv1.OutputR
 	if err := errors.Join(f.Sync(), f.Close(), os.Rename(part, path)); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(c.errOut, "%s: %s\n", path, size(artifact.GetSizeBytes()))
+	_, err = fmt.Fprintf(c.errOut, "%s: %s\n", path, show.Size(artifact.GetSizeBytes()))
 	return err
 }
 

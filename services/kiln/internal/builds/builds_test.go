@@ -13,6 +13,7 @@ import (
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/pkg/testkit"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
+	"github.com/kilnbuild/kiln/services/kiln/internal/show"
 	"github.com/kilnbuild/kiln/services/kiln/internal/table"
 )
 
@@ -50,7 +51,7 @@ func TestShow(t *testing.T) {
 func TestJSON(t *testing.T) {
 	lines := map[string]bool{}
 	for range 20 {
-		lines[text(t, func(w *strings.Builder) error { return writeJSON(w, aSucceeded()) })] = true
+		lines[text(t, func(w *strings.Builder) error { return show.JSON(w, aSucceeded()) })] = true
 	}
 	if len(lines) != 1 {
 		t.Fatalf("%d different lines", len(lines))
@@ -106,20 +107,20 @@ func TestWords(t *testing.T) {
 	for d, want := range map[time.Duration]string{
 		0: "now", -time.Hour: "now", 59 * time.Second: "59s ago", 3*time.Minute + 59*time.Second: "3m ago", 47 * time.Hour: "47h ago", 49 * time.Hour: "2d ago",
 	} {
-		if got := ago(timestamppb.New(now.Add(-d)), now); got != want {
-			t.Errorf("ago(%s) = %s, want %s", d, got, want)
+		if got := show.Ago(timestamppb.New(now.Add(-d)), now); got != want {
+			t.Errorf("show.Ago(%s) = %s, want %s", d, got, want)
 		}
 	}
 	for d, want := range map[time.Duration]string{
 		0: "0ms", 999 * time.Millisecond: "999ms", 1230 * time.Millisecond: "1.2s", 60 * time.Second: "1m", 95 * time.Second: "1m35s", 2*time.Hour + 3*time.Second: "2h0m3s",
 	} {
-		if got := lasted(d); got != want {
-			t.Errorf("lasted(%s) = %s, want %s", d, got, want)
+		if got := show.Lasted(d); got != want {
+			t.Errorf("show.Lasted(%s) = %s, want %s", d, got, want)
 		}
 	}
 	for n, want := range map[int64]string{0: "0 B", 999: "999 B", 1000: "1 kB", 12345678: "12.3 MB", 999999: "1 MB", 1 << 40: "1.1 TB"} {
-		if got := size(n); got != want {
-			t.Errorf("size(%d) = %s, want %s", n, got, want)
+		if got := show.Size(n); got != want {
+			t.Errorf("show.Size(%d) = %s, want %s", n, got, want)
 		}
 	}
 }

@@ -6,13 +6,10 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/proto/client"
 	"github.com/kilnbuild/kiln/services/kiln/internal/connect"
 	"github.com/kilnbuild/kiln/services/kiln/internal/table"
@@ -62,40 +59,6 @@ func runE(conn *connect.Flags, run func(ctx context.Context, c *call, args []str
 		defer func() { _ = api.Close() }() // nothing is left to lose
 		c := &call{Client: api, conn: conn, out: cmd.OutOrStdout(), errOut: cmd.ErrOrStderr(), term: table.TerminalOf(cmd.OutOrStdout()), now: time.Now()}
 		return conn.Explain(run(cmd.Context(), c, args))
-	}
-}
-
-// formats are the values of --format.
-var formats = []string{"text", "json"}
-
-// addFormat adds --format to a command.
-func addFormat(cmd *cobra.Command, format *string, help string) {
-	cmd.Flags().StringVar(format, "format", "text", help)
-	choice(cmd, "format", formats)
-}
-
-// choice makes a flag of a command take one of some values, or several of them,
-// and the shell complete them.
-func choice(cmd *cobra.Command, name string, allowed []string) {
-	// An error is that the flag does not exist, which the first run of a test shows.
-	_ = cmd.RegisterFlagCompletionFunc(name, cobra.FixedCompletions(allowed, cobra.ShellCompDirectiveNoFileComp))
-	earlier := cmd.PreRunE
-	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
-		if earlier != nil {
-			if err := earlier(cmd, args); err != nil {
-				return err
-			}
-		}
-		values := []string{cmd.Flag(name).Value.String()}
-		if list, ok := cmd.Flag(name).Value.(interface{ GetSlice() []string }); ok {
-			values = list.GetSlice()
-		}
-		for _, value := range values {
-			if !slices.Contains(allowed, strings.ToLower(value)) {
-				return fault.New(fault.InvalidArgument, "", fmt.Sprintf("--%s is %q", name, value), "use "+strings.Join(allowed, ", "))
-			}
-		}
-		return nil
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"github.com/kilnbuild/kiln/proto/client"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
 	"github.com/kilnbuild/kiln/services/kiln/internal/connect"
+	"github.com/kilnbuild/kiln/services/kiln/internal/show"
 )
 
 const (
@@ -45,7 +46,7 @@ func recentBuilds(ctx context.Context, api *client.Client) []*builderv1.BuildRec
 func described(builds []*builderv1.BuildRecord, now time.Time) []string {
 	var all []string
 	for _, b := range builds {
-		all = append(all, cobra.CompletionWithDesc(b.GetId(), stateWord(b.GetState())+" "+b.GetProject()+" "+ago(b.GetCreateTime(), now)))
+		all = append(all, cobra.CompletionWithDesc(b.GetId(), stateWord(b.GetState())+" "+b.GetProject()+" "+show.Ago(b.GetCreateTime(), now)))
 	}
 	return all
 }
@@ -84,7 +85,7 @@ func completeArtifact(conn *connect.Flags) completion {
 			}
 			var names []string
 			for _, a := range artifactsOf(b) {
-				names = append(names, cobra.CompletionWithDesc(a.GetArtifact(), size(a.GetSizeBytes())))
+				names = append(names, cobra.CompletionWithDesc(a.GetArtifact(), show.Size(a.GetSizeBytes())))
 			}
 			return names
 		})

@@ -12,6 +12,7 @@ import (
 	"github.com/kilnbuild/kiln/proto/client"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
 	"github.com/kilnbuild/kiln/services/kiln/internal/connect"
+	"github.com/kilnbuild/kiln/services/kiln/internal/show"
 )
 
 type logsOptions struct {
@@ -43,7 +44,7 @@ printed as they are. With --format json each line is a kiln.builder.v1.BuildEven
 	}
 	cmd.Flags().BoolVarP(&o.follow, "follow", "f", false, "go on until the build ends")
 	cmd.Flags().StringVar(&o.step, "step", "", "only steps whose name holds this `text`, or whose digest begins so")
-	addFormat(cmd, &o.format, "text, or json: one event a line")
+	show.AddFormat(cmd, &o.format, "text, or json: one event a line")
 	return cmd
 }
 
@@ -89,7 +90,7 @@ func (p *logPrinter) take(event *builderv1.BuildEvent) error {
 		return nil
 	}
 	if p.options.format == "json" {
-		return writeJSON(p.w, event)
+		return show.JSON(p.w, event)
 	}
 	id := log.GetStepDigest()
 	if _, known := p.partial[id]; !known {

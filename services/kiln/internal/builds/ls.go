@@ -13,6 +13,7 @@ import (
 	"github.com/kilnbuild/kiln/pkg/fault"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
 	"github.com/kilnbuild/kiln/services/kiln/internal/connect"
+	"github.com/kilnbuild/kiln/services/kiln/internal/show"
 	"github.com/kilnbuild/kiln/services/kiln/internal/table"
 )
 
@@ -51,8 +52,8 @@ build. With --format json each line is a kiln.builder.v1.BuildRecord.`,
 	flags.StringVar(&o.filter, "filter", "", "only builds that fit this AIP-160 `expression` on state, project, origin, create_time, end_time, tag, caller and daemon")
 	flags.StringVar(&o.orderBy, "order-by", "", "`order` by create_time, end_time, project or state, each with desc or not (default: newest first)")
 	flags.IntVar(&o.limit, "limit", 50, "at most so many builds; 0: all")
-	addFormat(cmd, &o.format, "text, or json: one object a line")
-	choice(cmd, "state", states)
+	show.AddFormat(cmd, &o.format, "text, or json: one object a line")
+	show.Choice(cmd, "state", states)
 	completeProject(cmd, conn)
 	return cmd
 }
@@ -78,7 +79,7 @@ func (c *call) ls(ctx context.Context, o *lsOptions) error {
 		}
 		if o.format == "json" {
 			for _, b := range res.GetBuilds() {
-				if err := writeJSON(c.out, b); err != nil {
+				if err := show.JSON(c.out, b); err != nil {
 					return err
 				}
 			}
@@ -172,7 +173,7 @@ func writeBuilds(w io.Writer, term table.Terminal, builds []*builderv1.BuildReco
 			table.Cell{Text: id, Style: table.Bold},
 			table.Cell{Text: stateWord(b.GetState()), Style: stateStyle(b.GetState())},
 			table.Cell{Text: b.GetProject()},
-			table.Cell{Text: ago(b.GetCreateTime(), now)},
+			table.Cell{Text: show.Ago(b.GetCreateTime(), now)},
 			table.Cell{Text: duration(b, now)},
 			table.Cell{Text: cachedWord(b.GetSteps())},
 			table.Cell{Text: strings.Join(b.GetTags(), ",")},

@@ -13,6 +13,7 @@ import (
 	"github.com/kilnbuild/kiln/proto/client"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
 	"github.com/kilnbuild/kiln/services/kiln/internal/connect"
+	"github.com/kilnbuild/kiln/services/kiln/internal/show"
 	"github.com/kilnbuild/kiln/services/kiln/internal/table"
 )
 
@@ -35,12 +36,12 @@ the kiln.builder.v1.BuildRecord.`,
 				return err
 			}
 			if format == "json" {
-				return writeJSON(c.out, b)
+				return show.JSON(c.out, b)
 			}
 			return writeBuild(c.out, c.term, b, c.now)
 		}),
 	}
-	addFormat(cmd, &format, "text or json")
+	show.AddFormat(cmd, &format, "text or json")
 	return cmd
 }
 
@@ -111,7 +112,7 @@ func (p *page) outputs(outputs []*builderv1.OutputResult) {
 	for _, out := range outputs {
 		switch {
 		case out.GetArtifact() != "":
-			p.field("artifact", fmt.Sprintf("%s, %s", out.GetArtifact(), size(out.GetSizeBytes())), table.Plain)
+			p.field("artifact", fmt.Sprintf("%s, %s", out.GetArtifact(), show.Size(out.GetSizeBytes())), table.Plain)
 			p.field("digest", out.GetDigest(), table.Plain)
 		case len(out.GetTags()) == 0:
 			p.field("digest", out.GetDigest(), table.Plain)
@@ -177,15 +178,15 @@ func at(t *timestamppb.Timestamp, now time.Time) string {
 	if t == nil {
 		return ""
 	}
-	return t.AsTime().UTC().Format("2006-01-02 15:04:05 UTC") + " (" + ago(t, now) + ")"
+	return t.AsTime().UTC().Format("2006-01-02 15:04:05 UTC") + " (" + show.Ago(t, now) + ")"
 }
 
 func phases(t *builderv1.PhaseTimes) string {
 	if t == nil {
 		return ""
 	}
-	return fmt.Sprintf(" (queue %s, context %s, solve %s, export %s)", lasted(t.GetQueue().AsDuration()),
-		lasted(t.GetContext().AsDuration()), lasted(t.GetSolve().AsDuration()), lasted(t.GetExport().AsDuration()))
+	return fmt.Sprintf(" (queue %s, context %s, solve %s, export %s)", show.Lasted(t.GetQueue().AsDuration()),
+		show.Lasted(t.GetContext().AsDuration()), show.Lasted(t.GetSolve().AsDuration()), show.Lasted(t.GetExport().AsDuration()))
 }
 
 func steps(s *builderv1.StepCounts) string {

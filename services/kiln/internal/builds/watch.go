@@ -13,6 +13,7 @@ import (
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
 	"github.com/kilnbuild/kiln/services/kiln/internal/connect"
 	"github.com/kilnbuild/kiln/services/kiln/internal/progress"
+	"github.com/kilnbuild/kiln/services/kiln/internal/show"
 )
 
 // Exit codes of a command that waits for a build. 1 is also that of a command
@@ -66,8 +67,8 @@ each line is a kiln.builder.v1.BuildEvent.
 
 func addWatchFlags(cmd *cobra.Command, o *watchOptions) {
 	cmd.Flags().StringVar(&o.progress, "progress", "auto", "progress on standard error: "+strings.Join(progress.Modes, ", "))
-	choice(cmd, "progress", progress.Modes)
-	addFormat(cmd, &o.format, "outcome on standard output: text, or json: one event a line, and no progress")
+	show.Choice(cmd, "progress", progress.Modes)
+	show.AddFormat(cmd, &o.format, "outcome on standard output: text, or json: one event a line, and no progress")
 }
 
 // watch shows a build to its end. Its error has the exit code of the outcome.
@@ -96,7 +97,7 @@ func (c *call) watch(ctx context.Context, id string, o *watchOptions) error {
 // follow shows the events of a build.
 func (c *call) follow(ctx context.Context, id string, o *watchOptions) (*builderv1.Outcome, error) {
 	if o.format == "json" {
-		return c.Watch(ctx, id, o.from, func(event *builderv1.BuildEvent) error { return writeJSON(c.out, event) })
+		return c.Watch(ctx, id, o.from, func(event *builderv1.BuildEvent) error { return show.JSON(c.out, event) })
 	}
 	display, err := progress.Start(c.errOut, o.progress)
 	if err != nil {
@@ -115,7 +116,7 @@ func (c *call) follow(ctx context.Context, id string, o *watchOptions) (*builder
 // succeeded says what a build has made.
 func (p *page) succeeded(id string, o *builderv1.Outcome) {
 	p.line(fmt.Sprintf("build %s succeeded in %s (%d of %d steps cached)", id,
-		lasted(o.GetTimes().GetTotal().AsDuration()), o.GetSteps().GetCached(), o.GetSteps().GetTotal()))
+		show.Lasted(o.GetTimes().GetTotal().AsDuration()), o.GetSteps().GetCached(), o.GetSteps().GetTotal()))
 	p.outputs(o.GetOutputs())
 }
 

@@ -5,11 +5,10 @@ import (
 	"strings"
 	"time"
 
-	"google.golang.org/protobuf/types/known/timestamppb"
-
 	"github.com/kilnbuild/kiln/proto/client"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
 	errorsv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/errors/v1"
+	"github.com/kilnbuild/kiln/services/kiln/internal/show"
 	"github.com/kilnbuild/kiln/services/kiln/internal/table"
 )
 
@@ -49,60 +48,16 @@ func ended(b *builderv1.BuildRecord) bool {
 // short is the part of an id that fits a table.
 func short(id string) string { return id[:min(12, len(id))] }
 
-// ago says how long ago a time was: "3m ago".
-func ago(t *timestamppb.Timestamp, now time.Time) string {
-	if t == nil {
-		return "-"
-	}
-	d := now.Sub(t.AsTime())
-	switch {
-	case d < time.Second:
-		return "now"
-	case d < time.Minute:
-		return fmt.Sprintf("%ds ago", d/time.Second)
-	case d < time.Hour:
-		return fmt.Sprintf("%dm ago", d/time.Minute)
-	case d < 48*time.Hour:
-		return fmt.Sprintf("%dh ago", d/time.Hour)
-	default:
-		return fmt.Sprintf("%dd ago", d/(24*time.Hour))
-	}
-}
-
-// lasted says how long a duration is, to three digits or so.
-func lasted(d time.Duration) string {
-	switch {
-	case d < time.Second:
-		return fmt.Sprintf("%dms", d.Milliseconds())
-	case d < time.Minute:
-		return fmt.Sprintf("%.1fs", d.Seconds())
-	default:
-		return strings.TrimSuffix(d.Round(time.Second).String(), "0s")
-	}
-}
-
 // duration says how long a build took, or has been running.
 func duration(b *builderv1.BuildRecord, now time.Time) string {
 	switch {
 	case b.GetOutcome() != nil:
-		return lasted(b.GetOutcome().GetTimes().GetTotal().AsDuration())
+		return show.Lasted(b.GetOutcome().GetTimes().GetTotal().AsDuration())
 	case b.GetStartTime() != nil:
-		return lasted(now.Sub(b.GetStartTime().AsTime()))
+		return show.Lasted(now.Sub(b.GetStartTime().AsTime()))
 	default:
 		return "-"
 	}
-}
-
-// size says a number of bytes as people do, in powers of ten.
-func size(n int64) string {
-	if n < 1000 {
-		return fmt.Sprintf("%d B", n)
-	}
-	value, unit := float64(n), -1
-	for ; value >= 999.5 && unit < 4; unit++ {
-		value /= 1000
-	}
-	return fmt.Sprintf("%.3g %cB", value, "kMGTP"[unit])
 }
 
 // why is the reason why a build is as it is: why it failed, or its place in the

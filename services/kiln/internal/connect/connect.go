@@ -1,5 +1,5 @@
-// Package connect is how the commands reach a builder: one set of flags, and one
-// wording of what goes wrong.
+// Package connect is how the commands reach Kiln's services: one set of flags, and
+// one wording of what goes wrong.
 package connect
 
 import (
@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -17,22 +18,39 @@ import (
 	"github.com/kilnbuild/kiln/proto/client"
 )
 
-const defaultBuilder = "127.0.0.1:50051"
+// Service is one of Kiln's services.
+type Service int
+
+// The services.
+const (
+	Builder Service = iota
+	CacheManager
+)
+
+// names are how a service is called, its flag, its variable and its usual address.
+func (s Service) names() (name, flag, variable, address string) {
+	if s == CacheManager {
+		return "cache manager", "cache-manager", "KILN_CACHE_MANAGER", "127.0.0.1:50052"
+	}
+	return "builder", "builder", "KILN_BUILDER", "127.0.0.1:50051"
+}
 
 // patience is how long a command follows a builder that does not answer: a
 // restart takes less.
 const patience = 30 * time.Second
 
-// Flags say where the builder is, and how to reach it.
+// Flags say where a service is, and how to reach it.
 type Flags struct {
-	// Builder is host:port or unix:///path.
-	Builder string
-	// CA is the file with the authorities of the builder's certificate. Empty, when
+	// To is what is reached. The zero value is a builder.
+	To Service
+	// Address is host:port or unix:///path.
+	Address string
+	// CA is the file with the authorities of its certificate. Empty, when
 	// any of the others is set: those of the system.
 	CA string
 	// Cert and Key are the files of the caller's certificate. Empty: none.
 	Cert, Key string
-	// ServerName is the name in the builder's certificate. Empty: the host of Builder.
+	// ServerName is the name in its certificate. Empty: the host of Address.
 	ServerName string
 	// Insecure allows plain text to another host.
 	Insecure bool
@@ -40,12 +58,17 @@ type Flags struct {
 
 // Add adds the flags to those of a command.
 func (f *Flags) Add(flags *pflag.FlagSet) {
-	flags.StringVar(&f.Builder, "builder", cmp.Or(os.Getenv("KILN_BUILDER"), defaultBuilder), "`address` of the builder, host:port or unix:///path (or KILN_BUILDER)")
-	flags.StringVar(&f.CA, "tls-ca", os.Getenv("KILN_TLS_CA"), "`file` with the authorities of the builder's certificate (or KILN_TLS_CA; default: the system's)")
+	name, flag, variable, address := f.To.names()
+	flags.StringVar(&f.Address, flag, cmp.Or(os.Getenv(variable), address), fmt.Sprintf("`address` of the %s, host:port or unix:///path (or %s)", name, variable))
+	flags.StringVar(&f.CA, "tls-ca", os.Getenv("KILN_TLS_CA"), "`file` with the authorities of the "+name+"'s certificate (or KILN_TLS_CA; default: the system's)")
 	flags.StringVar(&f.Cert, "tls-cert", os.Getenv("KILN_TLS_CERT"), "`file` with your certificate (or KILN_TLS_CERT)")
 	flags.StringVar(&f.Key, "tls-key", os.Getenv("KILN_TLS_KEY"), "`file` with its private key (or KILN_TLS_KEY)")
-	flags.StringVar(&f.ServerName, "tls-server-name", os.Getenv("KILN_TLS_SERVER_NAME"), "`name` in the builder's certificate (or KILN_TLS_SERVER_NAME; default: the builder's host)")
-	flags.BoolVar(&f.Insecure, "insecure", false, "allow plain text to a builder on another host; it refuses secrets then")
+	flags.StringVar(&f.ServerName, "tls-server-name", os.Getenv("KILN_TLS_SERVER_NAME"), "`name` in the "+name+"'s certificate (or KILN_TLS_SERVER_NAME; default: the "+name+"'s host)")
+	help := "allow plain text to a " + name + " on another host"
+	if f.To == Builder {
+		help += "; it refuses secrets then"
+	}
+	flags.BoolVar(&f.Insecure, "insecure", false, help)
 }
 
 // TLS reports whether the connection is by TLS: when any of its flags is set.
@@ -53,6 +76,17 @@ func (f *Flags) TLS() bool { return f.CA+f.Cert+f.Key+f.ServerName != "" }
 
 // Dial makes a client of the builder. Options win over the flags.
 func (f *Flags) Dial(opts ...client.Option) (*client.Client, error) {
+	c, err := client.Dial(f.Address, append(f.options(), opts...)...)
+	return c, f.explainDial(err)
+}
+
+// Connect makes a connection to the service.
+func (f *Flags) Connect() (*grpc.ClientConn, error) {
+	conn, err := client.Connect(f.Address, f.options()...)
+	return conn, f.explainDial(err)
+}
+
+func (f *Flags) options() []client.Option {
 	all := []client.Option{client.WithPatience(patience)}
 	if f.TLS() {
 		all = append(all, client.WithTLS(f.CA, f.Cert, f.Key, f.ServerName))
@@ -60,15 +94,19 @@ func (f *Flags) Dial(opts ...client.Option) (*client.Client, error) {
 	if f.Insecure {
 		all = append(all, client.WithInsecure())
 	}
-	c, err := client.Dial(f.Builder, append(all, opts...)...)
-	if err != nil {
-		remedy := ""
-		if !f.TLS() {
-			remedy = "give --tls-ca, --tls-cert and --tls-key, or --insecure in a closed network"
-		}
-		return nil, fault.Wrap(err, fault.InvalidArgument, "", "the builder's address or certificates", remedy)
+	return all
+}
+
+func (f *Flags) explainDial(err error) error {
+	if err == nil {
+		return nil
 	}
-	return c, nil
+	remedy := ""
+	if !f.TLS() {
+		remedy = "give --tls-ca, --tls-cert and --tls-key, or --insecure in a closed network"
+	}
+	name, _, _, _ := f.To.names()
+	return fault.Wrap(err, fault.InvalidArgument, "", "the "+name+"'s address or certificates", remedy)
 }
 
 // Explain makes the error of a call into what a person reads: what is wrong, and
@@ -78,17 +116,18 @@ func (f *Flags) Explain(err error) error {
 	if err == nil || !ok {
 		return err
 	}
+	name, flag, _, _ := f.To.names()
 	switch {
 	case client.Reason(err) != "":
 		return fault.New(fault.Internal, client.Reason(err), st.Message(), client.Remedy(err))
 	case st.Code() == codes.Unavailable:
-		return fault.New(fault.Unavailable, "", fmt.Sprintf("cannot reach the builder at %s: %s", f.Builder, Innermost(st.Message())),
-			"check that it runs (`kiln up` starts one) and speaks TLS or not as you do, or name another with --builder")
+		return fault.New(fault.Unavailable, "", fmt.Sprintf("cannot reach the %s at %s: %s", name, f.Address, Innermost(st.Message())),
+			"check that it runs (`kiln up` starts one) and speaks TLS or not as you do, or name another with --"+flag)
 	case st.Code() == codes.Unimplemented:
-		return fault.New(fault.Unimplemented, "", fmt.Sprintf("what answers at %s is no builder, or an older one: %s", f.Builder, st.Message()),
-			"name a builder with --builder, or bring it to the version of this command")
+		return fault.New(fault.Unimplemented, "", fmt.Sprintf("what answers at %s is no %s, or an older one: %s", f.Address, name, st.Message()),
+			"name a "+name+" with --"+flag+", or bring it to the version of this command")
 	default:
-		return fault.New(fault.Internal, "", fmt.Sprintf("the builder at %s: %s", f.Builder, st.Message()), "")
+		return fault.New(fault.Internal, "", fmt.Sprintf("the %s at %s: %s", name, f.Address, st.Message()), "")
 	}
 }
 

@@ -26,15 +26,15 @@ func parse(t *testing.T, args ...string) *Flags {
 
 func TestFlagsAndVariables(t *testing.T) {
 	t.Setenv("KILN_BUILDER", "")
-	if f := parse(t); f.Builder != "127.0.0.1:50051" || f.TLS() {
+	if f := parse(t); f.Address != "127.0.0.1:50051" || f.TLS() {
 		t.Errorf("nothing set: %+v", f)
 	}
 	t.Setenv("KILN_BUILDER", "build.example.org:1")
 	t.Setenv("KILN_TLS_CA", "/ca")
-	if f := parse(t); f.Builder != "build.example.org:1" || f.CA != "/ca" || !f.TLS() {
+	if f := parse(t); f.Address != "build.example.org:1" || f.CA != "/ca" || !f.TLS() {
 		t.Errorf("variables: %+v", f)
 	}
-	if f := parse(t, "--builder", "unix:///s", "--tls-ca", "", "--tls-server-name", "kiln"); f.Builder != "unix:///s" || f.CA != "" || f.ServerName != "kiln" || !f.TLS() {
+	if f := parse(t, "--builder", "unix:///s", "--tls-ca", "", "--tls-server-name", "kiln"); f.Address != "unix:///s" || f.CA != "" || f.ServerName != "kiln" || !f.TLS() {
 		t.Errorf("flags win: %+v", f)
 	}
 }
@@ -53,7 +53,7 @@ func TestDialRefusesPlainText(t *testing.T) {
 	if err := c.Close(); err != nil {
 		t.Error(err)
 	}
-	if _, err := (&Flags{Builder: "127.0.0.1:1", CA: "/nonexistent"}).Dial(); err == nil || strings.Contains(fault.Line(err), "--insecure") {
+	if _, err := (&Flags{Address: "127.0.0.1:1", CA: "/nonexistent"}).Dial(); err == nil || strings.Contains(fault.Line(err), "--insecure") {
 		t.Errorf("a missing file: %v", err)
 	}
 }
@@ -74,7 +74,7 @@ func TestExplain(t *testing.T) {
 		"the builder at b:1: odd":                                    status.Error(codes.DataLoss, "odd"),
 		"a file":                                                     own,
 	} {
-		if got := fault.Line((&Flags{Builder: "b:1"}).Explain(err)); !strings.HasPrefix(got, want) {
+		if got := fault.Line((&Flags{Address: "b:1"}).Explain(err)); !strings.HasPrefix(got, want) {
 			t.Errorf("%v: %q, want %q", err, got, want)
 		}
 	}

@@ -1,4 +1,4 @@
-package builds
+package show
 
 import (
 	"bytes"
@@ -9,9 +9,9 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// writeJSON writes a message of the contract as one line. The names are those of
+// JSON writes a message of the contract as one line. The names are those of
 // the contract.
-func writeJSON(w io.Writer, message proto.Message) error {
+func JSON(w io.Writer, message proto.Message) error {
 	data, err := protojson.MarshalOptions{UseProtoNames: true}.Marshal(message)
 	if err != nil {
 		return err
