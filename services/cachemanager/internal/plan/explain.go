@@ -2,34 +2,32 @@ package plan
 
 import (
 	"fmt"
-	"time"
 
-	units "github.com/docker/go-units"
-
+	"github.com/kilnbuild/kiln/pkg/human"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/policy"
 )
 
 func (s *simulation) goesByAge(n *node, rule policy.Rule) {
 	s.remove(n, rule.Name, Age)
-	n.verdict.Explain = fmt.Sprintf("unused for %s, longer than the %s of rule %q", Span(n.verdict.Age), Span(*rule.Keep.Age), rule.Name)
+	n.verdict.Explain = fmt.Sprintf("unused for %s, longer than the %s of rule %q", human.Span(n.verdict.Age), human.Span(*rule.Keep.Age), rule.Name)
 }
 
 func (s *simulation) goesByBytes(n *node, rule policy.Rule, held group) {
 	s.remove(n, rule.Name, Bytes)
 	n.verdict.Explain = fmt.Sprintf("%s %s, %s more than rule %q keeps; unused for %s",
-		held.holds(n, rule), Size(held.bytes), Size(held.bytes-*rule.Keep.Bytes), rule.Name, Span(n.verdict.Age))
+		held.holds(n, rule), human.Size(held.bytes), human.Size(held.bytes-*rule.Keep.Bytes), rule.Name, human.Span(n.verdict.Age))
 }
 
 func (s *simulation) goesByRecords(n *node, rule policy.Rule, held group) {
 	s.remove(n, rule.Name, Records)
 	n.verdict.Explain = fmt.Sprintf("%s %d records, %d more than rule %q keeps; unused for %s",
-		held.holds(n, rule), held.records, held.records-*rule.Keep.Records, rule.Name, Span(n.verdict.Age))
+		held.holds(n, rule), held.records, held.records-*rule.Keep.Records, rule.Name, human.Span(n.verdict.Age))
 }
 
 func (s *simulation) goesByDisk(n *node, rule policy.Rule) {
 	s.remove(n, rule.Name, FreeDisk)
 	n.verdict.Explain = fmt.Sprintf("%s of the disk are free, less than the %s of rule %q; unused for %s",
-		Size(n.place.listing.Disk.FreeBytes), Size(rule.Keep.FreeDisk.LowBytes), rule.Name, Span(n.verdict.Age))
+		human.Size(n.place.listing.Disk.FreeBytes), human.Size(rule.Keep.FreeDisk.LowBytes), rule.Name, human.Span(n.verdict.Age))
 }
 
 // holds begins a sentence with what a bound counts over.
@@ -63,7 +61,7 @@ func (s *simulation) stays(n *node) {
 		v.KeptBy = child.ID
 		v.Explain = fmt.Sprintf("record %s is made upon it, which stays: %s", child.ID, child.why())
 	case WithinBounds:
-		v.Explain = fmt.Sprintf("within all bounds; unused for %s", Span(v.Age))
+		v.Explain = fmt.Sprintf("within all bounds; unused for %s", human.Span(v.Age))
 	}
 }
 
@@ -108,34 +106,6 @@ func (n *node) why() string {
 	case OverBudget:
 		return "the budget of a run is spent"
 	default:
-		return fmt.Sprintf("it was used %s ago", Span(n.verdict.Age))
+		return fmt.Sprintf("it was used %s ago", human.Span(n.verdict.Age))
 	}
-}
-
-// Size is bytes for people, in powers of 1000.
-func Size(bytes int64) string { return units.HumanSizeWithPrecision(float64(bytes), 3) }
-
-// Span is a time for people, to two places: "3d 4h", "5m 10s", "1.5s".
-func Span(d time.Duration) string {
-	const day = 24 * time.Hour
-	switch {
-	case d < 0:
-		return "0s"
-	case d < time.Minute:
-		return d.Round(100 * time.Millisecond).String()
-	case d < time.Hour:
-		return pair(d, time.Minute, "m", time.Second, "s")
-	case d < day:
-		return pair(d, time.Hour, "h", time.Minute, "m")
-	default:
-		return pair(d, day, "d", time.Hour, "h")
-	}
-}
-
-func pair(d, large time.Duration, largeName string, small time.Duration, smallName string) string {
-	text := fmt.Sprintf("%d%s", d/large, largeName)
-	if rest := d % large / small; rest > 0 {
-		text += fmt.Sprintf(" %d%s", rest, smallName)
-	}
-	return text
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"github.com/kilnbuild/kiln/pkg/human"
 	"io"
 	"io/fs"
 	"os"
@@ -67,7 +68,7 @@ func (c *call) artifacts(b *builderv1.BuildRecord, format string) error {
 	}
 	t := table.Table{Header: []string{"ARTIFACT", "SIZE", "TYPE", "DIGEST"}, GiveWay: 2}
 	for _, a := range all {
-		t.Add(table.Cell{Text: a.GetArtifact(), Style: table.Bold}, table.Cell{Text: show.Size(a.GetSizeBytes())}, table.Cell{Text: a.GetMediaType()}, table.Cell{Text: a.GetDigest()})
+		t.Add(table.Cell{Text: a.GetArtifact(), Style: table.Bold}, table.Cell{Text: human.Size(a.GetSizeBytes())}, table.Cell{Text: a.GetMediaType()}, table.Cell{Text: a.GetDigest()})
 	}
 	return t.Write(c.out, c.term)
 }
@@ -184,7 +185,7 @@ func (c *call) fetch(ctx context.Context, id string, artifact *builderv1.OutputR
 	if err := errors.Join(f.Sync(), f.Close(), os.Rename(part, path)); err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(c.errOut, "%s: %s\n", path, show.Size(artifact.GetSizeBytes()))
+	_, err = fmt.Fprintf(c.errOut, "%s: %s\n", path, human.Size(artifact.GetSizeBytes()))
 	return err
 }
 

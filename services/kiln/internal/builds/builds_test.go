@@ -2,6 +2,7 @@ package builds
 
 import (
 	"fmt"
+	"github.com/kilnbuild/kiln/pkg/human"
 	"strings"
 	"testing"
 	"time"
@@ -119,8 +120,8 @@ func TestWords(t *testing.T) {
 		}
 	}
 	for n, want := range map[int64]string{0: "0 B", 999: "999 B", 1000: "1 kB", 12345678: "12.3 MB", 999999: "1 MB", 1 << 40: "1.1 TB"} {
-		if got := show.Size(n); got != want {
-			t.Errorf("show.Size(%d) = %s, want %s", n, got, want)
+		if got := human.Size(n); got != want {
+			t.Errorf("human.Size(%d) = %s, want %s", n, got, want)
 		}
 	}
 }

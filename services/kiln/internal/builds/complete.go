@@ -2,6 +2,7 @@ package builds
 
 import (
 	"context"
+	"github.com/kilnbuild/kiln/pkg/human"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -85,7 +86,7 @@ func completeArtifact(conn *connect.Flags) completion {
 			}
 			var names []string
 			for _, a := range artifactsOf(b) {
-				names = append(names, cobra.CompletionWithDesc(a.GetArtifact(), show.Size(a.GetSizeBytes())))
+				names = append(names, cobra.CompletionWithDesc(a.GetArtifact(), human.Size(a.GetSizeBytes())))
 			}
 			return names
 		})

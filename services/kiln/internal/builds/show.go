@@ -3,6 +3,7 @@ package builds
 import (
 	"context"
 	"fmt"
+	"github.com/kilnbuild/kiln/pkg/human"
 	"io"
 	"strings"
 	"time"
@@ -112,7 +113,7 @@ func (p *page) outputs(outputs []*builderv1.OutputResult) {
 	for _, out := range outputs {
 		switch {
 		case out.GetArtifact() != "":
-			p.field("artifact", fmt.Sprintf("%s, %s", out.GetArtifact(), show.Size(out.GetSizeBytes())), table.Plain)
+			p.field("artifact", fmt.Sprintf("%s, %s", out.GetArtifact(), human.Size(out.GetSizeBytes())), table.Plain)
 			p.field("digest", out.GetDigest(), table.Plain)
 		case len(out.GetTags()) == 0:
 			p.field("digest", out.GetDigest(), table.Plain)

@@ -7,6 +7,7 @@ import (
 	"github.com/kilnbuild/kiln/pkg/service"
 	"github.com/kilnbuild/kiln/services/kiln/internal/build"
 	"github.com/kilnbuild/kiln/services/kiln/internal/builds"
+	"github.com/kilnbuild/kiln/services/kiln/internal/caches"
 	"github.com/kilnbuild/kiln/services/kiln/internal/up"
 )
 
@@ -29,6 +30,7 @@ services. The other commands are clients of a builder, wherever it runs.`,
 		build.Command,
 		build.RegistryCommand,
 		builds.Command,
+		caches.Command,
 		up.Command,
 		up.DownCommand,
 	} {

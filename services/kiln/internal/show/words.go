@@ -41,15 +41,3 @@ func Lasted(d time.Duration) string {
 		return strings.TrimSuffix(d.Round(time.Second).String(), "0s")
 	}
 }
-
-// Size says a number of bytes as people do, in powers of ten.
-func Size(n int64) string {
-	if n < 1000 {
-		return fmt.Sprintf("%d B", n)
-	}
-	value, unit := float64(n), -1
-	for ; value >= 999.5 && unit < 4; unit++ {
-		value /= 1000
-	}
-	return fmt.Sprintf("%.3g %cB", value, "kMGTP"[unit])
-}

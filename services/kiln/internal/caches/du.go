@@ -1,0 +1,84 @@
+package caches
+
+import (
+	"context"
+	"fmt"
+	"github.com/kilnbuild/kiln/pkg/human"
+	"io"
+
+	"github.com/spf13/cobra"
+
+	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
+	"github.com/kilnbuild/kiln/services/kiln/internal/connect"
+	"github.com/kilnbuild/kiln/services/kiln/internal/show"
+	"github.com/kilnbuild/kiln/services/kiln/internal/table"
+)
+
+func duCommand(conn *connect.Flags) *cobra.Command {
+	var caches []string
+	var format string
+	cmd := &cobra.Command{
+		Use:     "du",
+		Aliases: []string{"usage"},
+		Short:   "Show what the caches hold, by type",
+		Long: `Shows what each cache holds now, by the type of its records, beside what the policy
+lets it hold. With --format json it is the kiln.cachemanager.v1.Usage.`,
+		Example: `  kiln cache du
+  kiln cache du --cache local --format json`,
+		Args: cobra.NoArgs,
+		RunE: runE(conn, func(ctx context.Context, c *call, _ []string) error {
+			res, err := c.api.GetUsage(ctx, &cachemanagerv1.GetUsageRequest{Caches: refs(caches)})
+			if err != nil {
+				return err
+			}
+			if format == "json" {
+				return show.JSON(c.out, res.GetUsage())
+			}
+			return writeUsage(c.out, c.term, res.GetUsage())
+		}),
+	}
+	addCaches(cmd, &caches)
+	show.AddFormat(cmd, &format, "text or json")
+	return cmd
+}
+
+func writeUsage(w io.Writer, term table.Terminal, u *cachemanagerv1.Usage) error {
+	t := table.Table{Header: []string{"CACHE", "TYPE", "RECORDS", "SIZE", "IN USE", "LIMIT", "DISK FREE"}}
+	for _, c := range u.GetCaches() {
+		name := table.Cell{Text: place(c.GetCache()), Style: table.Bold}
+		if c.GetError() != nil {
+			t.Add(name, table.Cell{Text: "away: " + c.GetError().GetMessage(), Style: table.Red})
+			continue
+		}
+		for _, of := range c.GetTypes() {
+			t.Add(name, table.Cell{Text: typeWord(of.GetType())}, count(of.GetTotal().GetRecords()), bytes(of.GetTotal().GetSizeBytes()), bytes(of.GetTotal().GetInUseBytes()))
+			name.Text = ""
+		}
+		t.Add(name, table.Cell{Text: "all", Style: table.Bold}, count(c.GetTotal().GetRecords()), bytes(c.GetTotal().GetSizeBytes()),
+			bytes(c.GetTotal().GetInUseBytes()), table.Cell{Text: limits(c)}, table.Cell{Text: free(c.GetDisk())})
+	}
+	return t.Write(w, term)
+}
+
+func count(n int64) table.Cell { return table.Cell{Text: fmt.Sprint(n)} }
+
+func bytes(n int64) table.Cell { return table.Cell{Text: human.Size(n)} }
+
+// limits is what the policy lets a cache hold: "100 GB, 2d".
+func limits(c *cachemanagerv1.CacheUsage) string {
+	text := "-"
+	if c.LimitBytes != nil {
+		text = human.Size(c.GetLimitBytes())
+	}
+	if c.GetLimitAge() != nil {
+		text += ", " + human.Span(c.GetLimitAge().AsDuration())
+	}
+	return text
+}
+
+func free(d *cachemanagerv1.Disk) string {
+	if d == nil {
+		return "-"
+	}
+	return fmt.Sprintf("%s of %s", human.Size(d.GetFreeBytes()), human.Size(d.GetTotalBytes()))
+}

@@ -1,0 +1,87 @@
+package caches
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/spf13/cobra"
+
+	"github.com/kilnbuild/kiln/pkg/config"
+	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
+	"github.com/kilnbuild/kiln/services/kiln/internal/connect"
+	"github.com/kilnbuild/kiln/services/kiln/internal/show"
+)
+
+func policyCommand(conn *connect.Flags) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "policy",
+		Short: "Show the policy, or replace it",
+		Args:  cobra.NoArgs,
+	}
+	cmd.AddCommand(policyGetCommand(conn), policySetCommand(conn))
+	return cmd
+}
+
+func policyGetCommand(conn *connect.Flags) *cobra.Command {
+	var version int64
+	var format string
+	cmd := &cobra.Command{
+		Use:   "get",
+		Short: "Show the policy in force, as YAML that policy set takes",
+		Example: `  kiln cache policy get
+  kiln cache policy get >policy.yaml && $EDITOR policy.yaml && kiln cache policy set policy.yaml`,
+		Args: cobra.NoArgs,
+		RunE: runE(conn, func(ctx context.Context, c *call, _ []string) error {
+			res, err := c.api.GetPolicy(ctx, &cachemanagerv1.GetPolicyRequest{Version: version})
+			if err != nil {
+				return err
+			}
+			if format == "json" {
+				return show.JSON(c.out, res.GetPolicy())
+			}
+			return config.Print(c.out, res.GetPolicy())
+		}),
+	}
+	cmd.Flags().Int64Var(&version, "version", 0, "an earlier `version`; 0: the one in force")
+	show.AddFormat(cmd, &format, "text (YAML) or json")
+	return cmd
+}
+
+func policySetCommand(conn *connect.Flags) *cobra.Command {
+	var expected int64
+	var dry, force bool
+	cmd := &cobra.Command{
+		Use:   "set FILE",
+		Short: "Replace the policy by that of a file",
+		Long: `Replaces the policy in force by that of a file, YAML with the fields of
+kiln.cachemanager.v1.Policy; - is standard input. Sizes may be written like 100GB
+(10^9 each) or 100GiB (2^30), ages like 48h or 7d. What is wrong is named with its line
+and column, and nothing changes. The old versions are kept: policy get --version.`,
+		Example: `  kiln cache policy set policy.yaml
+  kiln cache policy set policy.yaml --check
+  printf 'rules:\n- name: age\n  keep: {age: 24h}\n' | kiln cache policy set -`,
+		Args: cobra.ExactArgs(1),
+		RunE: runE(conn, func(ctx context.Context, c *call, args []string) error {
+			text, err := c.readText(args[0])
+			if err != nil {
+				return err
+			}
+			res, err := c.api.UpdatePolicy(ctx, &cachemanagerv1.UpdatePolicyRequest{
+				Source: &cachemanagerv1.UpdatePolicyRequest_Text{Text: text}, ExpectedVersion: expected, ValidateOnly: dry, Force: force,
+			})
+			if err != nil {
+				return err
+			}
+			verb := "in force"
+			if dry {
+				verb = "would be in force"
+			}
+			_, err = fmt.Fprintf(c.out, "version %d %s: %d rules\n", res.GetPolicy().GetVersion(), verb, len(res.GetPolicy().GetRules()))
+			return err
+		}),
+	}
+	cmd.Flags().Int64Var(&expected, "expected-version", 0, "only if this `version` is still in force")
+	cmd.Flags().BoolVar(&dry, "check", false, "only check it")
+	cmd.Flags().BoolVar(&force, "force", false, "also when it removes everything")
+	return cmd
+}
