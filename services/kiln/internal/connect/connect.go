@@ -119,7 +119,11 @@ func (f *Flags) Explain(err error) error {
 	name, flag, _, _ := f.To.names()
 	switch {
 	case client.Reason(err) != "":
-		return fault.New(fault.Internal, client.Reason(err), st.Message(), client.Remedy(err))
+		remedy := client.Remedy(err)
+		if strings.HasSuffix(st.Message(), remedy) {
+			remedy = "" // the message of a wrong field has it
+		}
+		return fault.New(fault.Internal, client.Reason(err), st.Message(), remedy)
 	case st.Code() == codes.Unavailable:
 		return fault.New(fault.Unavailable, "", fmt.Sprintf("cannot reach the %s at %s: %s", name, f.Address, Innermost(st.Message())),
 			"check that it runs (`kiln up` starts one) and speaks TLS or not as you do, or name another with --"+flag)
