@@ -56,7 +56,7 @@ func Dial(ctx context.Context, cfg *configv1.DaemonConfig, tel *telemetry.Teleme
 	if err != nil {
 		return nil, fmt.Errorf("daemon %q: %w", cfg.GetName(), err)
 	}
-	return &Daemon{name: cfg.GetName(), address: cfg.GetAddress(), root: cfg.GetRoot(), client: bk}, nil
+	return &Daemon{name: cfg.GetName(), address: cfg.GetAddress(), root: cfg.GetRoot(), client: bk, lock: lock{since: time.Now()}}, nil
 }
 
 // Name is the daemon's name.

@@ -16,90 +16,62 @@ import (
 	"github.com/kilnbuild/kiln/pkg/fault"
 )
 
-// lockRef is the id of the job that a cache manager holds in the daemon while it runs.
+// lockRef is the id of the job that the cache manager of a daemon holds in it.
 const lockRef = "kiln-cache-run"
 
-// How long the job outlives its use.
 const (
-	// keepLock is how long it is kept for the next run.
-	keepLock = 5 * time.Second
-	// jobLinger is how long BuildKit remembers the id of a job that has ended
-	// (solver/jobs.go, Discard), with a margin.
-	jobLinger = 11 * time.Second
+	// jobLinger is how long BuildKit remembers the id of a job that has ended: 10 s
+	// (solver/jobs.go, Discard), from the moment in which it has noticed the end.
+	jobLinger = 15 * time.Second
 	// letGoWithin bounds the end of the job, which a daemon that hangs does not tell.
 	letGoWithin = 3 * time.Second
 )
 
 // lock is the lock of a daemon, as far as this process has it.
 type lock struct {
-	mu       sync.Mutex
-	job      *job        // nil: not held
-	idle     *time.Timer // lets go of a job that nobody uses; nil: it is used
-	released time.Time   // when a job was let go last
+	mu    sync.Mutex
+	job   *job      // nil: not held
+	since time.Time // when this process began, or let go of a job
 }
 
 // job is a job in the daemon that does nothing.
 type job struct {
-	life    context.Context // ends when the job does
+	life    context.Context //nolint:containedctx // ends when the job does
 	end     context.CancelCauseFunc
 	release chan struct{}
 	ended   chan error
 }
 
 // Lock makes this process the only one that runs on the daemon, of all cache managers
-// on all hosts. The lock is in the daemon itself: a job of a fixed id that builds
-// nothing, for BuildKit has no two jobs of one id, and ends a job whose client is
-// gone. It is kept for some time after its use, for the next one. A daemon that
-// another cache manager has is an ALREADY_EXISTS fault.
+// on all hosts, until it ends or the daemon goes away. The lock is in the daemon
+// itself: a job of a fixed id that builds nothing, for BuildKit has no two jobs of one
+// id, and ends a job whose client is gone. A daemon that another cache manager has is
+// an ALREADY_EXISTS fault.
 //
 // Within a process, the caller sees to it that there is one run at a time. The context
-// that is returned ends when the lock is lost, which is when the daemon goes away.
-func (d *Daemon) Lock(ctx context.Context) (_ context.Context, unlock func(), err error) {
+// that is returned ends when the lock is lost.
+func (d *Daemon) Lock(ctx context.Context) (context.Context, error) {
 	d.lock.mu.Lock()
 	defer d.lock.mu.Unlock()
-	if d.lock.idle != nil {
-		d.lock.idle.Stop()
-		d.lock.idle = nil
-	}
 	if d.lock.job == nil || d.lock.job.life.Err() != nil {
 		if err := d.acquire(ctx); err != nil {
-			return nil, nil, err
+			return nil, err
 		}
 	}
-	return d.lock.job.life, d.unlock, nil
-}
-
-// unlock lets go of the lock later, unless it is used again.
-func (d *Daemon) unlock() {
-	d.lock.mu.Lock()
-	defer d.lock.mu.Unlock()
-	if d.lock.job == nil || d.lock.idle != nil {
-		return
-	}
-	var timer *time.Timer
-	timer = time.AfterFunc(keepLock, func() {
-		d.lock.mu.Lock()
-		defer d.lock.mu.Unlock()
-		if d.lock.idle == timer { // not used since
-			d.letGo()
-		}
-	})
-	d.lock.idle = timer
+	return d.lock.job.life, nil
 }
 
 // letGo ends the job, if there is one.
 func (d *Daemon) letGo() {
-	if d.lock.idle != nil {
-		d.lock.idle.Stop()
-		d.lock.idle = nil
+	j := d.lock.job
+	if j == nil {
+		return
 	}
-	if j := d.lock.job; j != nil {
-		close(j.release)
-		late := time.AfterFunc(letGoWithin, func() { j.end(context.DeadlineExceeded) })
-		<-j.ended
-		late.Stop()
-		d.lock.job, d.lock.released = nil, time.Now()
-	}
+	close(j.release)
+	late := time.AfterFunc(letGoWithin, func() { j.end(context.DeadlineExceeded) })
+	<-j.ended
+	late.Stop()
+	d.lock.job, d.lock.since = nil, time.Now()
 }
 
 // abandon ends the job of a daemon that takes no new calls: it stops, and would wait
@@ -112,7 +84,8 @@ func (d *Daemon) abandon() {
 	}
 }
 
-// acquire begins the job. An id that this process has used a moment ago is waited for.
+// acquire begins the job. A job that this process, or one that it follows, has had a
+// moment ago is waited for.
 func (d *Daemon) acquire(ctx context.Context) error {
 	d.letGo()
 	for {
@@ -121,7 +94,7 @@ func (d *Daemon) acquire(ctx context.Context) error {
 			d.lock.job = j
 			return nil
 		}
-		wait := time.Until(d.lock.released.Add(jobLinger))
+		wait := time.Until(d.lock.since.Add(jobLinger))
 		if fault.KindOf(err) != fault.AlreadyExists || wait <= 0 {
 			return err
 		}
@@ -146,24 +119,8 @@ func (d *Daemon) begin(ctx context.Context) (*job, error) {
 	life, end := context.WithCancelCause(context.WithoutCancel(unsampled(ctx)))
 	j := &job{life: life, end: end, release: make(chan struct{}), ended: make(chan error, 1)}
 	locked := make(chan struct{})
-	// BuildKit finds the job of a client by its id alone, and so would show the job of
-	// another cache manager. The name of an input tells whose it is.
-	owner := uuid.NewString()
 	go func() {
-		_, err := d.client.Build(life, client.SolveOpt{
-			Ref: lockRef, Internal: true, FrontendInputs: map[string]llb.State{owner: llb.Image("scratch")},
-		}, "kiln", func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
-			if inputs, err := c.Inputs(ctx); err == nil && len(inputs) == 1 && has(inputs, owner) {
-				close(locked)
-				select {
-				case <-j.release:
-					return gateway.NewResult(), nil
-				case <-ctx.Done():
-				}
-			}
-			<-ctx.Done() // to return would end the job, which may be the other's
-			return nil, context.Cause(ctx)
-		}, nil)
+		err := d.hold(j, locked)
 		if err == nil {
 			err = errReleased
 		}
@@ -180,8 +137,30 @@ func (d *Daemon) begin(ctx context.Context) (*job, error) {
 	case err := <-j.ended:
 		if strings.Contains(err.Error(), "job ID "+lockRef+" exists") {
 			return nil, fault.New(fault.AlreadyExists, "ALREADY_EXISTS",
-				fmt.Sprintf("another cache manager runs on daemon %q", d.name), "let one of them keep the daemon, or wait: it has it for seconds after a run")
+				fmt.Sprintf("another cache manager keeps daemon %q", d.name), "ask that one; this one takes over within seconds of its end")
 		}
 		return nil, d.explain(ctx, err, "take the lock of a run")
 	}
+}
+
+// hold is the job's life. It closes locked when the job is there.
+func (d *Daemon) hold(j *job, locked chan<- struct{}) error {
+	// BuildKit finds the job of a client by its id alone, and so would show the job of
+	// another cache manager. The name of an input tells whose it is.
+	owner := uuid.NewString()
+	_, err := d.client.Build(j.life, client.SolveOpt{
+		Ref: lockRef, Internal: true, FrontendInputs: map[string]llb.State{owner: llb.Image("scratch")},
+	}, "kiln", func(ctx context.Context, c gateway.Client) (*gateway.Result, error) {
+		if inputs, err := c.Inputs(ctx); err == nil && len(inputs) == 1 && has(inputs, owner) {
+			close(locked)
+			select {
+			case <-j.release:
+				return gateway.NewResult(), nil
+			case <-ctx.Done():
+			}
+		}
+		<-ctx.Done() // to return would end the job, which may be the other's
+		return nil, context.Cause(ctx)
+	}, nil)
+	return err
 }

@@ -26,10 +26,10 @@ type Cache interface {
 	Ref() cache.Ref
 	// List lists the cache as it is now.
 	List(ctx context.Context) (cache.Listing, error)
-	// Lock makes this the only run on the cache, of all cache managers. The context
-	// that it returns ends when the lock is lost. A cache that is locked is an
-	// ALREADY_EXISTS fault.
-	Lock(ctx context.Context) (held context.Context, unlock func(), err error)
+	// Lock makes this cache manager the only one that runs on the cache, as long as
+	// it lives. The context that it returns ends when the lock is lost. A cache that
+	// another one has is an ALREADY_EXISTS fault.
+	Lock(ctx context.Context) (held context.Context, err error)
 	// Remove removes records that nothing has used for a time, children before
 	// parents, and calls freed for each that is gone, one call at a time, with the
 	// bytes that this freed, or -1. What cannot go stays, and is no error.

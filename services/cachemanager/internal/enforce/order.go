@@ -3,7 +3,6 @@ package enforce
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -171,11 +170,10 @@ func (j *job) lock(ctx context.Context) error {
 			continue
 		}
 		j.unlocks = append(j.unlocks, func() { e.leave(ref) })
-		held, unlock, err := lock(ctx, c)
+		held, err := lock(ctx, c)
 		switch {
 		case err == nil:
 			j.held[ref] = held
-			j.unlocks = append(j.unlocks, unlock)
 			taken = append(taken, c)
 		case fault.KindOf(err) == fault.AlreadyExists:
 			if err := j.isBusy(ref, "", err); err != nil {
@@ -189,23 +187,12 @@ func (j *job) lock(ctx context.Context) error {
 	return nil
 }
 
-// lock takes the lock of a cache, which lasts as long as ctx, within lockTimeout.
-func lock(ctx context.Context, c Cache) (context.Context, func(), error) {
-	life, end := context.WithCancel(ctx)
-	late := time.AfterFunc(lockTimeout, end)
-	held, unlock, err := c.Lock(life)
-	if late.Stop() && err == nil {
-		return held, func() { unlock(); end() }, nil
-	}
-	if err == nil {
-		unlock()
-	}
-	end()
-	if ctx.Err() == nil && (err == nil || errors.Is(err, context.Canceled)) {
-		err = fault.New(fault.Unavailable, "DAEMON_UNAVAILABLE", fmt.Sprintf("cache %q did not give its lock in time", c.Ref()),
-			"look at the daemon's log: it may hang")
-	}
-	return nil, nil, err
+// lock takes the lock of a cache within lockTimeout.
+func lock(ctx context.Context, c Cache) (context.Context, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, lockTimeout, fault.New(fault.Unavailable, "DAEMON_UNAVAILABLE",
+		fmt.Sprintf("cache %q did not give its lock in time", c.Ref()), "look at the daemon's log: it may hang"))
+	defer cancel()
+	return c.Lock(ctx)
 }
 
 // isBusy is an error for who asked for just this run; the schedule goes on with the
@@ -216,10 +203,11 @@ func (j *job) isBusy(ref cache.Ref, other string, err error) error {
 	if other != "" {
 		busy.Metadata = map[string]string{"run_id": other}
 	}
+	err = cmp.Or(err, error(busy))
 	if j.order.Trigger == run.Demand {
-		return busy
+		return err
 	}
-	j.missed = append(j.missed, run.Missed{Cache: ref, Err: cmp.Or(err, error(busy))})
+	j.missed = append(j.missed, run.Missed{Cache: ref, Err: err})
 	return nil
 }
 

@@ -12,7 +12,7 @@ import (
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/run"
 )
 
-// awayRetry is how often caches that are away are tried again, if the interval is
+// awayRetry is how often caches that are away, or another's, are tried again, if the interval is
 // not shorter.
 const awayRetry = 10 * time.Second
 
@@ -54,9 +54,9 @@ func (s *Schedule) Run(ctx context.Context) error {
 			return nil
 		case <-next.C:
 			started := time.Now()
-			away := s.keep(ctx, run.Schedule, nil)
+			missed := s.keep(ctx, run.Schedule, nil)
 			pause := max(s.interval-time.Since(started), 0)
-			if away {
+			if missed {
 				pause = min(pause, awayRetry)
 			}
 			next.Reset(pause)
@@ -93,8 +93,8 @@ func (s *Schedule) low(ctx context.Context) (low []cache.Ref) {
 	return low
 }
 
-// keep is one run. It reports whether a cache was away.
-func (s *Schedule) keep(ctx context.Context, trigger run.Trigger, refs []cache.Ref) (away bool) {
+// keep is one run. It reports whether a cache was away, or another's.
+func (s *Schedule) keep(ctx context.Context, trigger run.Trigger, refs []cache.Ref) (missed bool) {
 	types := map[cache.Type]int64{}
 	r, err := s.engine.Run(ctx, Order{Trigger: trigger, Caches: refs, Force: true, All: true}, func(e Event) {
 		if e.Removed != nil {
@@ -108,15 +108,15 @@ func (s *Schedule) keep(ctx context.Context, trigger run.Trigger, refs []cache.R
 		return s.failed(ctx, err, refs)
 	}
 	for _, c := range r.Caches {
-		away = s.report(ctx, c) || away
+		missed = s.report(ctx, c) || missed
 	}
 	s.log(ctx, r, types)
-	return away
+	return missed
 }
 
 // failed is a run that was not begun.
-func (s *Schedule) failed(ctx context.Context, err error, refs []cache.Ref) (away bool) {
-	if fault.KindOf(err) != fault.Unavailable {
+func (s *Schedule) failed(ctx context.Context, err error, refs []cache.Ref) (missed bool) {
+	if kind := fault.KindOf(err); kind != fault.Unavailable && kind != fault.AlreadyExists {
 		s.engine.Log.ErrorContext(ctx, "run failed; the next one tries again", "error", err)
 		return false
 	}
@@ -155,7 +155,7 @@ func statusOf(c run.OfCache) status {
 }
 
 // report logs how a run left a cache. One that stays away is logged once.
-func (s *Schedule) report(ctx context.Context, c run.OfCache) (isAway bool) {
+func (s *Schedule) report(ctx context.Context, c run.OfCache) (missed bool) {
 	was, now := s.was[c.Cache], statusOf(c)
 	s.was[c.Cache] = now
 	log := s.engine.Log.With(label(c.Cache))
@@ -164,13 +164,13 @@ func (s *Schedule) report(ctx context.Context, c run.OfCache) (isAway bool) {
 	case now == away:
 		log.WarnContext(ctx, word(c.Cache)+" is away; it is not kept to the policy until it is back", "error", fault.Line(c.Err))
 	case now == busy:
-		log.InfoContext(ctx, word(c.Cache)+" is kept to a policy by another cache manager now", "error", fault.Line(c.Err))
+		log.InfoContext(ctx, word(c.Cache)+" is kept to a policy by another cache manager", "error", fault.Line(c.Err))
 	case now == failed:
 		log.ErrorContext(ctx, "run failed; the next one tries again", "error", fault.Line(c.Err))
 	case was == away:
 		log.InfoContext(ctx, word(c.Cache)+" is back")
 	}
-	return now == away
+	return now == away || now == busy
 }
 
 func word(ref cache.Ref) string {
