@@ -86,11 +86,7 @@ func TestS4_BuildsGoOnWhileEverythingIsPruned(t *testing.T) {
 
 // buildOnce builds something that says want, and returns what its result says.
 func buildOnce(t *testing.T, daemon *lab.Buildkitd, base, want string) (string, error) {
-	dir, err := os.MkdirTemp(t.TempDir(), "")
-	if err != nil {
-		return "", err
-	}
-	defer func() { _ = os.RemoveAll(dir) }()
+	dir := t.TempDir()
 	text := fmt.Sprintf("FROM %s AS build\nCOPY in /in\nRUN --mount=type=cache,target=/cache cat /in >/out && date >>/cache/log\nFROM scratch\nCOPY --from=build /out /out\n", base)
 	for name, content := range map[string]string{"Dockerfile": text, "in": want} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {

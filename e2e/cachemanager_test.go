@@ -221,7 +221,7 @@ func TestS4_OneDaemonAwayTheOtherGoesOn(t *testing.T) {
 	if got := healthOf(t, m.Addr); got != serving {
 		t.Errorf("with one of two daemons the health is %s", got)
 	}
-	if n := strings.Count(m.Output(), "daemon is away"); n != 1 {
+	if n := strings.Count(m.Output(), "cache is away"); n != 1 {
 		t.Errorf("the log says %d times that a daemon is away:\n%s", n, m.Tail(20))
 	}
 
@@ -235,7 +235,7 @@ func TestS4_OneDaemonAwayTheOtherGoesOn(t *testing.T) {
 		t.Fatal(err)
 	}
 	labtest.Eventually(t, 20*time.Second, "SERVING with a daemon", func() bool { return healthOf(t, m.Addr) == serving })
-	labtest.Eventually(t, 20*time.Second, "a word that the daemon is back", func() bool { return strings.Contains(m.Output(), "daemon is back") })
+	labtest.Eventually(t, 20*time.Second, "a word that the daemon is back", func() bool { return strings.Contains(m.Output(), "cache is back") })
 }
 
 // What cannot be: unknown daemons, directories that nobody configured, RPCs that

@@ -44,15 +44,15 @@ func TestDecodeReadsWhatPeopleWrite(t *testing.T) {
 
 func TestDecodeSaysWhereItIsWrong(t *testing.T) {
 	for text, want := range map[string]string{
-		"rules:\n- name: a\n  keep: {bytes: 100GBB}\n":            `policy:3:17: "100GBB" is not a size`,
-		"rules:\n- name: a\n  keep:\n    bytes: -5GB\n":            `policy:4:12: "-5GB" is not a size`,
-		"rules:\n- name: a\n  keep:\n    bytes: -5\n":              "policy:4:12: rules[0].keep.bytes",
-		"rules:\n- name: a\n  match: {types: [volumes]}\n":         "policy:3:19",
-		"rules:\n- name: a\n  keeps: {}\n":                         "policy:3:3",
-		"rules:\n- name: a\n  keep: {age: fortnight}\n":            "policy:3:15",
-		"rules:\n- name: A B\n":                                    "policy:2:9: rules[0].name",
-		"rules: [\n":                                               "policy: line 1",
-		"rules:\n- name: a\n  keep: {bytes: 99999999999999TB}\n":   "policy:3:17",
+		"rules:\n- name: a\n  keep: {bytes: 100GBB}\n":              `policy:3:17: "100GBB" is not a size`,
+		"rules:\n- name: a\n  keep:\n    bytes: -5GB\n":             `policy:4:12: "-5GB" is not a size`,
+		"rules:\n- name: a\n  keep:\n    bytes: -5\n":               "policy:4:12: rules[0].keep.bytes",
+		"rules:\n- name: a\n  match: {types: [volumes]}\n":          "policy:3:19",
+		"rules:\n- name: a\n  keeps: {}\n":                          "policy:3:3",
+		"rules:\n- name: a\n  keep: {age: fortnight}\n":             "policy:3:15",
+		"rules:\n- name: A B\n":                                     "policy:2:9: rules[0].name",
+		"rules: [\n":                                                "policy: line 1",
+		"rules:\n- name: a\n  keep: {bytes: 99999999999999TB}\n":    "policy:3:17",
 		"rules:\n- name: a\n  keep: {bytes: 1, records: \"9GB\"}\n": "policy:3:29",
 	} {
 		_, err := config.Decode("policy", text, &cachemanagerv1.Policy{})

@@ -46,7 +46,9 @@ func Dial(target string, opts ...Option) (*Client, error) {
 
 // Connect makes a connection to another of Kiln's services, such as the cache
 // manager, as Dial makes one to a builder.
-func Connect(target string, opts ...Option) (*grpc.ClientConn, error) { return connect(target, settingsOf(opts)) }
+func Connect(target string, opts ...Option) (*grpc.ClientConn, error) {
+	return connect(target, settingsOf(opts))
+}
 
 func settingsOf(opts []Option) settings {
 	s := settings{patience: defaultPatience}

@@ -88,11 +88,11 @@ func (p pruning) round(ctx context.Context, s *side, round int) error {
 	}
 	s.took = append(s.took, took)
 	building, stop := context.WithCancel(ctx)
-	pause := make(chan float64, 1)
-	go func() { pause <- longestBuild(building, s.bk) }()
+	longest := make(chan float64, 1)
+	go func() { longest <- longestBuild(building, s.bk) }()
 	_, err = p.half(ctx, s, 2*round+1)
 	stop()
-	s.pauses = append(s.pauses, <-pause)
+	s.pauses = append(s.pauses, <-longest)
 	return err
 }
 
@@ -101,7 +101,7 @@ func (pruning) half(ctx context.Context, s *side, content int) (took float64, er
 	if err := fill(ctx, s.bk, content); err != nil {
 		return 0, err
 	}
-	time.Sleep(1500 * time.Millisecond) // what was used in the last second counts as in use
+	pause(ctx, 1500*time.Millisecond) // what was used in the last second counts as in use
 	total, err := sizeOf(ctx, s.bk)
 	if err != nil {
 		return 0, err
@@ -177,6 +177,14 @@ func solve(ctx context.Context, c gateway.Client, name string) error {
 	return err
 }
 
+// pause waits, or until ctx ends.
+func pause(ctx context.Context, d time.Duration) {
+	select {
+	case <-time.After(d):
+	case <-ctx.Done():
+	}
+}
+
 func sizeOf(ctx context.Context, bk *client.Client) (bytes int64, err error) {
 	all, err := bk.DiskUsage(ctx)
 	for _, r := range all {
@@ -196,7 +204,7 @@ func longestBuild(ctx context.Context, bk *client.Client) (longest float64) {
 		if err == nil {
 			longest = max(longest, float64(time.Since(start))/float64(time.Millisecond))
 		}
-		time.Sleep(20 * time.Millisecond)
+		pause(ctx, 20*time.Millisecond)
 	}
 	return longest
 }
@@ -223,7 +231,7 @@ func pruneByBuildKit(ctx context.Context, bk *client.Client, keep int64) error {
 	gone := make(chan client.UsageInfo)
 	var wait sync.WaitGroup
 	wait.Go(func() {
-		for range gone { //nolint:revive // read to the end
+		for range gone { // to the end
 		}
 	})
 	err := bk.Prune(ctx, gone, client.PruneAll, client.WithKeepOpt(0, 0, keep, 0))

@@ -39,7 +39,7 @@ type job struct {
 	life    context.Context //nolint:containedctx // ends when the job does
 	end     context.CancelCauseFunc
 	release chan struct{}
-	ended   chan error
+	ended   chan struct{} // how, is the cause of the end of its life
 }
 
 // Lock makes this process the only one that runs on the daemon, of all cache managers
@@ -117,7 +117,7 @@ func has(inputs map[string]llb.State, name string) bool {
 func (d *Daemon) begin(ctx context.Context) (*job, error) {
 	// The job outlives the run that began it.
 	life, end := context.WithCancelCause(context.WithoutCancel(unsampled(ctx)))
-	j := &job{life: life, end: end, release: make(chan struct{}), ended: make(chan error, 1)}
+	j := &job{life: life, end: end, release: make(chan struct{}), ended: make(chan struct{})}
 	locked := make(chan struct{})
 	go func() {
 		err := d.hold(j, locked)
@@ -125,7 +125,7 @@ func (d *Daemon) begin(ctx context.Context) (*job, error) {
 			err = errReleased
 		}
 		end(err)
-		j.ended <- err
+		close(j.ended)
 	}()
 	select {
 	case <-locked:
@@ -134,7 +134,8 @@ func (d *Daemon) begin(ctx context.Context) (*job, error) {
 		end(context.Cause(ctx))
 		<-j.ended
 		return nil, context.Cause(ctx)
-	case err := <-j.ended:
+	case <-j.ended:
+		err := context.Cause(life)
 		if strings.Contains(err.Error(), "job ID "+lockRef+" exists") {
 			return nil, fault.New(fault.AlreadyExists, "ALREADY_EXISTS",
 				fmt.Sprintf("another cache manager keeps daemon %q", d.name), "ask that one; this one takes over within seconds of its end")

@@ -173,7 +173,7 @@ func (j *job) lock(ctx context.Context) error {
 		held, err := lock(ctx, c)
 		switch {
 		case err == nil:
-			j.held[ref] = held
+			j.held[ref] = held //nolint:fatcontext // one for each cache, none within another
 			taken = append(taken, c)
 		case fault.KindOf(err) == fault.AlreadyExists:
 			if err := j.isBusy(ref, "", err); err != nil {

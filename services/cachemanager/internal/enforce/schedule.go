@@ -162,22 +162,15 @@ func (s *Schedule) report(ctx context.Context, c run.OfCache) (missed bool) {
 	switch {
 	case now == was && now != failed:
 	case now == away:
-		log.WarnContext(ctx, word(c.Cache)+" is away; it is not kept to the policy until it is back", "error", fault.Line(c.Err))
+		log.WarnContext(ctx, "cache is away; it is not kept to the policy until it is back", "error", fault.Line(c.Err))
 	case now == busy:
-		log.InfoContext(ctx, word(c.Cache)+" is kept to a policy by another cache manager", "error", fault.Line(c.Err))
+		log.InfoContext(ctx, "cache is kept to a policy by another cache manager", "error", fault.Line(c.Err))
 	case now == failed:
 		log.ErrorContext(ctx, "run failed; the next one tries again", "error", fault.Line(c.Err))
 	case was == away:
-		log.InfoContext(ctx, word(c.Cache)+" is back")
+		log.InfoContext(ctx, "cache is back")
 	}
 	return now == away || now == busy
-}
-
-func word(ref cache.Ref) string {
-	if ref.Daemon != "" {
-		return "daemon"
-	}
-	return "cache directory"
 }
 
 // label names a cache in the log.

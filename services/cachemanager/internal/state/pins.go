@@ -8,10 +8,7 @@ import (
 	"fmt"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/kilnbuild/kiln/pkg/fault"
-	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/policy"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/wire"
 )
@@ -40,7 +37,7 @@ func (s *Store) AddPin(ctx context.Context, p policy.Pin, requestID string) (pol
 				clash.Field, clash.Value = "request_id", requestID
 				return clash
 			default:
-				p, err = pinOf(body)
+				p, err = wire.DecodePin(body)
 				return err
 			}
 		}
@@ -52,7 +49,7 @@ func (s *Store) AddPin(ctx context.Context, p policy.Pin, requestID string) (pol
 			return fault.New(fault.ResourceExhausted, "LIMIT_REACHED", fmt.Sprintf("there are %d pins, the limit", maxPins),
 				"remove some with Unpin, or use one that matches many records")
 		}
-		body, err := proto.Marshal(wire.PinProto(p))
+		body, err := wire.EncodePin(p)
 		if err != nil {
 			return err
 		}
@@ -65,26 +62,17 @@ func (s *Store) AddPin(ctx context.Context, p policy.Pin, requestID string) (pol
 
 // fingerprint is the same for pins that keep the same, for as long.
 func fingerprint(p policy.Pin) (string, error) {
-	in := wire.PinProto(p)
-	life := p.Expires.Sub(p.Created)
-	if p.Expires.IsZero() {
-		life = 0
+	var life time.Duration
+	if !p.Expires.IsZero() {
+		life = p.Expires.Sub(p.Created)
 	}
-	in.Id, in.CreateTime, in.ExpireTime = "", nil, nil
-	body, err := proto.MarshalOptions{Deterministic: true}.Marshal(in)
+	p.ID, p.Created, p.Expires = "", time.Time{}, time.Time{}
+	body, err := wire.EncodePin(p)
 	if err != nil {
 		return "", err
 	}
 	sum := sha256.Sum256(append(body, life.String()...))
 	return hex.EncodeToString(sum[:]), nil
-}
-
-func pinOf(body []byte) (policy.Pin, error) {
-	in := &cachemanagerv1.Pin{}
-	if err := proto.Unmarshal(body, in); err != nil {
-		return policy.Pin{}, err
-	}
-	return wire.Pin(in)
 }
 
 // Pins returns the pins that have not expired, newest first, and forgets the others.
@@ -94,18 +82,9 @@ func (s *Store) Pins(ctx context.Context, now time.Time) ([]policy.Pin, error) {
 		if _, err := tx.ExecContext(ctx, "DELETE FROM pins WHERE expires <= ?", now.UnixNano()); err != nil {
 			return err
 		}
-		found, err := bodies(ctx, tx, func() *cachemanagerv1.Pin { return &cachemanagerv1.Pin{} }, "SELECT body FROM pins ORDER BY created DESC, id")
-		if err != nil {
-			return err
-		}
-		for _, in := range found {
-			p, err := wire.Pin(in)
-			if err != nil {
-				return err
-			}
-			all = append(all, p)
-		}
-		return nil
+		var err error
+		all, err = read(ctx, tx, wire.DecodePin, "SELECT body FROM pins ORDER BY created DESC, id")
+		return err
 	})
 	return all, err
 }
@@ -120,7 +99,7 @@ func (s *Store) RemovePin(ctx context.Context, id string) (p policy.Pin, err err
 		case err != nil:
 			return err
 		}
-		p, err = pinOf(body)
+		p, err = wire.DecodePin(body)
 		return err
 	})
 	return p, err

@@ -1,16 +1,14 @@
 package state
 
 import (
+	"bytes"
 	"context"
 	"database/sql"
 	"errors"
 	"fmt"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/kilnbuild/kiln/pkg/fault"
-	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/policy"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/wire"
 )
@@ -28,12 +26,14 @@ const versionsKept = 1000
 // configuration has another one than when it was read last.
 func (s *Store) Configure(ctx context.Context, p policy.Policy, now time.Time) error {
 	return s.change(ctx, func(tx *sql.Tx) error {
-		last, err := bodies(ctx, tx, newPolicy, "SELECT body FROM policies WHERE source = ? ORDER BY version DESC LIMIT 1", fromConfiguration)
+		last, err := read(ctx, tx, wire.DecodePolicy, "SELECT body FROM policies WHERE source = ? ORDER BY version DESC LIMIT 1", fromConfiguration)
 		if err != nil {
 			return err
 		}
-		if len(last) > 0 && sameRules(last[0], wire.PolicyProto(p)) {
-			return nil
+		if len(last) > 0 {
+			if same, err := sameRules(last[0], p); same || err != nil {
+				return err
+			}
 		}
 		p.Updated, p.UpdatedBy = now, ""
 		_, err = add(ctx, tx, p, fromConfiguration)
@@ -42,21 +42,18 @@ func (s *Store) Configure(ctx context.Context, p policy.Policy, now time.Time) e
 }
 
 // sameRules reports whether two policies say the same.
-func sameRules(a, b *cachemanagerv1.Policy) bool {
-	rules := func(p *cachemanagerv1.Policy) *cachemanagerv1.Policy {
-		return &cachemanagerv1.Policy{Rules: p.GetRules(), Budget: p.GetBudget()}
-	}
-	return proto.Equal(rules(a), rules(b))
+func sameRules(a, b policy.Policy) (bool, error) {
+	x, err1 := wire.EncodePolicy(policy.Policy{Rules: a.Rules, Budget: a.Budget})
+	y, err2 := wire.EncodePolicy(policy.Policy{Rules: b.Rules, Budget: b.Budget})
+	return bytes.Equal(x, y), errors.Join(err1, err2)
 }
-
-func newPolicy() *cachemanagerv1.Policy { return &cachemanagerv1.Policy{} }
 
 // add appends a version, and forgets old ones.
 func add(ctx context.Context, tx *sql.Tx, p policy.Policy, source string) (policy.Policy, error) {
 	if err := tx.QueryRowContext(ctx, "SELECT coalesce(max(version), 0) + 1 FROM policies").Scan(&p.Version); err != nil {
 		return p, err
 	}
-	body, err := proto.Marshal(wire.PolicyProto(p))
+	body, err := wire.EncodePolicy(p)
 	if err != nil {
 		return p, err
 	}
@@ -74,7 +71,7 @@ func (s *Store) Policy(ctx context.Context) (policy.Policy, error) { return s.Po
 // PolicyVersion returns a version of the policy, 0 being the one in force, or a
 // NOT_FOUND fault.
 func (s *Store) PolicyVersion(ctx context.Context, version int64) (policy.Policy, error) {
-	found, err := bodies(ctx, s.db, newPolicy, "SELECT body FROM policies WHERE version = ?1 OR ?1 = 0 ORDER BY version DESC LIMIT 1", version)
+	found, err := read(ctx, s.db, wire.DecodePolicy, "SELECT body FROM policies WHERE version = ?1 OR ?1 = 0 ORDER BY version DESC LIMIT 1", version)
 	if err != nil {
 		return policy.Policy{}, explain(err)
 	}
@@ -82,7 +79,7 @@ func (s *Store) PolicyVersion(ctx context.Context, version int64) (policy.Policy
 		return policy.Policy{}, fault.New(fault.NotFound, "NOT_FOUND", fmt.Sprintf("there is no version %d of the policy", version),
 			"ask for version 0, the one in force; old versions are not kept for ever")
 	}
-	return wire.Policy(found[0])
+	return found[0], nil
 }
 
 // SetPolicy puts a new version of the policy into force, and returns it. When

@@ -6,10 +6,7 @@ import (
 	"fmt"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/kilnbuild/kiln/pkg/fault"
-	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/plan"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/run"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/wire"
@@ -21,24 +18,22 @@ const (
 	maxRuns = 5000
 )
 
-func newRun() *cachemanagerv1.Run { return &cachemanagerv1.Run{} }
-
 // StartRun keeps a run that begins. With a request id that a run has already, it
 // keeps nothing and returns that run and false.
 func (s *Store) StartRun(ctx context.Context, r run.Run) (_ run.Run, started bool, err error) {
 	started = true
 	err = s.change(ctx, func(tx *sql.Tx) error {
 		if r.RequestID != "" {
-			found, err := bodies(ctx, tx, newRun, "SELECT body FROM runs WHERE request_id = ?", r.RequestID)
+			found, err := read(ctx, tx, wire.DecodeRun, "SELECT body FROM runs WHERE request_id = ?", r.RequestID)
 			if err != nil {
 				return err
 			}
 			if len(found) > 0 {
-				r, started = wire.Run(found[0]), false
+				r, started = found[0], false
 				return nil
 			}
 		}
-		body, err := proto.Marshal(wire.RunProto(r))
+		body, err := wire.EncodeRun(r)
 		if err != nil {
 			return err
 		}
@@ -62,7 +57,7 @@ func (s *Store) AddVerdicts(ctx context.Context, id string, verdicts []plan.Verd
 		}
 		defer func() { _ = insert.Close() }() // The commit counts.
 		for i, v := range verdicts {
-			body, err := proto.Marshal(wire.VerdictProto(v))
+			body, err := wire.EncodeVerdict(v)
 			if err != nil {
 				return err
 			}
@@ -87,7 +82,7 @@ func (s *Store) FinishRun(ctx context.Context, r run.Run) error {
 }
 
 func finish(ctx context.Context, tx *sql.Tx, r run.Run) error {
-	body, err := proto.Marshal(wire.RunProto(r))
+	body, err := wire.EncodeRun(r)
 	if err != nil {
 		return err
 	}
@@ -102,12 +97,11 @@ var errInterrupted = fault.New(fault.Aborted, "INTERRUPTED", "the cache manager 
 // interrupt ends the runs that an earlier process left.
 func (s *Store) interrupt(ctx context.Context) error {
 	return s.change(ctx, func(tx *sql.Tx) error {
-		left, err := bodies(ctx, tx, newRun, "SELECT body FROM runs WHERE ended IS NULL")
+		left, err := read(ctx, tx, wire.DecodeRun, "SELECT body FROM runs WHERE ended IS NULL")
 		if err != nil {
 			return err
 		}
-		for _, in := range left {
-			r := wire.Run(in)
+		for _, r := range left {
 			r.State, r.Err, r.Ended = run.Interrupted, errInterrupted, time.Now()
 			if err := finish(ctx, tx, r); err != nil {
 				return err
@@ -124,21 +118,14 @@ func (s *Store) Runs(ctx context.Context, size int, before time.Time, beforeID s
 	if before.IsZero() {
 		bound = 1<<63 - 1
 	}
-	found, err := bodies(ctx, s.db, newRun, `SELECT body FROM runs WHERE started < ?1 OR started = ?1 AND id > ?2
+	found, err := read(ctx, s.db, wire.DecodeRun, `SELECT body FROM runs WHERE started < ?1 OR started = ?1 AND id > ?2
 		ORDER BY started DESC, id LIMIT ?3`, bound, beforeID, size)
-	if err != nil {
-		return nil, explain(err)
-	}
-	out := make([]run.Run, len(found))
-	for i, in := range found {
-		out[i] = wire.Run(in)
-	}
-	return out, nil
+	return found, explain(err)
 }
 
 // Run returns a run, or a NOT_FOUND fault.
 func (s *Store) Run(ctx context.Context, id string) (run.Run, error) {
-	found, err := bodies(ctx, s.db, newRun, "SELECT body FROM runs WHERE id = ?", id)
+	found, err := read(ctx, s.db, wire.DecodeRun, "SELECT body FROM runs WHERE id = ?", id)
 	if err != nil {
 		return run.Run{}, explain(err)
 	}
@@ -146,20 +133,13 @@ func (s *Store) Run(ctx context.Context, id string) (run.Run, error) {
 		return run.Run{}, fault.New(fault.NotFound, "NOT_FOUND", fmt.Sprintf("there is no run %q", id),
 			"ListRuns shows those that there are; old ones are not kept for ever")
 	}
-	return wire.Run(found[0]), nil
+	return found[0], nil
 }
 
 // Verdicts returns what became of records in a run, in the order in which that was
 // found out, from a place on, from 0.
 func (s *Store) Verdicts(ctx context.Context, id string, from, size int) ([]plan.Verdict, error) {
-	found, err := bodies(ctx, s.db, func() *cachemanagerv1.Verdict { return &cachemanagerv1.Verdict{} },
+	found, err := read(ctx, s.db, wire.DecodeVerdict,
 		"SELECT body FROM verdicts WHERE run = ? AND sequence > ? ORDER BY sequence LIMIT ?", id, from, size)
-	if err != nil {
-		return nil, explain(err)
-	}
-	out := make([]plan.Verdict, len(found))
-	for i, in := range found {
-		out[i] = wire.Verdict(in)
-	}
-	return out, nil
+	return found, explain(err)
 }

@@ -10,8 +10,6 @@ import (
 	"sync"
 	"time"
 
-	"google.golang.org/protobuf/proto"
-
 	"github.com/kilnbuild/kiln/pkg/sqlitedb"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/run"
 )
@@ -79,24 +77,24 @@ type queryer interface {
 	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
 }
 
-// bodies reads the messages of the rows of a query, whose one column is the body.
-func bodies[M proto.Message](ctx context.Context, from queryer, fresh func() M, query string, args ...any) (_ []M, err error) {
+// read reads the rows of a query, whose one column is what decode reads.
+func read[V any](ctx context.Context, from queryer, decode func([]byte) (V, error), query string, args ...any) (_ []V, err error) {
 	rows, err := from.QueryContext(ctx, query, args...)
 	if err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, rows.Close()) }()
-	var all []M
+	var all []V
 	for rows.Next() {
 		var body []byte
 		if err := rows.Scan(&body); err != nil {
 			return nil, err
 		}
-		m := fresh()
-		if err := proto.Unmarshal(body, m); err != nil {
+		v, err := decode(body)
+		if err != nil {
 			return nil, err
 		}
-		all = append(all, m)
+		all = append(all, v)
 	}
 	return all, rows.Err()
 }

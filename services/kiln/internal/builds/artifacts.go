@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"github.com/kilnbuild/kiln/pkg/human"
 	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/kilnbuild/kiln/pkg/human"
 
 	"github.com/spf13/cobra"
 

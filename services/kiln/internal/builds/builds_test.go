@@ -2,11 +2,12 @@ package builds
 
 import (
 	"fmt"
-	"github.com/kilnbuild/kiln/pkg/human"
 	"strings"
 	"testing"
 	"time"
 	"unicode/utf8"
+
+	"github.com/kilnbuild/kiln/pkg/human"
 
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"

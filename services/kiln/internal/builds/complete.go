@@ -2,8 +2,9 @@ package builds
 
 import (
 	"context"
-	"github.com/kilnbuild/kiln/pkg/human"
 	"time"
+
+	"github.com/kilnbuild/kiln/pkg/human"
 
 	"github.com/spf13/cobra"
 

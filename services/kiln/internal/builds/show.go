@@ -3,10 +3,11 @@ package builds
 import (
 	"context"
 	"fmt"
-	"github.com/kilnbuild/kiln/pkg/human"
 	"io"
 	"strings"
 	"time"
+
+	"github.com/kilnbuild/kiln/pkg/human"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/timestamppb"

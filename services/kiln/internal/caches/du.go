@@ -3,8 +3,9 @@ package caches
 import (
 	"context"
 	"fmt"
-	"github.com/kilnbuild/kiln/pkg/human"
 	"io"
+
+	"github.com/kilnbuild/kiln/pkg/human"
 
 	"github.com/spf13/cobra"
 

@@ -3,11 +3,12 @@ package caches
 import (
 	"context"
 	"fmt"
-	"github.com/kilnbuild/kiln/pkg/human"
 	"io"
 	"os"
 	"strings"
 	"time"
+
+	"github.com/kilnbuild/kiln/pkg/human"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/proto"
