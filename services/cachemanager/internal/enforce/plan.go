@@ -36,7 +36,7 @@ func (e *Engine) Plan(ctx context.Context, ask Ask) (run.Plan, error) {
 		return run.Plan{}, err
 	}
 	made, err := e.plan(ctx, caches, p, ask.At)
-	if err == nil && !made.Hypothetical {
+	if err == nil {
 		err = e.State.SavePlan(ctx, made)
 	}
 	return made, err

@@ -7,6 +7,7 @@ import (
 
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/enforce"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/gc"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/plan"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/run"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/wire"
@@ -26,9 +27,6 @@ type planPlace struct {
 
 // PlanPrune implements the RPC.
 func (s *Server) PlanPrune(ctx context.Context, req *cachemanagerv1.PlanPruneRequest) (*cachemanagerv1.PlanPruneResponse, error) {
-	if req.GetDaemonRules() != nil {
-		return nil, unserved("daemon_rules")
-	}
 	at := planPlace{Kept: req.GetWithKept(), Size: pageSize(req.GetPageSize())}
 	if err := readToken(req.GetPageToken(), &at); err != nil {
 		return nil, err
@@ -63,6 +61,9 @@ func (s *Server) planAt(ctx context.Context, req *cachemanagerv1.PlanPruneReques
 	if req.GetAt() != nil {
 		ask.At = req.GetAt().AsTime()
 	}
+	if rules := req.GetDaemonRules(); rules != nil {
+		return s.opts.Engine.PlanOfDaemons(ctx, ask.Caches, specsOf(rules), ask.At)
+	}
 	if req.GetPolicy() != nil {
 		p, err := wire.Policy(req.GetPolicy())
 		if err != nil {
@@ -72,6 +73,16 @@ func (s *Server) planAt(ctx context.Context, req *cachemanagerv1.PlanPruneReques
 		ask.Policy = &p
 	}
 	return s.opts.Engine.Plan(ctx, ask)
+}
+
+func specsOf(in *cachemanagerv1.DaemonRules) (specs []gc.Spec) {
+	for _, rule := range in.GetRules() {
+		specs = append(specs, gc.Spec{
+			All: rule.GetAll(), Filters: rule.GetFilters(), KeepDuration: rule.GetKeepDuration().AsDuration(),
+			ReservedBytes: rule.GetReservedSpaceBytes(), MaxUsedBytes: rule.GetMaxUsedSpaceBytes(), MinFreeBytes: rule.GetMinFreeSpaceBytes(),
+		})
+	}
+	return specs
 }
 
 // Prune implements the RPC.

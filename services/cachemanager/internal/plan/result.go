@@ -1,5 +1,7 @@
 package plan
 
+import "slices"
+
 // plan makes the plan of what was simulated.
 func (s *simulation) plan() *Plan {
 	p := &Plan{Time: s.in.Now, PolicyVersion: s.in.Policy.Version, Verdicts: make([]Verdict, 0, len(s.nodes))}
@@ -30,4 +32,42 @@ func (s *simulation) plan() *Plan {
 func (a *Amount) add(bytes int64) {
 	a.Records++
 	a.Bytes += bytes
+}
+
+// With is both plans together, of different caches: what goes first, then what stays.
+func (p *Plan) With(o *Plan) *Plan {
+	sum := func(a, b Amount) Amount { return Amount{a.Records + b.Records, a.Bytes + b.Bytes} }
+	out := &Plan{
+		Time: p.Time, PolicyVersion: p.PolicyVersion, Rules: slices.Clone(p.Rules),
+		Removes: sum(p.Removes, o.Removes), Tied: sum(p.Tied, o.Tied), Keeps: sum(p.Keeps, o.Keeps),
+	}
+	for i, rule := range o.Rules {
+		if i == len(out.Rules) {
+			out.Rules = append(out.Rules, rule)
+		} else {
+			out.Rules[i].Amount = sum(out.Rules[i].Amount, rule.Amount)
+		}
+	}
+	var ties int32
+	for _, v := range p.Verdicts {
+		ties = max(ties, v.Tie)
+	}
+	for _, goes := range []bool{true, false} {
+		for i, of := range []*Plan{p, o} {
+			for _, v := range of.Verdicts {
+				if v.Remove != goes {
+					continue
+				}
+				if v.Tie > 0 && i == 1 {
+					v.Tie += ties // groups of their own
+				}
+				if goes {
+					v.Order = int64(len(out.Verdicts)) + 1
+				}
+				out.Verdicts = append(out.Verdicts, v)
+			}
+		}
+	}
+	out.RemovesAll = out.Removes.Records > 0 && out.Keeps.Records == 0
+	return out
 }

@@ -51,6 +51,8 @@ func (s *Store) TakePlan(ctx context.Context, digest string, now time.Time) (run
 	switch {
 	case k == nil || now.After(p.Expires):
 		return run.Plan{}, fault.New(fault.Aborted, "PLAN_STALE", "the plan has expired", "plan again with PlanPrune")
+	case p.Hypothetical:
+		return run.Plan{}, fault.New(fault.FailedPrecondition, "WRONG_STATE", "the plan is for another time, or by the daemon's own rules", "plan without these with PlanPrune")
 	case k.taken:
 		return run.Plan{}, fault.New(fault.Aborted, "PLAN_STALE", "the plan was carried out before", "plan again with PlanPrune")
 	}

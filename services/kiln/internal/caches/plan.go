@@ -26,6 +26,7 @@ type planOptions struct {
 	caches []string
 	policy string
 	in     time.Duration
+	daemon bool
 	kept   bool
 	limit  int
 	format string
@@ -46,16 +47,19 @@ one a Verdict.`,
 		Example: `  kiln cache plan
   kiln cache plan --kept --limit 0
   kiln cache plan --in 24h
-  kiln cache plan --policy stricter.yaml`,
+  kiln cache plan --policy stricter.yaml
+  kiln cache plan --daemon-rules`,
 		Args: cobra.NoArgs,
 		RunE: runE(conn, func(ctx context.Context, c *call, _ []string) error { return c.plan(ctx, o) }),
 	}
 	addCaches(cmd, &o.caches)
 	cmd.Flags().StringVar(&o.policy, "policy", "", "plan by the policy in this `file` (YAML; - is standard input), not by the one in force")
 	cmd.Flags().DurationVar(&o.in, "in", 0, "what will go by then, a `time` from now, such as 24h, if nothing is used meanwhile")
+	cmd.Flags().BoolVar(&o.daemon, "daemon-rules", false, "what the daemon would remove by its own rules, those of its buildkitd.toml")
 	cmd.Flags().BoolVar(&o.kept, "kept", false, "also show what stays, and why")
 	cmd.Flags().IntVar(&o.limit, "limit", 50, "at most so many records; 0: all")
 	show.AddFormat(cmd, &o.format, "text, or json: one object a line")
+	cmd.MarkFlagsMutuallyExclusive("policy", "daemon-rules")
 	return cmd
 }
 
@@ -63,6 +67,9 @@ func (c *call) plan(ctx context.Context, o *planOptions) error {
 	req := &cachemanagerv1.PlanPruneRequest{Caches: refs(o.caches), WithKept: o.kept, PageSize: pageOf(o.limit, 0)}
 	if o.in > 0 {
 		req.At = timestamppb.New(c.now.Add(o.in))
+	}
+	if o.daemon {
+		req.By = &cachemanagerv1.PlanPruneRequest_DaemonRules{DaemonRules: &cachemanagerv1.DaemonRules{}}
 	}
 	if o.policy != "" {
 		p, err := c.readPolicy(o.policy)
