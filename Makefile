@@ -132,6 +132,16 @@ test: tools-test build build-failpoints ## Run every test, with -race, on real d
 		exit $$rc; \
 	} | testsummary
 
+# The tests that go on for long: an hour or so. A row for each in .run/soak.json.
+SOAKS := TestS4_PlansComeTrue|TestS4_DaemonRulesComeTrue|TestS4_BuildsGoOnWhileEverythingIsPruned
+
+.PHONY: soak
+soak: tools-test build build-failpoints ## Run the property and load tests for long; SOAK_ROUNDS=1000 SOAK_TIME=10m
+	@mkdir -p .run && rm -f .run/soak.json
+	@cd e2e && KILN_SOAK_FILE=$(CURDIR)/.run/soak.json KILN_SOAK_ROUNDS=$(or $(SOAK_ROUNDS),1000) KILN_SOAK_TIME=$(or $(SOAK_TIME),10m) \
+		go test -count=1 -timeout 6h -v -run '$(or $(ONLY),$(SOAKS))' .
+	@cat .run/soak.json
+
 # ---- demo, benchmarks --------------------------------------------------
 
 .PHONY: demo

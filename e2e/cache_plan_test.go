@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -181,21 +180,12 @@ func (m mixed) policy(records []*cachemanagerv1.Record, moved time.Duration) *ca
 	return p
 }
 
-// rounds is how many rounds a property test has: few, unless a soak asks for more.
-func rounds(t *testing.T, few int) int {
-	t.Helper()
-	if asked := os.Getenv("KILN_SOAK_ROUNDS"); asked != "" {
-		return labtest.Must(strconv.Atoi(asked))(t)
-	}
-	return few
-}
-
 // What a plan says is what a real daemon loses, no more and no less, in the plan's
 // order: for random builds, pins, policies, and ages by a clock that is moved.
 func TestS4_PlansComeTrue(t *testing.T) {
 	const moved = 100 * time.Hour
 	l := labtest.New(t)
-	ctx := labtest.Context(t, 10*time.Minute)
+	ctx := labtest.Context(t, 2*time.Minute+time.Duration(rounds(t, 40))*5*time.Second)
 	registry := labtest.Must(l.StartRegistry(ctx, lab.RegistryOptions{}))(t)
 	daemon := labtest.Must(l.StartBuildkitd(ctx, lab.BuildkitdOptions{Registries: []string{registry.Addr}}))(t)
 	seed := rand.Uint64()
@@ -206,6 +196,7 @@ func TestS4_PlansComeTrue(t *testing.T) {
 		work.build(t)
 	}
 	went := 0
+	soaked(t, &went)
 	for round := range rounds(t, 40) {
 		for range 1 + work.random.IntN(2) {
 			work.build(t)

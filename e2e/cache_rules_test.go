@@ -43,7 +43,7 @@ func daemonRule(random *rand.Rand, total int64) *cachemanagerv1.DaemonRule {
 // the same rules removes, and what it calls tied is where the rest comes from.
 func TestS4_DaemonRulesComeTrue(t *testing.T) {
 	l := labtest.New(t)
-	ctx := labtest.Context(t, 10*time.Minute)
+	ctx := labtest.Context(t, 2*time.Minute+time.Duration(rounds(t, 40))*5*time.Second)
 	registry := labtest.Must(l.StartRegistry(ctx, lab.RegistryOptions{}))(t)
 	daemon := labtest.Must(l.StartBuildkitd(ctx, lab.BuildkitdOptions{Registries: []string{registry.Addr}}))(t)
 	bk := labtest.Must(client.New(ctx, daemon.Addr))(t)
@@ -56,6 +56,7 @@ func TestS4_DaemonRulesComeTrue(t *testing.T) {
 		work.build(t)
 	}
 	went, tied := 0, 0
+	soaked(t, &went)
 	for round := range rounds(t, 40) {
 		work.build(t)
 		var total int64

@@ -22,15 +22,6 @@ import (
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 )
 
-// soakTime is how long a test under load goes on: short, unless a soak asks for more.
-func soakTime(t *testing.T, short time.Duration) time.Duration {
-	t.Helper()
-	if asked := os.Getenv("KILN_SOAK_TIME"); asked != "" {
-		return labtest.Must(time.ParseDuration(asked))(t)
-	}
-	return short
-}
-
 // Eight builds at a time go on while all that may go is removed again and again: none
 // fails, each has the content that it should, and what is pinned stays.
 func TestS4_BuildsGoOnWhileEverythingIsPruned(t *testing.T) {
@@ -56,6 +47,8 @@ func TestS4_BuildsGoOnWhileEverythingIsPruned(t *testing.T) {
 	labtest.Must(lab.Exec(ctx, buildctl(t, daemon.Addr, pinned)))(t)
 
 	var builds atomic.Int64
+	var done int
+	soaked(t, &done)
 	var group sync.WaitGroup
 	end := time.Now().Add(span)
 	for loop := range loops {
@@ -71,6 +64,7 @@ func TestS4_BuildsGoOnWhileEverythingIsPruned(t *testing.T) {
 		})
 	}
 	group.Wait()
+	done = int(builds.Load())
 	freed, _ := strconv.Atoi(metric(t, m.Service, "kiln_cache_freed_records_total", `reason="records"`))
 	t.Logf("%d builds, %d records were removed meanwhile", builds.Load(), freed)
 	if builds.Load() < loops || freed < loops {
