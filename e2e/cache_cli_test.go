@@ -43,6 +43,12 @@ func TestS4_KilnCache(t *testing.T) {
 	}
 	shows([]string{"du"}, `a +regular +2 `, `100 GB, 2d`)
 	shows([]string{"ls", "--order-by", "size_bytes desc"}, `regular +30\d kB .* COPY one`, `history`)
+	if out := shows([]string{"ls", "--filter", `type = REGULAR AND size_bytes > 100000 AND age < "1h"`}, `COPY one`); strings.Contains(out, "local source") {
+		t.Errorf("the filter lets all pass:\n%s", out)
+	}
+	if out, err := kiln("ls", "--filter", "type = VOLUME"); err == nil || !strings.Contains(out, "at character 8: there is no type of this name") {
+		t.Errorf("%v\n%s", err, out)
+	}
 	shows([]string{"plan"}, `goes: 0 records`)
 	shows([]string{"plan", "--in", "49h"}, `remove +a .*longer than the 2d of rule "age"`, `stays: 0 records`)
 
@@ -58,6 +64,8 @@ func TestS4_KilnCache(t *testing.T) {
 		t.Errorf("the plan again: %v\n%s", err, out)
 	}
 	shows([]string{"runs"}, `succeeded +demand `, `demand \(dry\)`, `layers 1`)
+	shows([]string{"runs", "--filter", "dry_run = false AND trigger = DEMAND"}, `layers 1`)
+	shows([]string{"plan", "--daemon-rules"}, `goes: 0 records`)
 	shows([]string{"unpin", pin}, pin)
 
 	shows([]string{"policy", "set", strict, "--check"}, `version 2 would be in force: 1 rules`)

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"github.com/kilnbuild/kiln/pkg/aip"
 )
 
 // Frame is an event in the form in which it is stored and sent: encoded once,
@@ -59,68 +61,18 @@ var (
 // Query says which builds to list, and in which order. Builds that are equal in
 // the order come newest first: last created first.
 type Query struct {
-	Filter Filter  // nil: all
-	Order  []Order // empty: newest first
+	Filter aip.Filter  // nil: all
+	Order  []aip.Order // empty: newest first
 }
-
-// Order is one key of an order. A build that has no value for the field comes
-// first, or last with Desc. FieldTag is no key: a build has several.
-type Order struct {
-	Field Field
-	Desc  bool
-}
-
-// Field is a field of a record that a query may name.
-type Field string
 
 // The fields of a query.
 const (
-	FieldState      Field = "state"       // a State
-	FieldProject    Field = "project"     // a string
-	FieldOrigin     Field = "origin"      // an Origin
-	FieldCreateTime Field = "create_time" // a time.Time
-	FieldEndTime    Field = "end_time"    // a time.Time
-	FieldTag        Field = "tag"         // a string; fits when one of the tags does
-	FieldCaller     Field = "caller"      // a string
-	FieldDaemon     Field = "daemon"      // a string
+	FieldState      aip.Field = "state"       // a State
+	FieldProject    aip.Field = "project"     // a string
+	FieldOrigin     aip.Field = "origin"      // an Origin
+	FieldCreateTime aip.Field = "create_time" // a time.Time
+	FieldEndTime    aip.Field = "end_time"    // a time.Time
+	FieldTag        aip.Field = "tag"         // a string; fits when one of the tags does
+	FieldCaller     aip.Field = "caller"      // a string
+	FieldDaemon     aip.Field = "daemon"      // a string
 )
-
-// Filter is a condition on records: one of And, Or, Not and Compare.
-type Filter interface{ filter() }
-
-// And fits when all do.
-type And []Filter
-
-// Or fits when one does.
-type Or []Filter
-
-// Not fits when its one does not.
-type Not struct{ Of Filter }
-
-// Compare fits when the field stands to the value as Op says. "!=" fits when "="
-// does not, and nothing else fits a build that has no value for the field (no
-// end yet, no tag).
-type Compare struct {
-	Field Field
-	Op    Op
-	Value any // a State, an Origin, a string or a time.Time, as Field says
-}
-
-// Op is how a field is compared.
-type Op string
-
-// The comparisons. HasPrefix is for strings: the field begins with the value.
-const (
-	Equal          Op = "="
-	NotEqual       Op = "!="
-	Less           Op = "<"
-	LessOrEqual    Op = "<="
-	Greater        Op = ">"
-	GreaterOrEqual Op = ">="
-	HasPrefix      Op = ":"
-)
-
-func (And) filter()     {}
-func (Or) filter()      {}
-func (Not) filter()     {}
-func (Compare) filter() {}

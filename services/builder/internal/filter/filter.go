@@ -1,153 +1,43 @@
-// Package filter reads what callers write to choose and order builds: filters
-// (https://google.aip.dev/160) and orders (https://google.aip.dev/132).
+// Package filter says what callers may choose and order builds by.
 package filter
 
 import (
-	"errors"
 	"fmt"
-	"io"
-	"slices"
 	"strings"
-	"unicode"
-	"unicode/utf8"
 
-	"go.einride.tech/aip/filtering"
-	expr "google.golang.org/genproto/googleapis/api/expr/v1alpha1"
-
-	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/pkg/aip"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )
 
-// Bounds of a filter.
-const (
-	maxLength = 4096 // bytes
-	maxDepth  = 32   // conditions within one another
-)
-
-const example = `write it like: state = FAILED AND (project = "web" OR tag:"localhost:5000/web") AND create_time > "2026-11-01T00:00:00Z"`
-
-// Parse reads a filter; nil, which fits all, when text is blank. Its error is an
-// INVALID_ARGUMENT fault that says what is wrong and where.
-//
-// AND, OR (which binds more strongly than AND), NOT, "-" and parentheses join
-// comparisons of a field with a value. Fields of text have all comparisons, and
-// ":" for a prefix; times all but that; state and origin "=" and "!=". With
-// several tags, one must fit, and with "!=" all.
-func Parse(text string) (build.Filter, error) {
-	if len(text) > maxLength {
-		return nil, fault.Invalid("filter", "", fmt.Sprintf("is %d bytes long, more than %d", len(text), maxLength), "write a shorter filter")
-	}
-	// The parser does so too, and counts from there.
-	trimmed := strings.TrimLeftFunc(text, unicode.IsSpace)
-	if trimmed == "" {
-		return nil, nil
-	}
-	r := reader{text: text, skipped: len(text) - len(trimmed)}
-	var parser filtering.Parser
-	parser.Init(text)
-	parsed, err := parser.Parse()
-	if err != nil {
-		return nil, r.syntax(err)
-	}
-	r.positions = parsed.GetSourceInfo().GetPositions()
-	return r.filter(parsed.GetExpr(), 1)
+var schema = aip.Schema{
+	Things:  "builds",
+	Example: `state = FAILED AND (project = "web" OR tag:"localhost:5000/web") AND create_time > "2026-11-01T00:00:00Z"`,
+	Fields: []aip.Of{
+		enum(build.FieldState, true, "BUILD_STATE_", build.Queued, build.Running, build.Succeeded, build.Failed,
+			build.Cancelled, build.TimedOut, build.Interrupted),
+		{Field: build.FieldProject, Sorts: true},
+		enum(build.FieldOrigin, false, "BUILD_ORIGIN_", build.OriginAPI, build.OriginGateway),
+		{Field: build.FieldCreateTime, Kind: aip.Time, Sorts: true},
+		{Field: build.FieldEndTime, Kind: aip.Time, Sorts: true},
+		{Field: build.FieldTag},
+		{Field: build.FieldCaller},
+		{Field: build.FieldDaemon},
+	},
 }
 
-// reader turns a parsed filter into conditions.
-type reader struct {
-	text      string
-	skipped   int // bytes before those that the parser saw
-	positions map[int64]int32
+func enum[T fmt.Stringer](field aip.Field, sorts bool, prefix string, values ...T) aip.Of {
+	of := aip.Of{Field: field, Kind: aip.Enum, Prefix: prefix, Values: map[string]any{}, Sorts: sorts}
+	for _, v := range values {
+		name := strings.ToUpper(v.String())
+		of.Values[name] = v
+		of.Names = append(of.Names, name)
+	}
+	return of
 }
 
-// filter is the condition of e, which lies that deep.
-func (r *reader) filter(e *expr.Expr, depth int) (build.Filter, error) {
-	if depth > maxDepth {
-		return nil, r.wrong(e, fmt.Sprintf("more than %d conditions stand within one another", maxDepth), "write a simpler filter")
-	}
-	call := e.GetCallExpr()
-	if call == nil {
-		return nil, r.wrong(e, "a value stands where a comparison must", example)
-	}
-	name, args := call.GetFunction(), call.GetArgs()
-	if name == filtering.FunctionNot && len(args) == 1 {
-		of, err := r.filter(args[0], depth+1)
-		return build.Not{Of: of}, err
-	}
-	if len(args) != 2 {
-		return nil, r.wrong(e, fmt.Sprintf("there is no condition %s(…)", name), example)
-	}
-	switch name {
-	case filtering.FunctionAnd:
-		all, err := r.operands(e, depth)
-		return build.And(all), err
-	case filtering.FunctionOr:
-		all, err := r.operands(e, depth)
-		return build.Or(all), err
-	case filtering.FunctionFuzzyAnd:
-		return nil, r.wrong(args[1], "a condition follows another without a word between", "write AND or OR between conditions")
-	}
-	if op, ok := ops[name]; ok {
-		return r.compare(e, args[0], op, args[1])
-	}
-	return nil, r.wrong(e, fmt.Sprintf("there is no condition %s(…)", name), example)
-}
+// Parse reads a filter of builds; see aip.Schema. With several tags, one must fit, and
+// with "!=" all.
+func Parse(text string) (aip.Filter, error) { return schema.Filter(text) }
 
-// operands are the conditions that AND or OR joins: the parser has a AND b AND c
-// as (a AND b) AND c.
-func (r *reader) operands(e *expr.Expr, depth int) ([]build.Filter, error) {
-	name := e.GetCallExpr().GetFunction()
-	var parts []*expr.Expr
-	for {
-		call := e.GetCallExpr()
-		if call.GetFunction() != name || len(call.GetArgs()) != 2 {
-			break
-		}
-		parts = append(parts, call.GetArgs()[1])
-		e = call.GetArgs()[0]
-	}
-	parts = append(parts, e)
-	var all []build.Filter
-	for _, part := range slices.Backward(parts) {
-		f, err := r.filter(part, depth+1)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, f)
-	}
-	return all, nil
-}
-
-// syntax is the fault for what the parser refused.
-func (r *reader) syntax(err error) error {
-	offset, what := len(r.text), ""
-	for e := err; e != nil; e = errors.Unwrap(e) {
-		// The innermost is the one that knows.
-		if at, ok := e.(interface {
-			Position() filtering.Position
-			Message() string
-		}); ok {
-			offset, what = r.skipped+int(at.Position().Offset), at.Message()
-		}
-	}
-	rest := strings.TrimLeftFunc(r.text[min(offset, len(r.text)):], unicode.IsSpace)
-	switch {
-	case errors.Is(err, io.EOF) || rest == "":
-		offset, what = len(r.text), "it ends where more must follow"
-	case what == "" || strings.HasPrefix(what, "unexpected"):
-		word, _, _ := strings.Cut(rest, " ")
-		offset, what = len(r.text)-len(rest), fmt.Sprintf("unexpected %.20q", word)
-	}
-	return r.at(offset, what, "put values with more than letters, digits and _ in quotes, and "+example)
-}
-
-// wrong is the fault for an expression that is no condition.
-func (r *reader) wrong(e *expr.Expr, what, remedy string) error {
-	return r.at(r.skipped+int(r.positions[e.GetId()]), what, remedy)
-}
-
-// at is the fault for what begins with that byte.
-func (r *reader) at(offset int, what, remedy string) error {
-	character := utf8.RuneCountInString(r.text[:min(offset, len(r.text))]) + 1
-	return fault.Invalid("filter", r.text, fmt.Sprintf("cannot be read at character %d: %s", character, what), remedy)
-}
+// ParseOrder reads an order of builds; see aip.Schema.
+func ParseOrder(text string) ([]aip.Order, error) { return schema.Order(text) }

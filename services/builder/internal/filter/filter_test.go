@@ -2,6 +2,7 @@ package filter_test
 
 import (
 	"errors"
+	"github.com/kilnbuild/kiln/pkg/aip"
 	"reflect"
 	"strings"
 	"testing"
@@ -14,42 +15,42 @@ import (
 	"github.com/kilnbuild/kiln/services/builder/internal/filter"
 )
 
-func is(field build.Field, op build.Op, value any) build.Compare {
-	return build.Compare{Field: field, Op: op, Value: value}
+func is(field aip.Field, op aip.Op, value any) aip.Compare {
+	return aip.Compare{Field: field, Op: op, Value: value}
 }
 
 func TestParse(t *testing.T) {
 	november := time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
-	a, b, c := is(build.FieldProject, build.Equal, "a"), is(build.FieldProject, build.Equal, "b"), is(build.FieldProject, build.Equal, "c")
-	for text, want := range map[string]build.Filter{
+	a, b, c := is(build.FieldProject, aip.Equal, "a"), is(build.FieldProject, aip.Equal, "b"), is(build.FieldProject, aip.Equal, "c")
+	for text, want := range map[string]aip.Filter{
 		"":                                      nil,
 		" \n\t ":                                nil,
-		"state = FAILED":                        is(build.FieldState, build.Equal, build.Failed),
-		"state=failed":                          is(build.FieldState, build.Equal, build.Failed),
-		`state = "BUILD_STATE_TIMED_OUT"`:       is(build.FieldState, build.Equal, build.TimedOut),
-		"  state != build_state_queued  ":       is(build.FieldState, build.NotEqual, build.Queued),
-		"origin = gateway":                      is(build.FieldOrigin, build.Equal, build.OriginGateway),
-		"origin != BUILD_ORIGIN_API":            is(build.FieldOrigin, build.NotEqual, build.OriginAPI),
-		`project = "we\"b\\ ü"`:                 is(build.FieldProject, build.Equal, `we"b\ ü`),
-		`caller > 'a'`:                          is(build.FieldCaller, build.Greater, "a"),
-		`daemon <= d_1`:                         is(build.FieldDaemon, build.LessOrEqual, "d_1"),
-		`tag:"localhost:5000/web"`:              is(build.FieldTag, build.HasPrefix, "localhost:5000/web"),
-		`tag:web`:                               is(build.FieldTag, build.HasPrefix, "web"),
-		`tag : ""`:                              is(build.FieldTag, build.HasPrefix, ""),
-		`create_time > "2026-11-01T00:00:00Z"`:  is(build.FieldCreateTime, build.Greater, november),
-		`end_time<="2026-11-01T02:00:00+02:00"`: is(build.FieldEndTime, build.LessOrEqual, november),
-		`end_time != timestamp("2026-11-01T00:00:00.0Z")`: is(build.FieldEndTime, build.NotEqual, november),
-		"project = a AND project = b":                     build.And{a, b},
-		"project = a AND project = b AND project = c":     build.And{a, b, c},
-		"project = a OR project = b OR project = c":       build.Or{a, b, c},
+		"state = FAILED":                        is(build.FieldState, aip.Equal, build.Failed),
+		"state=failed":                          is(build.FieldState, aip.Equal, build.Failed),
+		`state = "BUILD_STATE_TIMED_OUT"`:       is(build.FieldState, aip.Equal, build.TimedOut),
+		"  state != build_state_queued  ":       is(build.FieldState, aip.NotEqual, build.Queued),
+		"origin = gateway":                      is(build.FieldOrigin, aip.Equal, build.OriginGateway),
+		"origin != BUILD_ORIGIN_API":            is(build.FieldOrigin, aip.NotEqual, build.OriginAPI),
+		`project = "we\"b\\ ü"`:                 is(build.FieldProject, aip.Equal, `we"b\ ü`),
+		`caller > 'a'`:                          is(build.FieldCaller, aip.Greater, "a"),
+		`daemon <= d_1`:                         is(build.FieldDaemon, aip.LessOrEqual, "d_1"),
+		`tag:"localhost:5000/web"`:              is(build.FieldTag, aip.HasPrefix, "localhost:5000/web"),
+		`tag:web`:                               is(build.FieldTag, aip.HasPrefix, "web"),
+		`tag : ""`:                              is(build.FieldTag, aip.HasPrefix, ""),
+		`create_time > "2026-11-01T00:00:00Z"`:  is(build.FieldCreateTime, aip.Greater, november),
+		`end_time<="2026-11-01T02:00:00+02:00"`: is(build.FieldEndTime, aip.LessOrEqual, november),
+		`end_time != timestamp("2026-11-01T00:00:00.0Z")`: is(build.FieldEndTime, aip.NotEqual, november),
+		"project = a AND project = b":                     aip.And{a, b},
+		"project = a AND project = b AND project = c":     aip.And{a, b, c},
+		"project = a OR project = b OR project = c":       aip.Or{a, b, c},
 		// OR binds more strongly than AND: AIP-160.
-		"project = a AND project = b OR project = c":                        build.And{a, build.Or{b, c}},
-		"(project = a AND project = b) OR project = c":                      build.Or{build.And{a, b}, c},
+		"project = a AND project = b OR project = c":                        aip.And{a, aip.Or{b, c}},
+		"(project = a AND project = b) OR project = c":                      aip.Or{aip.And{a, b}, c},
 		"(((project = a)))":                                                 a,
-		"NOT project = a":                                                   build.Not{Of: a},
-		"-project = a AND NOT (project = b OR project=c)":                   build.And{build.Not{Of: a}, build.Not{Of: build.Or{b, c}}},
-		"NOT (-project = a)":                                                build.Not{Of: build.Not{Of: a}},
-		strings.Repeat("project = a AND ", 250) + "project = a":             build.And(repeat(a, 251)),
+		"NOT project = a":                                                   aip.Not{Of: a},
+		"-project = a AND NOT (project = b OR project=c)":                   aip.And{aip.Not{Of: a}, aip.Not{Of: aip.Or{b, c}}},
+		"NOT (-project = a)":                                                aip.Not{Of: aip.Not{Of: a}},
+		strings.Repeat("project = a AND ", 250) + "project = a":             aip.And(repeat(a, 251)),
 		strings.Repeat("(", 1000) + "project=a" + strings.Repeat(")", 1000): a,
 		nested(31): nestedFilter(31, a),
 	} {
@@ -62,8 +63,8 @@ func TestParse(t *testing.T) {
 	}
 }
 
-func repeat(f build.Filter, n int) []build.Filter {
-	var all []build.Filter
+func repeat(f aip.Filter, n int) []aip.Filter {
+	var all []aip.Filter
 	for range n {
 		all = append(all, f)
 	}
@@ -75,9 +76,9 @@ func nested(depth int) string {
 	return strings.Repeat("-(", depth) + "project = a" + strings.Repeat(")", depth)
 }
 
-func nestedFilter(depth int, f build.Filter) build.Filter {
+func nestedFilter(depth int, f aip.Filter) aip.Filter {
 	for range depth {
-		f = build.Not{Of: f}
+		f = aip.Not{Of: f}
 	}
 	return f
 }
@@ -137,7 +138,7 @@ func TestParseRefuses(t *testing.T) {
 }
 
 func TestParseOrder(t *testing.T) {
-	for text, want := range map[string][]build.Order{
+	for text, want := range map[string][]aip.Order{
 		"":                                nil,
 		"  ":                              nil,
 		"create_time":                     {{Field: build.FieldCreateTime}},
@@ -190,7 +191,7 @@ func FuzzParse(f *testing.F) {
 }
 
 // check fails the test when a filter is not what stores are promised.
-func check(t *testing.T, filter build.Filter, depth int) {
+func check(t *testing.T, filter aip.Filter, depth int) {
 	t.Helper()
 	if depth > 32 {
 		t.Fatal("it is too deep")
@@ -200,18 +201,18 @@ func check(t *testing.T, filter build.Filter, depth int) {
 		if depth > 0 {
 			t.Error("nothing stands for a condition")
 		}
-	case build.And:
+	case aip.And:
 		for _, f := range f {
 			check(t, f, depth+1)
 		}
-	case build.Or:
+	case aip.Or:
 		for _, f := range f {
 			check(t, f, depth+1)
 		}
-	case build.Not:
+	case aip.Not:
 		check(t, f.Of, depth+1)
-	case build.Compare:
-		want := map[build.Field]any{build.FieldState: build.Queued, build.FieldOrigin: build.OriginAPI, build.FieldCreateTime: time.Time{}, build.FieldEndTime: time.Time{}}[f.Field]
+	case aip.Compare:
+		want := map[aip.Field]any{build.FieldState: build.Queued, build.FieldOrigin: build.OriginAPI, build.FieldCreateTime: time.Time{}, build.FieldEndTime: time.Time{}}[f.Field]
 		if want == nil {
 			want = ""
 		}

@@ -8,6 +8,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
+	"github.com/kilnbuild/kiln/pkg/aip"
 	"strings"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
@@ -89,7 +90,7 @@ func (k key) direction() string {
 
 // keysOf are the columns of an order, with that which makes every place in it
 // one of its own: newest first.
-func keysOf(order []build.Order) ([]key, error) {
+func keysOf(order []aip.Order) ([]key, error) {
 	var keys []key
 	for _, o := range order {
 		switch o.Field {
@@ -140,7 +141,7 @@ type cursor struct {
 }
 
 // identity tells queries apart.
-func identity(c *condition, order []build.Order) string {
+func identity(c *condition, order []aip.Order) string {
 	sum := sha256.Sum256(fmt.Appendf(nil, "%q %q %v", c.text.String(), c.args, order))
 	return base64.RawURLEncoding.EncodeToString(sum[:12])
 }

@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"fmt"
+	"github.com/kilnbuild/kiln/pkg/aip"
 	"strings"
 	"time"
 
@@ -17,7 +18,7 @@ type condition struct {
 
 // where turns a filter into a condition. Only the names of columns and operators
 // become text; values are arguments.
-func where(filter build.Filter) (*condition, error) {
+func where(filter aip.Filter) (*condition, error) {
 	var c condition
 	if filter == nil {
 		c.text.WriteString("1")
@@ -26,23 +27,23 @@ func where(filter build.Filter) (*condition, error) {
 	return &c, c.add(filter)
 }
 
-func (c *condition) add(filter build.Filter) error {
+func (c *condition) add(filter aip.Filter) error {
 	switch f := filter.(type) {
-	case build.And:
+	case aip.And:
 		return c.join(f, " AND ", "1")
-	case build.Or:
+	case aip.Or:
 		return c.join(f, " OR ", "0")
-	case build.Not:
+	case aip.Not:
 		c.text.WriteString("NOT ")
-		return c.join([]build.Filter{f.Of}, "", "")
-	case build.Compare:
+		return c.join([]aip.Filter{f.Of}, "", "")
+	case aip.Compare:
 		return c.compare(f)
 	}
 	return badQuery("a filter cannot be a %T", filter)
 }
 
 // join adds several conditions in parentheses; none is what empty says.
-func (c *condition) join(all []build.Filter, with, empty string) error {
+func (c *condition) join(all []aip.Filter, with, empty string) error {
 	c.text.WriteString("(")
 	for i, f := range all {
 		if i > 0 {
@@ -59,14 +60,14 @@ func (c *condition) join(all []build.Filter, with, empty string) error {
 	return nil
 }
 
-func (c *condition) compare(f build.Compare) error {
+func (c *condition) compare(f aip.Compare) error {
 	value, err := argument(f)
 	if err != nil {
 		return err
 	}
-	if f.Op == build.NotEqual {
+	if f.Op == aip.NotEqual {
 		c.text.WriteString("NOT ")
-		f.Op = build.Equal
+		f.Op = aip.Equal
 	}
 	open, column, end := "(", string(f.Field), ")"
 	if f.Field == build.FieldTag {
@@ -74,10 +75,10 @@ func (c *condition) compare(f build.Compare) error {
 	}
 	c.text.WriteString(open)
 	switch f.Op {
-	case build.Equal, build.Less, build.LessOrEqual, build.Greater, build.GreaterOrEqual:
+	case aip.Equal, aip.Less, aip.LessOrEqual, aip.Greater, aip.GreaterOrEqual:
 		fmt.Fprintf(&c.text, "%s IS NOT NULL AND %s %s ?", column, column, f.Op)
 		c.args = append(c.args, value)
-	case build.HasPrefix:
+	case aip.HasPrefix:
 		prefix, isText := value.(string)
 		if !isText {
 			return badQuery("%s has no prefixes", f.Field)
@@ -97,7 +98,7 @@ func (c *condition) compare(f build.Compare) error {
 
 // argument is the value of a comparison as SQLite keeps it. Field and value must
 // fit, so that Field can be the name of a column.
-func argument(f build.Compare) (any, error) {
+func argument(f aip.Compare) (any, error) {
 	var ok bool
 	var arg any
 	switch f.Field {

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"github.com/kilnbuild/kiln/pkg/aip"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -272,7 +273,7 @@ func FuzzPageToken(f *testing.F) {
 			f.Fatal(err)
 		}
 	}
-	query := build.Query{Order: []build.Order{{Field: build.FieldProject}, {Field: build.FieldEndTime, Desc: true}}}
+	query := build.Query{Order: []aip.Order{{Field: build.FieldProject}, {Field: build.FieldEndTime, Desc: true}}}
 	_, token, err := store.List(f.Context(), query, 2, "")
 	if err != nil {
 		f.Fatal(err)

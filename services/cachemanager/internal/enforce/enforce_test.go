@@ -230,8 +230,9 @@ func TestEndsAfterTheChunk(t *testing.T) {
 		order enforce.Order
 		want  run.State
 	}{
-		"the caller goes":  {func(_ *memory, cancel context.CancelFunc) { cancel() }, force, run.Cancelled},
-		"the time is over": {func(*memory, context.CancelFunc) { time.Sleep(60 * time.Millisecond) }, enforce.Order{Trigger: run.Demand, Force: true, Budget: &policy.Budget{Time: 50 * time.Millisecond}}, run.Partial},
+		"the caller goes":   {func(_ *memory, cancel context.CancelFunc) { cancel() }, force, run.Cancelled},
+		"the service stops": {func(_ *memory, cancel context.CancelFunc) { cancel() }, enforce.Order{Trigger: run.Schedule, Force: true, All: true}, run.Interrupted},
+		"the time is over":  {func(*memory, context.CancelFunc) { time.Sleep(60 * time.Millisecond) }, enforce.Order{Trigger: run.Demand, Force: true, Budget: &policy.Budget{Time: 50 * time.Millisecond}}, run.Partial},
 		"the lock is lost": {func(m *memory, _ context.CancelFunc) {
 			m.lose(fault.New(fault.Unavailable, "DAEMON_UNAVAILABLE", "away", "start it"))
 			time.Sleep(20 * time.Millisecond)

@@ -16,10 +16,19 @@ import (
 func (j *job) fail(ctx context.Context, err error) {
 	switch {
 	case errors.Is(err, context.Canceled), ctx.Err() != nil:
-		j.run.State = run.Cancelled
+		j.run.State = j.cut()
 	default:
 		j.run.State, j.run.Err = run.Failed, asFault(err)
 	}
+}
+
+// cut is the state of a run that was ended before its time: by its caller or, where
+// there is none, by the end of the service.
+func (j *job) cut() run.State {
+	if j.order.Trigger == run.Demand {
+		return run.Cancelled
+	}
+	return run.Interrupted
 }
 
 // finish says how the run went, and stores it.
@@ -58,7 +67,7 @@ func (j *job) conclude() {
 	all := len(j.run.Caches)
 	switch {
 	case count[run.Cancelled] > 0:
-		j.run.State = run.Cancelled
+		j.run.State = j.cut()
 	case count[run.Succeeded] == all && !j.spent:
 		j.run.State = run.Succeeded
 	case count[run.Failed] == all:

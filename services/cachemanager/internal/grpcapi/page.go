@@ -1,11 +1,8 @@
 package grpcapi
 
 import (
-	"cmp"
 	"encoding/base64"
 	"encoding/json"
-	"fmt"
-	"strings"
 	"time"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
@@ -53,48 +50,6 @@ func page[T any](all []T, from, size int) ([]T, string) {
 		return all[from:to], ""
 	}
 	return all[from:to], token(to)
-}
-
-// recordOrder reads an order (AIP-132) of records.
-func recordOrder(text string) (func(a, b *cachemanagerv1.Record) int, error) {
-	keys := map[string]func(a, b *cachemanagerv1.Record) int{
-		"last_use_time": func(a, b *cachemanagerv1.Record) int { return lastActive(a).Compare(lastActive(b)) },
-		"create_time": func(a, b *cachemanagerv1.Record) int {
-			return a.GetCreateTime().AsTime().Compare(b.GetCreateTime().AsTime())
-		},
-		"size_bytes":  func(a, b *cachemanagerv1.Record) int { return cmp.Compare(a.GetSizeBytes(), b.GetSizeBytes()) },
-		"usage_count": func(a, b *cachemanagerv1.Record) int { return cmp.Compare(a.GetUsageCount(), b.GetUsageCount()) },
-	}
-	var all []func(a, b *cachemanagerv1.Record) int
-	for part := range strings.SplitSeq(cmp.Or(strings.TrimSpace(text), "last_use_time"), ",") {
-		words := strings.Fields(part)
-		desc := len(words) == 2 && words[1] == "desc"
-		if len(words) != 1 && !desc || keys[words[0]] == nil {
-			return nil, fault.Invalid("order_by", text, fmt.Sprintf("cannot be read at %q", strings.TrimSpace(part)),
-				`name last_use_time, create_time, size_bytes or usage_count, each with " desc" or not, with commas between`)
-		}
-		key := keys[words[0]]
-		if desc {
-			ascending := key
-			key = func(a, b *cachemanagerv1.Record) int { return ascending(b, a) }
-		}
-		all = append(all, key)
-	}
-	return func(a, b *cachemanagerv1.Record) int {
-		for _, key := range all {
-			if c := key(a, b); c != 0 {
-				return c
-			}
-		}
-		return 0
-	}, nil
-}
-
-// unserved is the error for a field that this version does not take yet.
-func unserved(field string) error {
-	err := fault.New(fault.Unimplemented, "UNIMPLEMENTED", fmt.Sprintf("this version does not serve %s yet", field), "leave it out")
-	err.Field = field
-	return err
 }
 
 // lastActive is when a record was last used, or else made.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 
+	"github.com/kilnbuild/kiln/pkg/aip"
 	"github.com/kilnbuild/kiln/pkg/fault"
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
@@ -62,8 +63,9 @@ func (s *Server) Unpin(ctx context.Context, req *cachemanagerv1.UnpinRequest) (*
 
 // ListPins implements the RPC.
 func (s *Server) ListPins(ctx context.Context, req *cachemanagerv1.ListPinsRequest) (*cachemanagerv1.ListPinsResponse, error) {
-	if req.GetFilter() != "" {
-		return nil, unserved("filter")
+	filter, err := pinSchema.Filter(req.GetFilter())
+	if err != nil {
+		return nil, err
 	}
 	from, err := offsetOf(req.GetPageToken())
 	if err != nil {
@@ -73,10 +75,13 @@ func (s *Server) ListPins(ctx context.Context, req *cachemanagerv1.ListPinsReque
 	if err != nil {
 		return nil, err
 	}
-	res := &cachemanagerv1.ListPinsResponse{}
-	pins, res.NextPageToken = page(pins, from, pageSize(req.GetPageSize()))
+	var all []*cachemanagerv1.Pin
 	for _, p := range pins {
-		res.Pins = append(res.Pins, wire.PinProto(p))
+		if pin := wire.PinProto(p); aip.Fits(filter, pinFields(pin)) {
+			all = append(all, pin)
+		}
 	}
+	res := &cachemanagerv1.ListPinsResponse{}
+	res.Pins, res.NextPageToken = page(all, from, pageSize(req.GetPageSize()))
 	return res, nil
 }

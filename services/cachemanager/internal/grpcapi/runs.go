@@ -4,6 +4,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/kilnbuild/kiln/pkg/aip"
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/wire"
 )
@@ -16,32 +17,43 @@ type runPlace struct {
 
 // ListRuns implements the RPC.
 func (s *Server) ListRuns(ctx context.Context, req *cachemanagerv1.ListRunsRequest) (*cachemanagerv1.ListRunsResponse, error) {
-	if req.GetFilter() != "" {
-		return nil, unserved("filter")
+	filter, err := runSchema.Filter(req.GetFilter())
+	if err != nil {
+		return nil, err
 	}
 	var at runPlace
 	if err := readToken(req.GetPageToken(), &at); err != nil {
 		return nil, err
 	}
-	var before time.Time
-	if at.ID != "" {
-		before = time.Unix(0, at.Started)
-	}
 	size := pageSize(req.GetPageSize())
-	runs, err := s.opts.State.Runs(ctx, size+1, before, at.ID)
-	if err != nil {
-		return nil, err
-	}
 	res := &cachemanagerv1.ListRunsResponse{}
-	if len(runs) > size {
-		runs = runs[:size]
-		res.NextPageToken = token(runPlace{runs[size-1].Started.UnixNano(), runs[size-1].ID})
+	for {
+		var before time.Time
+		if at.ID != "" {
+			before = time.Unix(0, at.Started)
+		}
+		runs, err := s.opts.State.Runs(ctx, readAtOnce, before, at.ID)
+		if err != nil {
+			return nil, err
+		}
+		for _, r := range runs {
+			if len(res.GetRuns()) == size {
+				res.NextPageToken = token(at)
+				return res, nil
+			}
+			at = runPlace{r.Started.UnixNano(), r.ID}
+			if run := wire.RunProto(r); aip.Fits(filter, runFields(run)) {
+				res.Runs = append(res.Runs, run)
+			}
+		}
+		if len(runs) < readAtOnce {
+			return res, nil
+		}
 	}
-	for _, r := range runs {
-		res.Runs = append(res.Runs, wire.RunProto(r))
-	}
-	return res, nil
 }
+
+// readAtOnce is how many runs are read from the state at a time.
+const readAtOnce = 200
 
 // GetRun implements the RPC.
 func (s *Server) GetRun(ctx context.Context, req *cachemanagerv1.GetRunRequest) (*cachemanagerv1.GetRunResponse, error) {

@@ -9,6 +9,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/kilnbuild/kiln/pkg/aip"
 	"github.com/kilnbuild/kiln/pkg/rpc"
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
@@ -121,10 +122,11 @@ func totalsProto(t usage.Totals) *cachemanagerv1.Totals {
 
 // ListRecords implements the RPC.
 func (s *Server) ListRecords(ctx context.Context, req *cachemanagerv1.ListRecordsRequest) (*cachemanagerv1.ListRecordsResponse, error) {
-	if req.GetFilter() != "" {
-		return nil, unserved("filter")
+	filter, err := recordSchema.Filter(req.GetFilter())
+	if err != nil {
+		return nil, err
 	}
-	less, err := recordOrder(req.GetOrderBy())
+	less, err := sorter(req.GetOrderBy())
 	if err != nil {
 		return nil, err
 	}
@@ -139,7 +141,9 @@ func (s *Server) ListRecords(ctx context.Context, req *cachemanagerv1.ListRecord
 	var all []*cachemanagerv1.Record
 	for _, l := range listings {
 		for _, r := range l.Records {
-			all = append(all, wire.RecordProto(l.Cache, r))
+			if record := wire.RecordProto(l.Cache, r); aip.Fits(filter, recordFields(record, s.opts.Now())) {
+				all = append(all, record)
+			}
 		}
 	}
 	slices.SortFunc(all, func(a, b *cachemanagerv1.Record) int {

@@ -19,7 +19,7 @@ const maxPage = 1000
 
 func lsCommand(conn *connect.Flags) *cobra.Command {
 	var caches []string
-	var order, format string
+	var filter, order, format string
 	var limit int
 	cmd := &cobra.Command{
 		Use:     "ls",
@@ -29,11 +29,12 @@ func lsCommand(conn *connect.Flags) *cobra.Command {
 line is a kiln.cachemanager.v1.Record.`,
 		Example: `  kiln cache ls
   kiln cache ls --order-by 'size_bytes desc' --limit 10
+  kiln cache ls --filter 'type = EXEC_CACHE_MOUNT AND age > "48h"'
   kiln cache ls --cache local --limit 0 --format json`,
 		Args: cobra.NoArgs,
 		RunE: runE(conn, func(ctx context.Context, c *call, _ []string) error {
 			var all []*cachemanagerv1.Record
-			req := &cachemanagerv1.ListRecordsRequest{Caches: refs(caches), OrderBy: order}
+			req := &cachemanagerv1.ListRecordsRequest{Caches: refs(caches), Filter: filter, OrderBy: order}
 			for {
 				req.PageSize = pageOf(limit, len(all))
 				res, err := c.api.ListRecords(ctx, req)
@@ -59,6 +60,7 @@ line is a kiln.cachemanager.v1.Record.`,
 		}),
 	}
 	addCaches(cmd, &caches)
+	cmd.Flags().StringVar(&filter, "filter", "", "only records that fit this AIP-160 `expression` on type, age, size_bytes, description, daemon, projects, in_use and so on")
 	cmd.Flags().StringVar(&order, "order-by", "", "`order` by last_use_time, create_time, size_bytes or usage_count, each with desc or not")
 	cmd.Flags().IntVar(&limit, "limit", 50, "at most so many records; 0: all")
 	show.AddFormat(cmd, &format, "text, or json: one object a line")

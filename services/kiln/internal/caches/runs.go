@@ -17,7 +17,7 @@ import (
 
 func runsCommand(conn *connect.Flags) *cobra.Command {
 	var limit int
-	var format string
+	var filter, format string
 	cmd := &cobra.Command{
 		Use:   "runs [ID]",
 		Short: "List what was removed when and why, or show one run",
@@ -25,23 +25,25 @@ func runsCommand(conn *connect.Flags) *cobra.Command {
 shows one of them with what became of each record. With --format json each line is a
 kiln.cachemanager.v1.Run, or a Verdict.`,
 		Example: `  kiln cache runs
+  kiln cache runs --filter 'trigger = FREE_DISK AND state = SUCCEEDED'
   kiln cache runs 4f3c1a2e-… --format json`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: runE(conn, func(ctx context.Context, c *call, args []string) error {
 			if len(args) == 1 {
 				return c.run(ctx, args[0], limit, format)
 			}
-			return c.runs(ctx, limit, format)
+			return c.runs(ctx, filter, limit, format)
 		}),
 	}
+	cmd.Flags().StringVar(&filter, "filter", "", "only runs that fit this AIP-160 `expression` on state, trigger, dry_run, start_time and daemon")
 	cmd.Flags().IntVar(&limit, "limit", 20, "at most so many runs, or records of one; 0: all")
 	show.AddFormat(cmd, &format, "text, or json: one object a line")
 	return cmd
 }
 
-func (c *call) runs(ctx context.Context, limit int, format string) error {
+func (c *call) runs(ctx context.Context, filter string, limit int, format string) error {
 	var all []*cachemanagerv1.Run
-	req := &cachemanagerv1.ListRunsRequest{}
+	req := &cachemanagerv1.ListRunsRequest{Filter: filter}
 	for {
 		req.PageSize = pageOf(limit, len(all))
 		res, err := c.api.ListRuns(ctx, req)

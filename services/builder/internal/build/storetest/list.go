@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"fmt"
+	"github.com/kilnbuild/kiln/pkg/aip"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -55,34 +56,34 @@ func someBuilds(t *testing.T, store build.Store, n int) []build.Record {
 func oneOf[T any](random *rand.Rand, list []T) T { return list[random.IntN(len(list))] }
 
 // filters draws a filter of at most that depth.
-func filters(depth int) *rapid.Generator[build.Filter] {
-	return rapid.Custom(func(r *rapid.T) build.Filter {
+func filters(depth int) *rapid.Generator[aip.Filter] {
+	return rapid.Custom(func(r *rapid.T) aip.Filter {
 		kinds := []string{"and", "or", "not", "compare", "compare", "compare"}
 		if depth == 0 {
 			kinds = kinds[3:]
 		}
 		switch rapid.SampledFrom(kinds).Draw(r, "kind") {
 		case "and":
-			return build.And(rapid.SliceOfN(filters(depth-1), 0, 3).Draw(r, "and"))
+			return aip.And(rapid.SliceOfN(filters(depth-1), 0, 3).Draw(r, "and"))
 		case "or":
-			return build.Or(rapid.SliceOfN(filters(depth-1), 0, 3).Draw(r, "or"))
+			return aip.Or(rapid.SliceOfN(filters(depth-1), 0, 3).Draw(r, "or"))
 		case "not":
-			return build.Not{Of: filters(depth-1).Draw(r, "not")}
+			return aip.Not{Of: filters(depth-1).Draw(r, "not")}
 		}
 		return comparison(r)
 	})
 }
 
-func comparison(r *rapid.T) build.Compare {
-	ops := []build.Op{build.Equal, build.NotEqual, build.Less, build.LessOrEqual, build.Greater, build.GreaterOrEqual}
-	text := map[build.Field][]string{
+func comparison(r *rapid.T) aip.Compare {
+	ops := []aip.Op{aip.Equal, aip.NotEqual, aip.Less, aip.LessOrEqual, aip.Greater, aip.GreaterOrEqual}
+	text := map[aip.Field][]string{
 		build.FieldProject: projects, build.FieldCaller: callers, build.FieldDaemon: daemons, build.FieldTag: tags,
 	}
-	field := rapid.SampledFrom([]build.Field{
+	field := rapid.SampledFrom([]aip.Field{
 		build.FieldState, build.FieldProject, build.FieldOrigin, build.FieldCreateTime,
 		build.FieldEndTime, build.FieldTag, build.FieldCaller, build.FieldDaemon,
 	}).Draw(r, "field")
-	c := build.Compare{Field: field}
+	c := aip.Compare{Field: field}
 	switch field {
 	case build.FieldState:
 		c.Value = rapid.SampledFrom(states).Draw(r, "state")
@@ -95,20 +96,20 @@ func comparison(r *rapid.T) build.Compare {
 		if rapid.Bool().Draw(r, "cut") {
 			value = value[:rapid.IntRange(0, len(value)).Draw(r, "at")]
 		}
-		c.Value, ops = value, append(ops, build.HasPrefix)
+		c.Value, ops = value, append(ops, aip.HasPrefix)
 	}
 	c.Op = rapid.SampledFrom(ops).Draw(r, "op")
 	return c
 }
 
-func orders() *rapid.Generator[[]build.Order] {
-	fields := rapid.SampledFrom([]build.Field{
+func orders() *rapid.Generator[[]aip.Order] {
+	fields := rapid.SampledFrom([]aip.Field{
 		build.FieldState, build.FieldProject, build.FieldOrigin, build.FieldCreateTime,
 		build.FieldEndTime, build.FieldCaller, build.FieldDaemon,
 	})
-	return rapid.SliceOfNDistinct(rapid.Custom(func(r *rapid.T) build.Order {
-		return build.Order{Field: fields.Draw(r, "field"), Desc: rapid.Bool().Draw(r, "desc")}
-	}), 0, 3, func(o build.Order) build.Field { return o.Field })
+	return rapid.SliceOfNDistinct(rapid.Custom(func(r *rapid.T) aip.Order {
+		return aip.Order{Field: fields.Draw(r, "field"), Desc: rapid.Bool().Draw(r, "desc")}
+	}), 0, 3, func(o aip.Order) aip.Field { return o.Field })
 }
 
 // pages reads all pages of a list, in pages of that size.
@@ -150,15 +151,15 @@ func (s suite) listFitsTheQuery(t *testing.T) {
 func (s suite) listOfLargeFilters(t *testing.T) {
 	store := s.fresh(t)
 	records := someBuilds(t, store, 10)
-	var deep build.Filter = build.Compare{Field: build.FieldTag, Op: build.HasPrefix, Value: "localhost:5000/web"}
+	var deep aip.Filter = aip.Compare{Field: build.FieldTag, Op: aip.HasPrefix, Value: "localhost:5000/web"}
 	for range 16 {
-		deep = build.Not{Of: build.Or{deep, build.Compare{Field: build.FieldState, Op: build.Equal, Value: build.Failed}}}
+		deep = aip.Not{Of: aip.Or{deep, aip.Compare{Field: build.FieldState, Op: aip.Equal, Value: build.Failed}}}
 	}
-	var wide build.Or
+	var wide aip.Or
 	for n := range 500 {
-		wide = append(wide, build.Compare{Field: build.FieldTag, Op: build.Equal, Value: fmt.Sprintf("localhost:5000/web:%d", n)})
+		wide = append(wide, aip.Compare{Field: build.FieldTag, Op: aip.Equal, Value: fmt.Sprintf("localhost:5000/web:%d", n)})
 	}
-	for _, filter := range []build.Filter{deep, wide, build.And{deep, wide}} {
+	for _, filter := range []aip.Filter{deep, wide, aip.And{deep, wide}} {
 		query := build.Query{Filter: filter}
 		equal(t, "the list", ids(pages(t, store, query, 3)), ids(list(records, query)))
 	}
@@ -167,7 +168,7 @@ func (s suite) listOfLargeFilters(t *testing.T) {
 // Builds that come and go between two pages do not move the others: each is
 // listed once.
 func (s suite) listWhileBuildsCome(t *testing.T) {
-	for _, order := range [][]build.Order{nil, {{Field: build.FieldProject}}, {{Field: build.FieldEndTime, Desc: true}}} {
+	for _, order := range [][]aip.Order{nil, {{Field: build.FieldProject}}, {{Field: build.FieldEndTime, Desc: true}}} {
 		store := s.fresh(t)
 		query := build.Query{Order: order}
 		records := someBuilds(t, store, 20)
@@ -198,8 +199,8 @@ func (s suite) listWhileBuildsCome(t *testing.T) {
 func (s suite) pageTokens(t *testing.T) {
 	store := s.fresh(t)
 	someBuilds(t, store, 12)
-	web := build.Compare{Field: build.FieldProject, Op: build.NotEqual, Value: "web"}
-	query := build.Query{Filter: web, Order: []build.Order{{Field: build.FieldEndTime}}}
+	web := aip.Compare{Field: build.FieldProject, Op: aip.NotEqual, Value: "web"}
+	query := build.Query{Filter: web, Order: []aip.Order{{Field: build.FieldEndTime}}}
 	_, token, err := store.List(t.Context(), query, 2, "")
 	if err != nil || token == "" {
 		t.Fatalf("token %q, error %v", token, err)
@@ -209,10 +210,10 @@ func (s suite) pageTokens(t *testing.T) {
 	}
 	others := map[string]build.Query{
 		"no filter":      {Order: query.Order},
-		"another filter": {Filter: build.Compare{Field: build.FieldProject, Op: build.NotEqual, Value: "db"}, Order: query.Order},
+		"another filter": {Filter: aip.Compare{Field: build.FieldProject, Op: aip.NotEqual, Value: "db"}, Order: query.Order},
 		"no order":       {Filter: web},
-		"another order":  {Filter: web, Order: []build.Order{{Field: build.FieldEndTime, Desc: true}}},
-		"another field":  {Filter: web, Order: []build.Order{{Field: build.FieldCreateTime}}},
+		"another order":  {Filter: web, Order: []aip.Order{{Field: build.FieldEndTime, Desc: true}}},
+		"another field":  {Filter: web, Order: []aip.Order{{Field: build.FieldCreateTime}}},
 	}
 	for name, other := range others {
 		_, _, err := store.List(t.Context(), other, 2, token)
@@ -235,14 +236,14 @@ func (s suite) badQueries(t *testing.T) {
 	store := s.fresh(t)
 	someBuilds(t, store, 3)
 	for name, query := range map[string]build.Query{
-		"field":        {Filter: build.Compare{Field: "record", Op: build.Equal, Value: "x"}},
-		"op":           {Filter: build.Compare{Field: build.FieldProject, Op: "LIKE", Value: "x"}},
-		"no value":     {Filter: build.Compare{Field: build.FieldProject, Op: build.Equal}},
-		"value":        {Filter: build.Compare{Field: build.FieldState, Op: build.Equal, Value: "queued"}},
-		"prefix":       {Filter: build.Compare{Field: build.FieldState, Op: build.HasPrefix, Value: build.Queued}},
-		"nothing":      {Filter: build.And{nil}},
-		"order":        {Order: []build.Order{{Field: "record"}}},
-		"order by tag": {Order: []build.Order{{Field: build.FieldTag}}},
+		"field":        {Filter: aip.Compare{Field: "record", Op: aip.Equal, Value: "x"}},
+		"op":           {Filter: aip.Compare{Field: build.FieldProject, Op: "LIKE", Value: "x"}},
+		"no value":     {Filter: aip.Compare{Field: build.FieldProject, Op: aip.Equal}},
+		"value":        {Filter: aip.Compare{Field: build.FieldState, Op: aip.Equal, Value: "queued"}},
+		"prefix":       {Filter: aip.Compare{Field: build.FieldState, Op: aip.HasPrefix, Value: build.Queued}},
+		"nothing":      {Filter: aip.And{nil}},
+		"order":        {Order: []aip.Order{{Field: "record"}}},
+		"order by tag": {Order: []aip.Order{{Field: build.FieldTag}}},
 	} {
 		if _, _, err := store.List(t.Context(), query, 10, ""); err == nil {
 			t.Errorf("%s: no error", name)

@@ -2,6 +2,7 @@ package storetest
 
 import (
 	"cmp"
+	"github.com/kilnbuild/kiln/pkg/aip"
 	"slices"
 	"strings"
 	"time"
@@ -12,9 +13,9 @@ import (
 // The plain evaluation of queries that stores are held against.
 
 // values are what a record has for a field: none, one, or several tags.
-func values(rec build.Record, field build.Field) []any {
-	text := map[build.Field]string{build.FieldProject: rec.Project, build.FieldCaller: rec.Caller, build.FieldDaemon: rec.Daemon}
-	times := map[build.Field]time.Time{build.FieldCreateTime: rec.Created, build.FieldEndTime: rec.Ended}
+func values(rec build.Record, field aip.Field) []any {
+	text := map[aip.Field]string{build.FieldProject: rec.Project, build.FieldCaller: rec.Caller, build.FieldDaemon: rec.Daemon}
+	times := map[aip.Field]time.Time{build.FieldCreateTime: rec.Created, build.FieldEndTime: rec.Ended}
 	var all []any
 	switch field {
 	case build.FieldState:
@@ -37,20 +38,20 @@ func values(rec build.Record, field build.Field) []any {
 }
 
 // fits evaluates a filter.
-func fits(rec build.Record, filter build.Filter) bool {
-	this := func(f build.Filter) bool { return fits(rec, f) }
+func fits(rec build.Record, filter aip.Filter) bool {
+	this := func(f aip.Filter) bool { return fits(rec, f) }
 	switch f := filter.(type) {
 	case nil:
 		return true
-	case build.And:
-		return !slices.ContainsFunc(f, func(f build.Filter) bool { return !this(f) })
-	case build.Or:
+	case aip.And:
+		return !slices.ContainsFunc(f, func(f aip.Filter) bool { return !this(f) })
+	case aip.Or:
 		return slices.ContainsFunc(f, this)
-	case build.Not:
+	case aip.Not:
 		return !this(f.Of)
-	case build.Compare:
-		if f.Op == build.NotEqual {
-			f.Op = build.Equal
+	case aip.Compare:
+		if f.Op == aip.NotEqual {
+			f.Op = aip.Equal
 			return !this(f)
 		}
 		return slices.ContainsFunc(values(rec, f.Field), func(v any) bool { return holds(v, f.Op, f.Value) })
@@ -59,21 +60,21 @@ func fits(rec build.Record, filter build.Filter) bool {
 }
 
 // holds says whether a stands to b as op says.
-func holds(a any, op build.Op, b any) bool {
-	if op == build.HasPrefix {
+func holds(a any, op aip.Op, b any) bool {
+	if op == aip.HasPrefix {
 		return strings.HasPrefix(a.(string), b.(string))
 	}
 	c := order(a, b)
 	switch op {
-	case build.Equal:
+	case aip.Equal:
 		return c == 0
-	case build.Less:
+	case aip.Less:
 		return c < 0
-	case build.LessOrEqual:
+	case aip.LessOrEqual:
 		return c <= 0
-	case build.Greater:
+	case aip.Greater:
 		return c > 0
-	case build.GreaterOrEqual:
+	case aip.GreaterOrEqual:
 		return c >= 0
 	}
 	panic("storetest: an unknown comparison")
@@ -112,7 +113,7 @@ func list(records []build.Record, query build.Query) []build.Record {
 	return all
 }
 
-func orderBy(a, b build.Record, field build.Field) int {
+func orderBy(a, b build.Record, field aip.Field) int {
 	of, with := values(a, field), values(b, field)
 	if len(of) == 0 || len(with) == 0 {
 		return cmp.Compare(len(of), len(with))

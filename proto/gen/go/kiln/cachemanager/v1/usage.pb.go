@@ -230,7 +230,7 @@ type ListRecordsRequest struct {
 	// next_page_token of the page before. Empty: the first page.
 	PageToken string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// AIP-160 filter on the fields of Record, and on `age` (since last use), for
-	// example `type = EXEC_CACHE_MOUNT AND age > 48h`. Empty: all.
+	// example `type = EXEC_CACHE_MOUNT AND age > "48h"`. Empty: all.
 	Filter string `protobuf:"bytes,4,opt,name=filter,proto3" json:"filter,omitempty"`
 	// Order (AIP-132) by last_use_time, create_time, size_bytes or usage_count, for
 	// example "size_bytes desc". Empty: "last_use_time", the longest unused first.
