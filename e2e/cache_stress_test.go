@@ -33,10 +33,7 @@ func TestS4_BuildsGoOnWhileEverythingIsPruned(t *testing.T) {
 	daemon := labtest.Must(l.StartBuildkitd(ctx, lab.BuildkitdOptions{Registries: []string{registry.Addr}}))(t)
 	base := labtest.Must(image.PushBase(ctx, registry.Addr))(t)
 	m := startCacheManager(t, l, &configv1.CacheManagerConfig{
-		Interval: durationpb.New(100 * time.Millisecond),
-		Policy: &cachemanagerv1.Policy{Rules: []*cachemanagerv1.Rule{
-			{Name: "all", Keep: &cachemanagerv1.Keep{Records: ptr(int64(0))}},
-		}},
+		Interval: durationpb.New(100 * time.Millisecond), PolicyFile: policyFile(t, "rules:\n- name: all\n  keep: {records: 0}\n"),
 	}, nil, daemon)
 
 	labtest.Must(m.api.Pin(ctx, &cachemanagerv1.PinRequest{Target: &cachemanagerv1.PinRequest_Match{
@@ -109,9 +106,7 @@ func TestS4_FullDisk(t *testing.T) {
 	daemon := labtest.Must(l.StartBuildkitd(ctx, lab.BuildkitdOptions{Root: disk}))(t)
 	cfg := manual()
 	cfg.Daemons = []*configv1.DaemonConfig{{Name: "small", Address: daemon.Addr, Root: disk}}
-	cfg.Policy = &cachemanagerv1.Policy{Rules: []*cachemanagerv1.Rule{
-		{Name: "room", Keep: &cachemanagerv1.Keep{FreeDisk: &cachemanagerv1.FreeDisk{LowBytes: low, HighBytes: high}}},
-	}}
+	cfg.PolicyFile = policyFile(t, fmt.Sprintf("rules:\n- name: room\n  keep:\n    free_disk: {low_bytes: %d, high_bytes: %d}\n", low, high))
 	m := startCacheManager(t, l, cfg, nil)
 	for i := range 20 { // three times the disk
 		dir := t.TempDir()

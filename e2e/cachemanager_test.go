@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -32,6 +33,14 @@ type cacheManager struct {
 func startCacheManager(t *testing.T, l *lab.Lab, cfg *configv1.CacheManagerConfig, env []string, daemons ...*lab.Buildkitd) cacheManager {
 	t.Helper()
 	return startCacheManagerWith(t, l, cfg, lab.ServiceOptions{Env: env}, daemons...)
+}
+
+// policyFile writes a policy for a configuration to name.
+func policyFile(t *testing.T, text string) string {
+	t.Helper()
+	dir := t.TempDir()
+	labtest.Write(t, dir, map[string]string{"policy.yaml": text})
+	return filepath.Join(dir, "policy.yaml")
 }
 
 func startCacheManagerWith(t *testing.T, l *lab.Lab, cfg *configv1.CacheManagerConfig, opts lab.ServiceOptions, daemons ...*lab.Buildkitd) cacheManager {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -103,20 +104,23 @@ func (s *Service) openState(ctx context.Context, cfg *configv1.CacheManagerConfi
 	return store, store.Configure(ctx, configured, clock.Now())
 }
 
-// policyOf is the configured policy: its rules or, without any, those of keep_age and
-// keep_bytes.
+// policyOf is the configured policy: that of policy_file or, without one, that of
+// keep_age and keep_bytes.
 func policyOf(cfg *configv1.CacheManagerConfig) (policy.Policy, error) {
-	configured := policy.Default(cfg.GetKeepAge().AsDuration(), int64(cfg.GetKeepBytes())) //nolint:gosec // bounded by the contract
-	if cfg.GetPolicy() != nil {
-		var err error
-		if configured, err = wire.Policy(cfg.GetPolicy()); err != nil {
-			return policy.Policy{}, fmt.Errorf("policy: %w", err)
-		}
+	file := cfg.GetPolicyFile()
+	if file == "" {
+		return policy.Default(cfg.GetKeepAge().AsDuration(), int64(cfg.GetKeepBytes())), nil //nolint:gosec // bounded by the contract
 	}
-	if _, err := policy.Resolve(configured); err != nil {
-		return policy.Policy{}, fmt.Errorf("policy: %w", err)
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return policy.Policy{}, fmt.Errorf("policy_file: %w", err)
 	}
-	return configured, nil
+	configured, err := wire.ReadPolicy(file, string(text))
+	if err != nil {
+		return policy.Policy{}, err
+	}
+	_, err = policy.Resolve(configured)
+	return configured, err
 }
 
 // distinct refuses two daemons of one name, and one daemon under two names: it

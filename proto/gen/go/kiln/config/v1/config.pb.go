@@ -15,7 +15,6 @@ package configv1
 
 import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
-	v1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
@@ -831,10 +830,10 @@ type CacheManagerConfig struct {
 	KeepBytes uint64 `protobuf:"varint,5,opt,name=keep_bytes,json=keepBytes,proto3" json:"keep_bytes,omitempty"`
 	// Time from the start of one enforcement to the next. Default: 10m.
 	Interval *durationpb.Duration `protobuf:"bytes,6,opt,name=interval,proto3" json:"interval,omitempty"`
-	// The policy, in place of keep_age and keep_bytes. It is in force when the cache
-	// manager starts first, and again when it was changed here; UpdatePolicy
-	// replaces it meanwhile.
-	Policy *v1.Policy `protobuf:"bytes,7,opt,name=policy,proto3" json:"policy,omitempty"`
+	// File with the policy, in place of keep_age and keep_bytes: YAML with the fields
+	// of kiln.cachemanager.v1.Policy. It is in force when the cache manager starts
+	// first, and again when it was changed there; UpdatePolicy replaces it meanwhile.
+	PolicyFile string `protobuf:"bytes,7,opt,name=policy_file,json=policyFile,proto3" json:"policy_file,omitempty"`
 	// Directory of what outlives the process: versions of the policy, pins, runs.
 	// Default: /var/lib/kiln/cachemanager for root, else kiln/cachemanager below the
 	// user's own state directory.
@@ -915,11 +914,11 @@ func (x *CacheManagerConfig) GetInterval() *durationpb.Duration {
 	return nil
 }
 
-func (x *CacheManagerConfig) GetPolicy() *v1.Policy {
+func (x *CacheManagerConfig) GetPolicyFile() string {
 	if x != nil {
-		return x.Policy
+		return x.PolicyFile
 	}
-	return nil
+	return ""
 }
 
 func (x *CacheManagerConfig) GetStateDir() string {
@@ -1609,7 +1608,7 @@ var File_kiln_config_v1_config_proto protoreflect.FileDescriptor
 
 const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"\x1bkiln/config/v1/config.proto\x12\x0ekiln.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a!kiln/cachemanager/v1/policy.proto\"\xb0\x06\n" +
+	"\x1bkiln/config/v1/config.proto\x12\x0ekiln.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xb0\x06\n" +
 	"\rBuilderConfig\x124\n" +
 	"\x06server\x18\x01 \x01(\v2\x1c.kiln.config.v1.ServerConfigR\x06server\x12+\n" +
 	"\x03log\x18\x02 \x01(\v2\x19.kiln.config.v1.LogConfigR\x03log\x12@\n" +
@@ -1679,7 +1678,7 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\bnetworks\x18\x04 \x03(\tB\x10\xbaH\r\x92\x01\n" +
 	"\x10d\"\x06r\x04\x10\x01\x18@R\bnetworks\"0\n" +
 	"\fEgressConfig\x12 \n" +
-	"\x06listen\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06listen\"\xdd\x03\n" +
+	"\x06listen\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06listen\"\xd2\x03\n" +
 	"\x12CacheManagerConfig\x124\n" +
 	"\x06server\x18\x01 \x01(\v2\x1c.kiln.config.v1.ServerConfigR\x06server\x12+\n" +
 	"\x03log\x18\x02 \x01(\v2\x19.kiln.config.v1.LogConfigR\x03log\x12A\n" +
@@ -1688,8 +1687,9 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\n" +
 	"keep_bytes\x18\x05 \x01(\x04B\x0f\xbaH\f2\n" +
 	"\x18\x80\x80\x90\xbb\xba֭\xf0\rR\tkeepBytes\x12J\n" +
-	"\binterval\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x13\xbaH\x10\xaa\x01\r\"\x04\b\x80\xf5$2\x05\x10\x80\xc2\xd7/R\binterval\x124\n" +
-	"\x06policy\x18\a \x01(\v2\x1c.kiln.cachemanager.v1.PolicyR\x06policy\x12%\n" +
+	"\binterval\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x13\xbaH\x10\xaa\x01\r\"\x04\b\x80\xf5$2\x05\x10\x80\xc2\xd7/R\binterval\x12)\n" +
+	"\vpolicy_file\x18\a \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\n" +
+	"policyFile\x12%\n" +
 	"\tstate_dir\x18\b \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\bstateDir\"\xce\x02\n" +
 	"\rJanitorConfig\x124\n" +
 	"\x06server\x18\x01 \x01(\v2\x1c.kiln.config.v1.ServerConfigR\x06server\x12+\n" +
@@ -1781,7 +1781,6 @@ var file_kiln_config_v1_config_proto_goTypes = []any{
 	(*DaemonConfig)(nil),        // 17: kiln.config.v1.DaemonConfig
 	(*RegistryConfig)(nil),      // 18: kiln.config.v1.RegistryConfig
 	(*durationpb.Duration)(nil), // 19: google.protobuf.Duration
-	(*v1.Policy)(nil),           // 20: kiln.cachemanager.v1.Policy
 }
 var file_kiln_config_v1_config_proto_depIdxs = []int32{
 	11, // 0: kiln.config.v1.BuilderConfig.server:type_name -> kiln.config.v1.ServerConfig
@@ -1807,23 +1806,22 @@ var file_kiln_config_v1_config_proto_depIdxs = []int32{
 	17, // 20: kiln.config.v1.CacheManagerConfig.daemons:type_name -> kiln.config.v1.DaemonConfig
 	19, // 21: kiln.config.v1.CacheManagerConfig.keep_age:type_name -> google.protobuf.Duration
 	19, // 22: kiln.config.v1.CacheManagerConfig.interval:type_name -> google.protobuf.Duration
-	20, // 23: kiln.config.v1.CacheManagerConfig.policy:type_name -> kiln.cachemanager.v1.Policy
-	11, // 24: kiln.config.v1.JanitorConfig.server:type_name -> kiln.config.v1.ServerConfig
-	16, // 25: kiln.config.v1.JanitorConfig.log:type_name -> kiln.config.v1.LogConfig
-	18, // 26: kiln.config.v1.JanitorConfig.registry:type_name -> kiln.config.v1.RegistryConfig
-	19, // 27: kiln.config.v1.JanitorConfig.keep_age:type_name -> google.protobuf.Duration
-	19, // 28: kiln.config.v1.JanitorConfig.check_interval:type_name -> google.protobuf.Duration
-	12, // 29: kiln.config.v1.ServerConfig.tls:type_name -> kiln.config.v1.ServerTLS
-	14, // 30: kiln.config.v1.ServerConfig.limits:type_name -> kiln.config.v1.LimitsConfig
-	15, // 31: kiln.config.v1.ServerConfig.access:type_name -> kiln.config.v1.AccessRule
-	19, // 32: kiln.config.v1.LimitsConfig.unary_timeout:type_name -> google.protobuf.Duration
-	19, // 33: kiln.config.v1.LimitsConfig.shutdown_grace:type_name -> google.protobuf.Duration
-	13, // 34: kiln.config.v1.DaemonConfig.tls:type_name -> kiln.config.v1.ClientTLS
-	35, // [35:35] is the sub-list for method output_type
-	35, // [35:35] is the sub-list for method input_type
-	35, // [35:35] is the sub-list for extension type_name
-	35, // [35:35] is the sub-list for extension extendee
-	0,  // [0:35] is the sub-list for field type_name
+	11, // 23: kiln.config.v1.JanitorConfig.server:type_name -> kiln.config.v1.ServerConfig
+	16, // 24: kiln.config.v1.JanitorConfig.log:type_name -> kiln.config.v1.LogConfig
+	18, // 25: kiln.config.v1.JanitorConfig.registry:type_name -> kiln.config.v1.RegistryConfig
+	19, // 26: kiln.config.v1.JanitorConfig.keep_age:type_name -> google.protobuf.Duration
+	19, // 27: kiln.config.v1.JanitorConfig.check_interval:type_name -> google.protobuf.Duration
+	12, // 28: kiln.config.v1.ServerConfig.tls:type_name -> kiln.config.v1.ServerTLS
+	14, // 29: kiln.config.v1.ServerConfig.limits:type_name -> kiln.config.v1.LimitsConfig
+	15, // 30: kiln.config.v1.ServerConfig.access:type_name -> kiln.config.v1.AccessRule
+	19, // 31: kiln.config.v1.LimitsConfig.unary_timeout:type_name -> google.protobuf.Duration
+	19, // 32: kiln.config.v1.LimitsConfig.shutdown_grace:type_name -> google.protobuf.Duration
+	13, // 33: kiln.config.v1.DaemonConfig.tls:type_name -> kiln.config.v1.ClientTLS
+	34, // [34:34] is the sub-list for method output_type
+	34, // [34:34] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_kiln_config_v1_config_proto_init() }
