@@ -2,7 +2,6 @@ package filter_test
 
 import (
 	"errors"
-	"github.com/kilnbuild/kiln/pkg/aip"
 	"reflect"
 	"strings"
 	"testing"
@@ -10,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/kilnbuild/kiln/pkg/aip"
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 	"github.com/kilnbuild/kiln/services/builder/internal/filter"

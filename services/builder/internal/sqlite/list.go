@@ -8,9 +8,9 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"github.com/kilnbuild/kiln/pkg/aip"
 	"strings"
 
+	"github.com/kilnbuild/kiln/pkg/aip"
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )

@@ -2,10 +2,10 @@ package sqlite
 
 import (
 	"fmt"
-	"github.com/kilnbuild/kiln/pkg/aip"
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/pkg/aip"
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )

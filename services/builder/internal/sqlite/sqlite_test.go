@@ -5,7 +5,6 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
-	"github.com/kilnbuild/kiln/pkg/aip"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -15,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/kilnbuild/kiln/pkg/aip"
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/pkg/testkit"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"

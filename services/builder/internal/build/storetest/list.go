@@ -2,7 +2,6 @@ package storetest
 
 import (
 	"fmt"
-	"github.com/kilnbuild/kiln/pkg/aip"
 	"math/rand/v2"
 	"slices"
 	"testing"
@@ -10,6 +9,7 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/kilnbuild/kiln/pkg/aip"
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )

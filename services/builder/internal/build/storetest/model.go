@@ -2,11 +2,11 @@ package storetest
 
 import (
 	"cmp"
-	"github.com/kilnbuild/kiln/pkg/aip"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/pkg/aip"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )
 
