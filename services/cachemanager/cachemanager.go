@@ -23,6 +23,7 @@ import (
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/buildkit"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/enforce"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/grpcapi"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/local"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/metrics"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/policy"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/state"
@@ -48,7 +49,7 @@ func New(ctx context.Context, cfg *configv1.CacheManagerConfig, tel *telemetry.T
 			err = errors.Join(err, s.parts.Close(context.WithoutCancel(ctx)))
 		}
 	}()
-	if err := distinct(cfg.GetDaemons()); err != nil {
+	if err := errors.Join(distinct(cfg.GetDaemons()), distinctDirectories(cfg.GetDirectories())); err != nil {
 		return nil, err
 	}
 	store, err := s.openState(ctx, cfg)
@@ -64,6 +65,12 @@ func New(ctx context.Context, cfg *configv1.CacheManagerConfig, tel *telemetry.T
 		s.parts.Push("daemon "+daemon.Name(), func(context.Context) error { return daemon.Close() })
 		s.daemons, caches = append(s.daemons, daemon), append(caches, daemon)
 	}
+	var directories []*local.Directory
+	for _, directoryConfig := range cfg.GetDirectories() {
+		directory := local.New(local.Options{Path: directoryConfig.GetPath(), Grace: directoryConfig.GetGrace().AsDuration(), Log: tel.Logger})
+		s.parts.Push("directory "+directoryConfig.GetPath(), func(context.Context) error { return directory.Close() })
+		directories, caches = append(directories, directory), append(caches, directory)
+	}
 	counters, err := metrics.New(tel.Meter)
 	if err != nil {
 		return nil, err
@@ -78,11 +85,11 @@ func New(ctx context.Context, cfg *configv1.CacheManagerConfig, tel *telemetry.T
 	}
 	s.parts.Push("server", func(context.Context) error { return s.server.Close() })
 	cachemanagerv1.RegisterCacheManagerServiceServer(s.server, grpcapi.NewServer(grpcapi.Options{
-		Engine: engine, State: store, NewID: uuid.NewString, Now: clock.Now,
+		Engine: engine, State: store, Directories: directories, NewID: uuid.NewString, Now: clock.Now,
 	}))
 	s.server.Depend("buildkitd", readyEvery, s.daemons.ready)
 	s.schedule = enforce.NewSchedule(engine, cfg.GetInterval().AsDuration())
-	tel.Logger.InfoContext(ctx, "caches are kept to a policy", "interval", cfg.GetInterval().AsDuration(), "daemons", len(s.daemons))
+	tel.Logger.InfoContext(ctx, "caches are kept to a policy", "interval", cfg.GetInterval().AsDuration(), "daemons", len(s.daemons), "directories", len(directories))
 	return s, nil
 }
 
@@ -135,6 +142,22 @@ func distinct(daemons []*configv1.DaemonConfig) error {
 			return fmt.Errorf("daemons[%d].address: %s is there twice: name each daemon once", i, d.GetAddress())
 		}
 		names[d.GetName()], addresses[d.GetAddress()] = true, true
+	}
+	return nil
+}
+
+// distinctDirectories refuses a directory that is named twice, or not as it is: two
+// would be swept at once, and leases name it by its path.
+func distinctDirectories(directories []*configv1.CacheDirectory) error {
+	known := map[string]bool{}
+	for i, d := range directories {
+		if d.GetPath() != filepath.Clean(d.GetPath()) || d.GetPath() == "/" {
+			return fmt.Errorf("directories[%d].path: %q is not the plain path of a cache directory: write %q", i, d.GetPath(), filepath.Clean(d.GetPath()))
+		}
+		if known[d.GetPath()] {
+			return fmt.Errorf("directories[%d].path: %s is there twice: name each directory once", i, d.GetPath())
+		}
+		known[d.GetPath()] = true
 	}
 	return nil
 }

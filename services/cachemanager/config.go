@@ -20,6 +20,7 @@ const (
 	defaultKeepAge   = 48 * time.Hour
 	defaultKeepBytes = 100_000_000_000
 	defaultInterval  = 10 * time.Minute
+	defaultGrace     = time.Hour
 )
 
 // DefaultConfig returns the configuration of a cache manager that was told
@@ -39,6 +40,11 @@ func Complete(cfg *configv1.CacheManagerConfig) *configv1.CacheManagerConfig {
 	}
 	for _, daemon := range out.Daemons {
 		daemon.Name = cmp.Or(daemon.Name, "default")
+	}
+	for _, directory := range out.Directories {
+		if directory.Grace == nil {
+			directory.Grace = durationpb.New(defaultGrace)
+		}
 	}
 	if out.KeepAge == nil {
 		out.KeepAge = durationpb.New(defaultKeepAge)
@@ -62,6 +68,9 @@ func Command() *cobra.Command {
 
   # Another policy:
   kiln-cachemanager --set keep_age=24h --set keep_bytes=20GB
+
+  # A directory of BuildKit's type=local cache too:
+  kiln-cachemanager --set 'directories=[{path: /var/cache/buildkit-cache}]'
 
   # Several daemons:
   kiln-cachemanager --set 'daemons=[{name: a, address: "unix:///run/a.sock"}, {name: b, address: "tcp://10.0.0.2:1234"}]'`,

@@ -85,6 +85,9 @@ type Record struct {
 	UsageCount  int
 	Projects    []string // whose builds have used it, as far as is known, sorted
 	Images      []string // that it is a part of, as far as is known, sorted
+	// Shrinks are the bytes that it is smaller by without a part of it, then without a
+	// second, and so on, in the order in which they go. Empty: it goes whole.
+	Shrinks []int64
 }
 
 // LastActive is when the record was last used, or else made.
@@ -115,4 +118,7 @@ type Listing struct {
 	Records []Record  // in any order
 	Common  []Common  // bytes that are in no single record
 	Disk    *Disk     // nil: not known
+	// Uncounted are bytes on the disk that are of no record: databases, downloads that
+	// have not ended, what nothing reaches any more.
+	Uncounted int64
 }

@@ -8,9 +8,6 @@ import (
 	"sync"
 	"time"
 
-	"go.opentelemetry.io/otel/attribute"
-	"go.opentelemetry.io/otel/trace"
-
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/plan"
@@ -19,6 +16,10 @@ import (
 
 // carryOut plans, and removes what the plan names.
 func (j *job) carryOut(ctx context.Context) {
+	if j.order.Clean == Repair {
+		j.repair(ctx)
+		return
+	}
 	e := j.engine
 	listings, missed, err := e.list(ctx, j.caches)
 	j.missed = append(j.missed, missed...)
@@ -56,6 +57,9 @@ var errSpent = errors.New("the time of the run's budget is spent")
 func (j *job) plan(ctx context.Context, listings []cache.Listing) (run.Plan, error) {
 	if j.given == nil {
 		p, err := j.engine.planOf(ctx, j.caches, listings, j.missed, j.policy, time.Time{})
+		if err == nil && j.order.Clean == Empty {
+			asCleaned(p.Plan)
+		}
 		j.run.PlanDigest = p.Digest
 		return p, err
 	}
@@ -80,10 +84,13 @@ func (j *job) expect(listings []cache.Listing, p run.Plan) {
 		c := run.OfCache{Cache: l.Cache, State: run.Running, Before: bytesOf(l), After: bytesOf(l)}
 		for _, v := range p.Verdicts {
 			j.spent = j.spent || v.Reason == plan.OverBudget
-			if v.Remove && v.Cache == l.Cache {
-				c.Predicted.Records++
-				c.Predicted.Bytes += v.Frees
+			if v.Cache != l.Cache {
+				continue
 			}
+			if v.Remove {
+				c.Predicted.Records++
+			}
+			c.Predicted.Bytes += v.Frees
 		}
 		j.run.Caches = append(j.run.Caches, c)
 	}
@@ -105,7 +112,7 @@ func bytesOf(l cache.Listing) (bytes int64) {
 func (j *job) say(ctx context.Context, p run.Plan) {
 	var all []plan.Verdict
 	for i, v := range p.Verdicts {
-		if v.Remove {
+		if v.Remove || v.Shrink > 0 {
 			all = append(all, v)
 			j.emit(Event{Removed: &p.Verdicts[i]})
 		}
@@ -134,8 +141,12 @@ func (j *job) removeAll(ctx context.Context, listings []cache.Listing, p run.Pla
 		byRef[listings[i].Cache] = &removal{job: j, mu: &mu, listing: &listings[i], report: &j.run.Caches[i]}
 	}
 	for _, v := range p.Verdicts {
-		if r := byRef[v.Cache]; r != nil && v.Remove {
+		switch r := byRef[v.Cache]; {
+		case r == nil:
+		case v.Remove:
 			r.victims = append(r.victims, v)
+		case v.Shrink > 0:
+			r.shrinks = append(r.shrinks, v)
 		}
 	}
 	for _, v := range p.Verdicts { // of a plan that was given: what has changed since
@@ -146,187 +157,6 @@ func (j *job) removeAll(ctx context.Context, listings []cache.Listing, p run.Pla
 	}
 	caches := slices.DeleteFunc(slices.Clone(j.caches), func(c Cache) bool { return byRef[c.Ref()] == nil })
 	each(caches, func(_ int, c Cache) { byRef[c.Ref()].run(ctx, c) })
-}
-
-// removal is what a run removes from one cache.
-type removal struct {
-	job     *job
-	mu      *sync.Mutex
-	listing *cache.Listing
-	victims []plan.Verdict
-	report  *run.OfCache
-}
-
-// chunk is how many records are removed by one call: BuildKit is fastest so.
-const chunk = 100
-
-func (r *removal) run(ctx context.Context, c Cache) {
-	if len(r.victims) == 0 {
-		r.report.State = run.Succeeded
-		return
-	}
-	ctx, span := r.job.engine.Tracer.Start(ctx, "cache prune", trace.WithAttributes(attribute.String("kiln.cache", c.Ref().String())))
-	defer span.End()
-	held := r.job.held[c.Ref()]
-	ctx, stop := context.WithCancelCause(ctx)
-	defer stop(nil)
-	defer context.AfterFunc(held, func() { stop(context.Cause(held)) })()
-	gone := map[string]bool{}
-	var err error
-	for part := range slices.Chunk(r.victims, chunk) {
-		if err = context.Cause(ctx); err != nil {
-			break
-		}
-		if err = r.remove(ctx, c, part, gone); err != nil {
-			break
-		}
-	}
-	if len(gone) < len(r.victims) || err == nil {
-		err = errors.Join(err, r.reconcile(context.WithoutCancel(ctx), c, gone))
-	}
-	r.end(err)
-	if err != nil {
-		fail(span, err)
-	}
-}
-
-// remove removes one chunk. It is not cut in its middle by the end of ctx.
-func (r *removal) remove(ctx context.Context, c Cache, part []plan.Verdict, gone map[string]bool) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), chunkTimeout)
-	defer cancel()
-	byID := make(map[string]*plan.Verdict, len(part))
-	ids := make([]string, len(part))
-	for i := range part {
-		ids[i] = part[i].Record.ID
-		byID[ids[i]] = &part[i]
-	}
-	var done []plan.Verdict
-	err := c.Remove(ctx, ids, time.Since(r.listing.Time)+margin(r.listing.Time, part), func(id string, bytes int64) {
-		if v := byID[id]; v != nil && !gone[id] {
-			gone[id] = true
-			if bytes > 0 && !v.Record.Shared {
-				v.Frees = bytes
-			}
-			done = append(done, *v)
-			r.took(*v)
-		}
-	})
-	r.job.keep(ctx, done)
-	return err
-}
-
-// margin is by how much longer than since the listing a record must have been unused
-// to go. The daemon counts at the moment in which it comes to the record, which may
-// be later than this call by seconds; a record that was used since the listing must
-// still be too young then. Half of the time that the youngest had been unused
-// leaves all of them old enough.
-func margin(listed time.Time, part []plan.Verdict) time.Duration {
-	youngest := 2 * maxMargin
-	for _, v := range part {
-		if !v.Record.LastUsed.IsZero() {
-			youngest = min(youngest, listed.Sub(v.Record.LastUsed))
-		}
-	}
-	return max(0, youngest/2)
-}
-
-const maxMargin = 10 * time.Minute
-
-// took counts a record that is gone.
-func (r *removal) took(v plan.Verdict) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	add := func(a *plan.Amount) {
-		a.Records++
-		a.Bytes += v.Frees
-	}
-	add(&r.report.Removed)
-	if r.report.Reasons == nil {
-		r.report.Reasons = map[plan.Reason]plan.Amount{}
-	}
-	byReason := r.report.Reasons[v.Reason]
-	add(&byReason)
-	r.report.Reasons[v.Reason] = byReason
-	add(&r.job.run.Removed)
-	for i := range r.job.run.Rules {
-		if r.job.run.Rules[i].Rule == v.Rule {
-			add(&r.job.run.Rules[i].Amount)
-		}
-	}
-	r.job.emit(Event{Removed: &v})
-}
-
-// reconcile lists the cache again, and says of each record of the plan that was not
-// removed why.
-func (r *removal) reconcile(ctx context.Context, c Cache, gone map[string]bool) error {
-	ctx, cancel := context.WithTimeout(ctx, listTimeout)
-	defer cancel()
-	after, err := c.List(ctx)
-	if err != nil {
-		return err
-	}
-	r.job.engine.Metrics.CacheSeen(ctx, after)
-	r.report.After = bytesOf(after)
-	now := map[string]cache.Record{}
-	child := map[string]string{}
-	for _, record := range after.Records {
-		now[record.ID] = record
-		for _, parent := range record.Parents {
-			child[parent] = record.ID
-		}
-	}
-	var kept []plan.Verdict
-	for _, v := range r.victims {
-		if gone[v.Record.ID] {
-			continue
-		}
-		record, there := now[v.Record.ID]
-		v.Remove, v.Frees = false, 0
-		v.Reason, v.KeptBy, v.Explain = since(v, record, there, child[v.Record.ID])
-		kept = append(kept, v)
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for i := range kept {
-		r.job.emit(Event{Kept: &kept[i]})
-	}
-	r.job.keep(ctx, kept)
-	return nil
-}
-
-// since says why a record of a plan is not removed: what has happened since.
-func since(v plan.Verdict, now cache.Record, there bool, child string) (_ plan.Reason, keptBy, explain string) {
-	switch {
-	case !there:
-		return plan.Gone, "", "was gone before the run came to it"
-	case now.InUse:
-		return plan.InUse, "", "a build uses it now"
-	case !now.LastUsed.Equal(v.Record.LastUsed), now.UsageCount != v.Record.UsageCount:
-		return plan.UsedSince, "", "a build has used it since the plan was made"
-	case child != "":
-		return plan.Child, child, fmt.Sprintf("record %s is made upon it, and stays", child)
-	default:
-		return plan.OverBudget, "", "the run ended before it came to it"
-	}
-}
-
-// end says how it went on this cache.
-func (r *removal) end(err error) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	switch {
-	case err == nil:
-		r.report.State = run.Succeeded
-	case errors.Is(err, errSpent):
-		r.report.State = run.Partial
-	case errors.Is(err, context.Canceled):
-		r.report.State = run.Cancelled
-	default:
-		r.report.State, r.report.Err = run.Failed, asFault(err)
-		if r.report.Removed.Records > 0 {
-			r.report.State = run.Partial
-		}
-	}
 }
 
 // recheck is a plan that was given, as it stands against what is now: what has
@@ -356,7 +186,7 @@ func recheck(given, now *plan.Plan, listings []cache.Listing) *plan.Plan {
 		out.Rules[i].Amount = plan.Amount{}
 	}
 	for _, v := range given.Verdicts {
-		if !v.Remove {
+		if !v.Remove && v.Shrink == 0 {
 			continue
 		}
 		id := name{v.Cache, v.Record.ID}
@@ -371,11 +201,13 @@ func recheck(given, now *plan.Plan, listings []cache.Listing) *plan.Plan {
 			}
 		}
 		if reason == plan.WithinBounds {
-			goes[id] = true
-			out.Removes.Records++
+			goes[id] = v.Remove
 			out.Removes.Bytes += v.Frees
+			if v.Remove {
+				out.Removes.Records++
+			}
 		} else {
-			v.Remove, v.Frees, v.Reason, v.KeptBy, v.Explain = false, 0, reason, by, explain
+			v.Remove, v.Shrink, v.Frees, v.Reason, v.KeptBy, v.Explain = false, 0, 0, reason, by, explain
 		}
 		out.Verdicts = append(out.Verdicts, v)
 	}

@@ -42,6 +42,20 @@ type Leased interface {
 	Leases(ctx context.Context) (map[string]string, error)
 }
 
+// Shrinker is a cache whose records can be made smaller.
+type Shrinker interface {
+	// Shrink makes a record smaller by the first of its Shrinks, if nothing has used it
+	// for a time, and returns the bytes that this freed; false when it was left.
+	Shrink(ctx context.Context, id string, steps int, unusedFor time.Duration) (freed int64, done bool, err error)
+}
+
+// Sweeper is a cache in which things pile up that are in no record.
+type Sweeper interface {
+	// Sweep takes away what is of no record any more. When it is urgent, it waits for
+	// nothing that it can do without.
+	Sweep(ctx context.Context, urgent bool) error
+}
+
 // State is what outlives the process.
 type State interface {
 	// Policy returns the policy in force.

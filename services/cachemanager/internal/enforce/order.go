@@ -26,9 +26,20 @@ type Order struct {
 	Force      bool           // really remove
 	All        bool           // also when the policy removes everything
 	Budget     *policy.Budget // nil: that of the policy
+	Clean      Clean          // in place of a policy
 	Caller     string
 	RequestID  string
 }
+
+// Clean is a run that goes by no policy.
+type Clean int
+
+// What a run does to its caches.
+const (
+	NoClean Clean = iota // keeps them to a policy
+	Repair               // puts right what is wrong in directories
+	Empty                // removes all that nothing holds
+)
 
 // Event is what happens in a run. One field is set.
 type Event struct {
@@ -37,7 +48,15 @@ type Event struct {
 	Removed  *plan.Verdict
 	Kept     *plan.Verdict // a record of the plan that stayed, as its reason says
 	Missed   *run.Missed
+	Repaired *Repaired
 	Finished *run.Run
+}
+
+// Repaired is something that was wrong in a cache, and was put right; in a dry run,
+// would be.
+type Repaired struct {
+	Cache  cache.Ref
+	Defect cache.Defect
 }
 
 // ErrKnown is why an order was not begun: its request id is that of a run.
@@ -131,6 +150,11 @@ func (j *job) begin(ctx context.Context) (err error) {
 func (j *job) choose(ctx context.Context) (err error) {
 	e, o := j.engine, j.order
 	refs := o.Caches
+	if o.Clean != NoClean {
+		j.policy = emptied
+		j.caches, err = e.toClean(refs, o.Clean)
+		return err
+	}
 	if o.PlanDigest != "" {
 		given, err := e.State.TakePlan(ctx, o.PlanDigest, e.Now())
 		if err != nil {
@@ -139,7 +163,7 @@ func (j *job) choose(ctx context.Context) (err error) {
 		j.given = &given
 		if len(refs) == 0 {
 			for _, v := range given.Verdicts {
-				if v.Remove {
+				if v.Remove || v.Shrink > 0 {
 					refs = append(refs, v.Cache)
 				}
 			}

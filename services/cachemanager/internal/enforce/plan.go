@@ -89,8 +89,8 @@ func digest(p run.Plan) string {
 	// A hash takes all that is written to it.
 	_, _ = fmt.Fprintf(h, "%d %d\n", p.Created.UnixNano(), p.PolicyVersion)
 	for _, v := range p.Verdicts {
-		if v.Remove {
-			_, _ = fmt.Fprintf(h, "%q %q %q %d\n", v.Cache.Daemon, v.Cache.Directory, v.Record.ID, v.Record.LastUsed.UnixNano())
+		if v.Remove || v.Shrink > 0 {
+			_, _ = fmt.Fprintf(h, "%q %q %q %d %d\n", v.Cache.Daemon, v.Cache.Directory, v.Record.ID, v.Shrink, v.Record.LastUsed.UnixNano())
 		}
 	}
 	_, _ = io.WriteString(h, "end\n")

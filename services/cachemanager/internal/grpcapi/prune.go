@@ -37,7 +37,7 @@ func (s *Server) PlanPrune(ctx context.Context, req *cachemanagerv1.PlanPruneReq
 	}
 	var shown []plan.Verdict
 	for _, v := range p.Verdicts {
-		if v.Remove || at.Kept {
+		if v.Remove || v.Shrink > 0 || at.Kept {
 			shown = append(shown, v)
 		}
 	}
@@ -91,6 +91,9 @@ func (s *Server) Prune(req *cachemanagerv1.PruneRequest, stream cachemanagerv1.C
 		Trigger: run.Demand, Caches: refsOf(req.GetCaches()), PlanDigest: req.GetPlanDigest(), Force: req.GetForce(), All: req.GetForceAll(),
 		Caller: caller(stream.Context()), RequestID: req.GetRequestId(),
 	}
+	if req.GetAfterBuild() {
+		order.Trigger = run.Build
+	}
 	if req.GetPolicy() != nil {
 		p, err := wire.Policy(req.GetPolicy())
 		if err != nil {
@@ -102,16 +105,21 @@ func (s *Server) Prune(req *cachemanagerv1.PruneRequest, stream cachemanagerv1.C
 	if req.GetBudget() != nil {
 		order.Budget = wire.Budget(req.GetBudget())
 	}
-	// A caller that is gone ends the run.
-	ctx, cancel := context.WithCancelCause(stream.Context())
+	return s.run(stream.Context(), order, func(e enforce.Event) error { return stream.Send(eventProto(e)) })
+}
+
+// run carries an order out, and sends all that happens. A caller that is gone ends the
+// run.
+func (s *Server) run(ctx context.Context, order enforce.Order, send func(enforce.Event) error) error {
+	running, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	_, err := s.opts.Engine.Run(ctx, order, func(e enforce.Event) {
-		if err := stream.Send(eventProto(e)); err != nil {
+	_, err := s.opts.Engine.Run(running, order, func(e enforce.Event) {
+		if err := send(e); err != nil {
 			cancel(context.Canceled)
 		}
 	})
 	if known, ok := errors.AsType[*enforce.ErrKnown](err); ok {
-		return s.follow(stream, known.Run)
+		return s.follow(ctx, known.Run, send)
 	}
 	return err
 }
@@ -137,9 +145,8 @@ func eventProto(e enforce.Event) *cachemanagerv1.PruneResponse {
 const followEvery = 200 * time.Millisecond
 
 // follow tells of a run that another call has started, to its end.
-func (s *Server) follow(stream cachemanagerv1.CacheManagerService_PruneServer, r run.Run) error {
-	ctx := stream.Context()
-	if err := stream.Send(eventProto(enforce.Event{Started: &r})); err != nil {
+func (s *Server) follow(ctx context.Context, r run.Run, send func(enforce.Event) error) error {
+	if err := send(enforce.Event{Started: &r}); err != nil {
 		return err
 	}
 	for from := 0; ; {
@@ -154,10 +161,10 @@ func (s *Server) follow(stream cachemanagerv1.CacheManagerService_PruneServer, r
 		from += len(verdicts)
 		for i := range verdicts {
 			e := enforce.Event{Kept: &verdicts[i]}
-			if verdicts[i].Remove {
+			if verdicts[i].Remove || verdicts[i].Shrink > 0 {
 				e = enforce.Event{Removed: &verdicts[i]}
 			}
-			if err := stream.Send(eventProto(e)); err != nil {
+			if err := send(e); err != nil {
 				return err
 			}
 		}
@@ -165,7 +172,7 @@ func (s *Server) follow(stream cachemanagerv1.CacheManagerService_PruneServer, r
 		case len(verdicts) > 0:
 			continue
 		case r.State != run.Running:
-			return stream.Send(eventProto(enforce.Event{Finished: &r}))
+			return send(enforce.Event{Finished: &r})
 		}
 		select {
 		case <-time.After(followEvery):

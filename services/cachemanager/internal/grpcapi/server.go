@@ -10,6 +10,7 @@ import (
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/enforce"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/local"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/plan"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/policy"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/run"
@@ -31,10 +32,11 @@ type State interface {
 
 // Options is what a server is made of.
 type Options struct {
-	Engine *enforce.Engine
-	State  State
-	NewID  func() string
-	Now    func() time.Time // that ages are counted to
+	Engine      *enforce.Engine
+	State       State
+	Directories []*local.Directory
+	NewID       func() string
+	Now         func() time.Time // that ages are counted to
 }
 
 // Server serves kiln.cachemanager.v1.CacheManagerService.

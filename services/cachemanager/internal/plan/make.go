@@ -57,6 +57,7 @@ type node struct {
 	kept     bool // in use, pinned, leased or protected
 	wanted   bool // a rule would have removed it but for its children
 	gone     bool
+	shrunk   int64 // bytes that it is smaller by
 }
 
 // common is bytes of several records.
@@ -176,7 +177,7 @@ func (n *node) bytes() int64 {
 	if n.Shared {
 		return 0
 	}
-	return max(n.Bytes, 0)
+	return max(n.Bytes, 0) - n.shrunk
 }
 
 // frees is what its removal frees now.
@@ -195,7 +196,9 @@ func (n *node) mayGo() bool { return !n.gone && !n.kept && n.standing == 0 }
 
 // remove takes a record out of its cache.
 func (s *simulation) remove(n *node, rule string, reason Reason) {
-	n.verdict.Frees = n.frees()
+	n.verdict.Frees = n.frees() + n.shrunk
+	n.place.freed -= n.shrunk
+	n.verdict.Shrink, n.shrunk = 0, 0
 	n.gone = true
 	n.verdict.Remove, n.verdict.Rule, n.verdict.Reason, n.verdict.KeptBy = true, rule, reason, ""
 	for _, parent := range n.parents {

@@ -44,7 +44,8 @@ type Verdict struct {
 	Reason  Reason
 	Order   int64 // place in the order of going, from 1; 0: stays
 	Age     time.Duration
-	Frees   int64  // bytes, if it goes
+	Shrink  int    // of a record that stays, how many of its Shrinks go; 0: it stays as it is
+	Frees   int64  // bytes, if it goes or is made smaller
 	KeptBy  string // id of the record, pin or lease that keeps it
 	Tie     int32  // records of a tie have the same number, from 1; 0: certain
 	Explain string // the reason in a sentence with the figures

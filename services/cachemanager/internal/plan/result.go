@@ -22,6 +22,10 @@ func (s *simulation) plan() *Plan {
 	for _, n := range sorted(s.nodes) {
 		s.stays(n)
 		p.Keeps.add(n.bytes())
+		if n.verdict.Shrink > 0 {
+			p.Removes.Bytes += n.verdict.Frees
+			byRule[n.verdict.Rule].Bytes += n.verdict.Frees
+		}
 		left = left || n.verdict.Reason == WithinBounds || n.verdict.Reason == OverBudget
 		p.Verdicts = append(p.Verdicts, n.verdict)
 	}

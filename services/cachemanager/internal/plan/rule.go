@@ -3,9 +3,11 @@ package plan
 import (
 	"cmp"
 	"container/heap"
+	"fmt"
 	"slices"
 	"strings"
 
+	"github.com/kilnbuild/kiln/pkg/human"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/policy"
 )
 
@@ -142,6 +144,10 @@ func (s *simulation) bound(rule policy.Rule, g *group) {
 	held := *g
 	if limit := rule.Keep.Bytes; limit != nil && g.bytes > *limit {
 		s.sweep(g.nodes, func(*node) bool { return g.bytes > *limit }, func(n *node) {
+			if g.records == 1 && s.shrinks(n, g.bytes-*limit, rule, held) {
+				g.bytes = *limit
+				return
+			}
 			s.goesByBytes(n, rule, held)
 			g.take(n)
 		})
@@ -158,6 +164,25 @@ func (s *simulation) bound(rule policy.Rule, g *group) {
 			s.blocked(g.nodes, rule)
 		}
 	}
+}
+
+// shrinks makes the last record of a group smaller, if that is enough: it is the one
+// that was used last, and what is left of it is worth more than nothing. The group is at
+// its bound then, for what may be below it depends on no other record.
+func (s *simulation) shrinks(n *node, excess int64, rule policy.Rule, held group) bool {
+	var less int64
+	for i, bytes := range n.Shrinks {
+		if less += bytes; less-n.shrunk < excess {
+			continue
+		}
+		n.place.freed += less - n.shrunk
+		n.shrunk = less
+		n.verdict.Shrink, n.verdict.Frees, n.verdict.Rule, n.verdict.Reason = i+1, less, rule.Name, Bytes
+		n.verdict.Explain = fmt.Sprintf("loses %d of its layers: %s %s, %s more than rule %q keeps, and it is the last of them",
+			i+1, held.holds(n, rule), human.Size(held.bytes), human.Size(held.bytes-*rule.Keep.Bytes), rule.Name)
+		return true
+	}
+	return false
 }
 
 // freeDisk removes where too little disk is free, until enough is.

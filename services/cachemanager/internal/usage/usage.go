@@ -64,7 +64,8 @@ type Snapshot struct {
 }
 
 // Summarize adds up a listing. Bytes that several records have in common count in the
-// total, and in no type.
+// total, and in no type; those that are of no record are a type of their own, and not in
+// the total, which is what the policy sees.
 func Summarize(l cache.Listing) Snapshot {
 	byType := map[cache.Type]Totals{}
 	snapshot := Snapshot{Time: l.Time}
@@ -74,6 +75,9 @@ func Summarize(l cache.Listing) Snapshot {
 	}
 	for _, c := range l.Common {
 		snapshot.Total.Bytes += c.Bytes
+	}
+	if l.Uncounted > 0 {
+		byType[cache.Uncounted] = Totals{Bytes: l.Uncounted}
 	}
 	for _, t := range cache.Types() {
 		if totals, ok := byType[t]; ok {

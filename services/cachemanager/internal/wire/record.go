@@ -94,8 +94,11 @@ func VerdictProto(v plan.Verdict) *cachemanagerv1.Verdict {
 		Explanation: v.Explain, Certainty: cachemanagerv1.Certainty_CERTAINTY_CERTAIN, TieGroup: v.Tie, Order: v.Order,
 		Age: durationpb.New(max(v.Age, 0)), FreesBytes: v.Frees, KeptBy: v.KeptBy,
 	}
-	if v.Remove {
+	switch {
+	case v.Remove:
 		out.Action = cachemanagerv1.VerdictAction_VERDICT_ACTION_REMOVE
+	case v.Shrink > 0:
+		out.Action = cachemanagerv1.VerdictAction_VERDICT_ACTION_SHRINK
 	}
 	if v.Tie > 0 {
 		out.Certainty = cachemanagerv1.Certainty_CERTAINTY_TIED
@@ -105,8 +108,13 @@ func VerdictProto(v plan.Verdict) *cachemanagerv1.Verdict {
 
 // Verdict reads a verdict that was stored.
 func Verdict(in *cachemanagerv1.Verdict) plan.Verdict {
+	shrink := 0
+	if in.GetAction() == cachemanagerv1.VerdictAction_VERDICT_ACTION_SHRINK {
+		shrink = 1 // by how many layers is in its explanation
+	}
 	return plan.Verdict{
-		Cache: Ref(in.GetRecord().GetCache()), Record: record(in.GetRecord()), Remove: in.GetAction() == cachemanagerv1.VerdictAction_VERDICT_ACTION_REMOVE,
+		Shrink: shrink,
+		Cache:  Ref(in.GetRecord().GetCache()), Record: record(in.GetRecord()), Remove: in.GetAction() == cachemanagerv1.VerdictAction_VERDICT_ACTION_REMOVE,
 		Rule: in.GetRule(), Reason: reasons[in.GetReason()], Order: in.GetOrder(), Age: in.GetAge().AsDuration().Round(time.Nanosecond),
 		Frees: in.GetFreesBytes(), KeptBy: in.GetKeptBy(), Tie: in.GetTieGroup(), Explain: in.GetExplanation(),
 	}

@@ -417,7 +417,11 @@ type Lease struct {
 	// When it was taken.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// When it ends unless renewed.
-	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// Digest of the manifest that the tag had when the lease was taken, all of which
+	// is there until it ends. An import names it ("digest=…"), and needs no look at
+	// the index, which may be another by then. Empty: there was nothing to import.
+	Digest        string `protobuf:"bytes,8,opt,name=digest,proto3" json:"digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -501,6 +505,13 @@ func (x *Lease) GetExpireTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *Lease) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
 var File_kiln_cachemanager_v1_lease_proto protoreflect.FileDescriptor
 
 const file_kiln_cachemanager_v1_lease_proto_rawDesc = "" +
@@ -528,7 +539,7 @@ const file_kiln_cachemanager_v1_lease_proto_rawDesc = "" +
 	"\x13ReleaseLeaseRequest\x12%\n" +
 	"\blease_id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\aleaseId\"\x16\n" +
-	"\x14ReleaseLeaseResponse\"\x8e\x02\n" +
+	"\x14ReleaseLeaseResponse\"\xa6\x02\n" +
 	"\x05Lease\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n" +
 	"\tdirectory\x18\x02 \x01(\tR\tdirectory\x12\x10\n" +
@@ -538,7 +549,8 @@ const file_kiln_cachemanager_v1_lease_proto_rawDesc = "" +
 	"\vcreate_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12;\n" +
 	"\vexpire_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime*U\n" +
+	"expireTime\x12\x16\n" +
+	"\x06digest\x18\b \x01(\tR\x06digest*U\n" +
 	"\tLeaseMode\x12\x1a\n" +
 	"\x16LEASE_MODE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11LEASE_MODE_IMPORT\x10\x01\x12\x15\n" +

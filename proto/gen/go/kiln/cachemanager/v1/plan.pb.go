@@ -36,6 +36,9 @@ const (
 	VerdictAction_VERDICT_ACTION_KEEP VerdictAction = 1
 	// It goes.
 	VerdictAction_VERDICT_ACTION_REMOVE VerdictAction = 2
+	// It stays, and becomes smaller: a tag of a type=local directory that is the
+	// last one, and larger than its rule keeps, loses layers, leaves first.
+	VerdictAction_VERDICT_ACTION_SHRINK VerdictAction = 3
 )
 
 // Enum value maps for VerdictAction.
@@ -44,11 +47,13 @@ var (
 		0: "VERDICT_ACTION_UNSPECIFIED",
 		1: "VERDICT_ACTION_KEEP",
 		2: "VERDICT_ACTION_REMOVE",
+		3: "VERDICT_ACTION_SHRINK",
 	}
 	VerdictAction_value = map[string]int32{
 		"VERDICT_ACTION_UNSPECIFIED": 0,
 		"VERDICT_ACTION_KEEP":        1,
 		"VERDICT_ACTION_REMOVE":      2,
+		"VERDICT_ACTION_SHRINK":      3,
 	}
 )
 
@@ -711,11 +716,12 @@ const file_kiln_cachemanager_v1_plan_proto_rawDesc = "" +
 	"\akept_by\x18\v \x01(\tR\x06keptBy\"m\n" +
 	"\vMissedCache\x124\n" +
 	"\x05cache\x18\x01 \x01(\v2\x1e.kiln.cachemanager.v1.CacheRefR\x05cache\x12(\n" +
-	"\x05error\x18\x02 \x01(\v2\x12.google.rpc.StatusR\x05error*c\n" +
+	"\x05error\x18\x02 \x01(\v2\x12.google.rpc.StatusR\x05error*~\n" +
 	"\rVerdictAction\x12\x1e\n" +
 	"\x1aVERDICT_ACTION_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13VERDICT_ACTION_KEEP\x10\x01\x12\x19\n" +
-	"\x15VERDICT_ACTION_REMOVE\x10\x02*Q\n" +
+	"\x15VERDICT_ACTION_REMOVE\x10\x02\x12\x19\n" +
+	"\x15VERDICT_ACTION_SHRINK\x10\x03*Q\n" +
 	"\tCertainty\x12\x19\n" +
 	"\x15CERTAINTY_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11CERTAINTY_CERTAIN\x10\x01\x12\x12\n" +

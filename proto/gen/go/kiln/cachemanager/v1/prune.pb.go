@@ -385,7 +385,9 @@ type PruneRequest struct {
 	Budget *Budget `protobuf:"bytes,6,opt,name=budget,proto3" json:"budget,omitempty"`
 	// Chosen by the caller, best a random UUID: the same id is the same run, and
 	// is watched, not started again (AIP-155). Empty: every call is a new run.
-	RequestId     string `protobuf:"bytes,7,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,7,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// It is a builder that asks, after a build: the run's trigger is then BUILD.
+	AfterBuild    bool `protobuf:"varint,8,opt,name=after_build,json=afterBuild,proto3" json:"after_build,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -478,6 +480,13 @@ func (x *PruneRequest) GetRequestId() string {
 		return x.RequestId
 	}
 	return ""
+}
+
+func (x *PruneRequest) GetAfterBuild() bool {
+	if x != nil {
+		return x.AfterBuild
+	}
+	return false
 }
 
 type isPruneRequest_By interface {
@@ -622,7 +631,7 @@ type PruneResponse_Planned struct {
 }
 
 type PruneResponse_Removed struct {
-	// A record went; in a dry run, would go.
+	// A record went, or became smaller; in a dry run, would.
 	Removed *Verdict `protobuf:"bytes,3,opt,name=removed,proto3,oneof"`
 }
 
@@ -682,7 +691,7 @@ const file_kiln_cachemanager_v1_prune_proto_rawDesc = "" +
 	"\rkeep_duration\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\b\xbaH\x05\xaa\x01\x022\x00R\fkeepDuration\x129\n" +
 	"\x14reserved_space_bytes\x18\x04 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x12reservedSpaceBytes\x128\n" +
 	"\x14max_used_space_bytes\x18\x05 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x11maxUsedSpaceBytes\x128\n" +
-	"\x14min_free_space_bytes\x18\x06 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x11minFreeSpaceBytes\"\xe2\x02\n" +
+	"\x14min_free_space_bytes\x18\x06 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x11minFreeSpaceBytes\"\x83\x03\n" +
 	"\fPruneRequest\x12?\n" +
 	"\vplan_digest\x18\x01 \x01(\tB\x1c\xbaH\x19r\x172\x15^sha256:[a-f0-9]{64}$H\x00R\n" +
 	"planDigest\x126\n" +
@@ -692,7 +701,9 @@ const file_kiln_cachemanager_v1_prune_proto_rawDesc = "" +
 	"\tforce_all\x18\x05 \x01(\bR\bforceAll\x124\n" +
 	"\x06budget\x18\x06 \x01(\v2\x1c.kiln.cachemanager.v1.BudgetR\x06budget\x12'\n" +
 	"\n" +
-	"request_id\x18\a \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\trequestIdB\x04\n" +
+	"request_id\x18\a \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\trequestId\x12\x1f\n" +
+	"\vafter_build\x18\b \x01(\bR\n" +
+	"afterBuildB\x04\n" +
 	"\x02by\"\xed\x02\n" +
 	"\rPruneResponse\x125\n" +
 	"\astarted\x18\x01 \x01(\v2\x19.kiln.cachemanager.v1.RunH\x00R\astarted\x126\n" +

@@ -67,7 +67,10 @@ type BuilderConfig struct {
 	// What a request may ask for.
 	Policy *BuildPolicyConfig `protobuf:"bytes,13,opt,name=policy,proto3" json:"policy,omitempty"`
 	// The proxy through which buildkitd reaches the network, if it is told to.
-	Egress        *EgressConfig `protobuf:"bytes,14,opt,name=egress,proto3" json:"egress,omitempty"`
+	Egress *EgressConfig `protobuf:"bytes,14,opt,name=egress,proto3" json:"egress,omitempty"`
+	// The cache manager whose leases keep the type=local caches of builds. Unset:
+	// none.
+	CacheManager  *CacheManagerClient `protobuf:"bytes,15,opt,name=cache_manager,json=cacheManager,proto3" json:"cache_manager,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -200,6 +203,78 @@ func (x *BuilderConfig) GetEgress() *EgressConfig {
 	return nil
 }
 
+func (x *BuilderConfig) GetCacheManager() *CacheManagerClient {
+	if x != nil {
+		return x.CacheManager
+	}
+	return nil
+}
+
+// How a builder reaches the cache manager.
+type CacheManagerClient struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Address: "host:port", or "unix:///path".
+	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// Certificates. Unset: plain text.
+	Tls *ClientTLS `protobuf:"bytes,2,opt,name=tls,proto3" json:"tls,omitempty"`
+	// Ask for a run of the policy after builds, at most once in this time. Unset:
+	// never.
+	PruneAfterBuild *durationpb.Duration `protobuf:"bytes,3,opt,name=prune_after_build,json=pruneAfterBuild,proto3" json:"prune_after_build,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
+}
+
+func (x *CacheManagerClient) Reset() {
+	*x = CacheManagerClient{}
+	mi := &file_kiln_config_v1_config_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CacheManagerClient) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CacheManagerClient) ProtoMessage() {}
+
+func (x *CacheManagerClient) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_config_v1_config_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CacheManagerClient.ProtoReflect.Descriptor instead.
+func (*CacheManagerClient) Descriptor() ([]byte, []int) {
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *CacheManagerClient) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *CacheManagerClient) GetTls() *ClientTLS {
+	if x != nil {
+		return x.Tls
+	}
+	return nil
+}
+
+func (x *CacheManagerClient) GetPruneAfterBuild() *durationpb.Duration {
+	if x != nil {
+		return x.PruneAfterBuild
+	}
+	return nil
+}
+
 // How long a builder keeps what it remembers. What is over a bound goes, the
 // oldest first; builds that have not ended always stay.
 type RetentionConfig struct {
@@ -220,7 +295,7 @@ type RetentionConfig struct {
 
 func (x *RetentionConfig) Reset() {
 	*x = RetentionConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[1]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -232,7 +307,7 @@ func (x *RetentionConfig) String() string {
 func (*RetentionConfig) ProtoMessage() {}
 
 func (x *RetentionConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[1]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -245,7 +320,7 @@ func (x *RetentionConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetentionConfig.ProtoReflect.Descriptor instead.
 func (*RetentionConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{1}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *RetentionConfig) GetBuildAge() *durationpb.Duration {
@@ -310,7 +385,7 @@ type ContextsConfig struct {
 
 func (x *ContextsConfig) Reset() {
 	*x = ContextsConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[2]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -322,7 +397,7 @@ func (x *ContextsConfig) String() string {
 func (*ContextsConfig) ProtoMessage() {}
 
 func (x *ContextsConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[2]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -335,7 +410,7 @@ func (x *ContextsConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContextsConfig.ProtoReflect.Descriptor instead.
 func (*ContextsConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{2}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ContextsConfig) GetKeepAge() *durationpb.Duration {
@@ -415,7 +490,7 @@ type AdmissionConfig struct {
 
 func (x *AdmissionConfig) Reset() {
 	*x = AdmissionConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[3]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -427,7 +502,7 @@ func (x *AdmissionConfig) String() string {
 func (*AdmissionConfig) ProtoMessage() {}
 
 func (x *AdmissionConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[3]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -440,7 +515,7 @@ func (x *AdmissionConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdmissionConfig.ProtoReflect.Descriptor instead.
 func (*AdmissionConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{3}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *AdmissionConfig) GetMaxQueued() uint32 {
@@ -488,7 +563,7 @@ type TenantLimits struct {
 
 func (x *TenantLimits) Reset() {
 	*x = TenantLimits{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[4]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -500,7 +575,7 @@ func (x *TenantLimits) String() string {
 func (*TenantLimits) ProtoMessage() {}
 
 func (x *TenantLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[4]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -513,7 +588,7 @@ func (x *TenantLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantLimits.ProtoReflect.Descriptor instead.
 func (*TenantLimits) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{4}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *TenantLimits) GetMaxRunning() uint32 {
@@ -558,7 +633,7 @@ type TenantConfig struct {
 
 func (x *TenantConfig) Reset() {
 	*x = TenantConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[5]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -570,7 +645,7 @@ func (x *TenantConfig) String() string {
 func (*TenantConfig) ProtoMessage() {}
 
 func (x *TenantConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[5]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -583,7 +658,7 @@ func (x *TenantConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantConfig.ProtoReflect.Descriptor instead.
 func (*TenantConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{5}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *TenantConfig) GetName() string {
@@ -622,7 +697,7 @@ type BuildPolicyConfig struct {
 
 func (x *BuildPolicyConfig) Reset() {
 	*x = BuildPolicyConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[6]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -634,7 +709,7 @@ func (x *BuildPolicyConfig) String() string {
 func (*BuildPolicyConfig) ProtoMessage() {}
 
 func (x *BuildPolicyConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[6]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -647,7 +722,7 @@ func (x *BuildPolicyConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildPolicyConfig.ProtoReflect.Descriptor instead.
 func (*BuildPolicyConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{6}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *BuildPolicyConfig) GetEntitlements() []string {
@@ -707,7 +782,7 @@ type SourcesConfig struct {
 
 func (x *SourcesConfig) Reset() {
 	*x = SourcesConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[7]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -719,7 +794,7 @@ func (x *SourcesConfig) String() string {
 func (*SourcesConfig) ProtoMessage() {}
 
 func (x *SourcesConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[7]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -732,7 +807,7 @@ func (x *SourcesConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourcesConfig.ProtoReflect.Descriptor instead.
 func (*SourcesConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{7}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SourcesConfig) GetSchemes() []string {
@@ -777,7 +852,7 @@ type EgressConfig struct {
 
 func (x *EgressConfig) Reset() {
 	*x = EgressConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[8]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -789,7 +864,7 @@ func (x *EgressConfig) String() string {
 func (*EgressConfig) ProtoMessage() {}
 
 func (x *EgressConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[8]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -802,7 +877,7 @@ func (x *EgressConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressConfig.ProtoReflect.Descriptor instead.
 func (*EgressConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{8}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *EgressConfig) GetListen() string {
@@ -837,14 +912,17 @@ type CacheManagerConfig struct {
 	// Directory of what outlives the process: versions of the policy, pins, runs.
 	// Default: /var/lib/kiln/cachemanager for root, else kiln/cachemanager below the
 	// user's own state directory.
-	StateDir      string `protobuf:"bytes,8,opt,name=state_dir,json=stateDir,proto3" json:"state_dir,omitempty"`
+	StateDir string `protobuf:"bytes,8,opt,name=state_dir,json=stateDir,proto3" json:"state_dir,omitempty"`
+	// The directories of BuildKit's type=local cache that are kept to the policy.
+	// Default: none.
+	Directories   []*CacheDirectory `protobuf:"bytes,9,rep,name=directories,proto3" json:"directories,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CacheManagerConfig) Reset() {
 	*x = CacheManagerConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[9]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -856,7 +934,7 @@ func (x *CacheManagerConfig) String() string {
 func (*CacheManagerConfig) ProtoMessage() {}
 
 func (x *CacheManagerConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[9]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -869,7 +947,7 @@ func (x *CacheManagerConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheManagerConfig.ProtoReflect.Descriptor instead.
 func (*CacheManagerConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{9}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *CacheManagerConfig) GetServer() *ServerConfig {
@@ -928,6 +1006,70 @@ func (x *CacheManagerConfig) GetStateDir() string {
 	return ""
 }
 
+func (x *CacheManagerConfig) GetDirectories() []*CacheDirectory {
+	if x != nil {
+		return x.Directories
+	}
+	return nil
+}
+
+// A directory that BuildKit's type=local cache is written to.
+type CacheDirectory struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its path on the cache manager's host. It need not be there yet.
+	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	// How long a blob that no tag reaches stays where it is, and then in the trash,
+	// for builds that take no lease on what they use. Not waited for when less disk
+	// is free than the policy wants. Default: 1h.
+	Grace         *durationpb.Duration `protobuf:"bytes,2,opt,name=grace,proto3" json:"grace,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CacheDirectory) Reset() {
+	*x = CacheDirectory{}
+	mi := &file_kiln_config_v1_config_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CacheDirectory) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CacheDirectory) ProtoMessage() {}
+
+func (x *CacheDirectory) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_config_v1_config_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CacheDirectory.ProtoReflect.Descriptor instead.
+func (*CacheDirectory) Descriptor() ([]byte, []int) {
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *CacheDirectory) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *CacheDirectory) GetGrace() *durationpb.Duration {
+	if x != nil {
+		return x.Grace
+	}
+	return nil
+}
+
 // Configuration of kiln-janitor. Variables begin with KILN_JANITOR_.
 type JanitorConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -948,7 +1090,7 @@ type JanitorConfig struct {
 
 func (x *JanitorConfig) Reset() {
 	*x = JanitorConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[10]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -960,7 +1102,7 @@ func (x *JanitorConfig) String() string {
 func (*JanitorConfig) ProtoMessage() {}
 
 func (x *JanitorConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[10]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -973,7 +1115,7 @@ func (x *JanitorConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JanitorConfig.ProtoReflect.Descriptor instead.
 func (*JanitorConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{10}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *JanitorConfig) GetServer() *ServerConfig {
@@ -1038,7 +1180,7 @@ type ServerConfig struct {
 
 func (x *ServerConfig) Reset() {
 	*x = ServerConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[11]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1050,7 +1192,7 @@ func (x *ServerConfig) String() string {
 func (*ServerConfig) ProtoMessage() {}
 
 func (x *ServerConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[11]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1063,7 +1205,7 @@ func (x *ServerConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerConfig.ProtoReflect.Descriptor instead.
 func (*ServerConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{11}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ServerConfig) GetListen() string {
@@ -1125,7 +1267,7 @@ type ServerTLS struct {
 
 func (x *ServerTLS) Reset() {
 	*x = ServerTLS{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[12]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1137,7 +1279,7 @@ func (x *ServerTLS) String() string {
 func (*ServerTLS) ProtoMessage() {}
 
 func (x *ServerTLS) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[12]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1150,7 +1292,7 @@ func (x *ServerTLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerTLS.ProtoReflect.Descriptor instead.
 func (*ServerTLS) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{12}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ServerTLS) GetCertFile() string {
@@ -1192,7 +1334,7 @@ type ClientTLS struct {
 
 func (x *ClientTLS) Reset() {
 	*x = ClientTLS{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[13]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1346,7 @@ func (x *ClientTLS) String() string {
 func (*ClientTLS) ProtoMessage() {}
 
 func (x *ClientTLS) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[13]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1359,7 @@ func (x *ClientTLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientTLS.ProtoReflect.Descriptor instead.
 func (*ClientTLS) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{13}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ClientTLS) GetCaFile() string {
@@ -1268,7 +1410,7 @@ type LimitsConfig struct {
 
 func (x *LimitsConfig) Reset() {
 	*x = LimitsConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[14]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1280,7 +1422,7 @@ func (x *LimitsConfig) String() string {
 func (*LimitsConfig) ProtoMessage() {}
 
 func (x *LimitsConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[14]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1293,7 +1435,7 @@ func (x *LimitsConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitsConfig.ProtoReflect.Descriptor instead.
 func (*LimitsConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{14}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LimitsConfig) GetMaxMessageBytes() uint32 {
@@ -1340,7 +1482,7 @@ type AccessRule struct {
 
 func (x *AccessRule) Reset() {
 	*x = AccessRule{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[15]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1352,7 +1494,7 @@ func (x *AccessRule) String() string {
 func (*AccessRule) ProtoMessage() {}
 
 func (x *AccessRule) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[15]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1365,7 +1507,7 @@ func (x *AccessRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessRule.ProtoReflect.Descriptor instead.
 func (*AccessRule) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{15}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *AccessRule) GetIdentities() []string {
@@ -1395,7 +1537,7 @@ type LogConfig struct {
 
 func (x *LogConfig) Reset() {
 	*x = LogConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[16]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1407,7 +1549,7 @@ func (x *LogConfig) String() string {
 func (*LogConfig) ProtoMessage() {}
 
 func (x *LogConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[16]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1420,7 +1562,7 @@ func (x *LogConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogConfig.ProtoReflect.Descriptor instead.
 func (*LogConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{16}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LogConfig) GetLevel() string {
@@ -1458,7 +1600,7 @@ type DaemonConfig struct {
 
 func (x *DaemonConfig) Reset() {
 	*x = DaemonConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[17]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1470,7 +1612,7 @@ func (x *DaemonConfig) String() string {
 func (*DaemonConfig) ProtoMessage() {}
 
 func (x *DaemonConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[17]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1483,7 +1625,7 @@ func (x *DaemonConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DaemonConfig.ProtoReflect.Descriptor instead.
 func (*DaemonConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{17}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *DaemonConfig) GetName() string {
@@ -1541,7 +1683,7 @@ type RegistryConfig struct {
 
 func (x *RegistryConfig) Reset() {
 	*x = RegistryConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[18]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1553,7 +1695,7 @@ func (x *RegistryConfig) String() string {
 func (*RegistryConfig) ProtoMessage() {}
 
 func (x *RegistryConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[18]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1566,7 +1708,7 @@ func (x *RegistryConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegistryConfig.ProtoReflect.Descriptor instead.
 func (*RegistryConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{18}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *RegistryConfig) GetAddress() string {
@@ -1608,7 +1750,7 @@ var File_kiln_config_v1_config_proto protoreflect.FileDescriptor
 
 const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"\x1bkiln/config/v1/config.proto\x12\x0ekiln.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xb0\x06\n" +
+	"\x1bkiln/config/v1/config.proto\x12\x0ekiln.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xf9\x06\n" +
 	"\rBuilderConfig\x124\n" +
 	"\x06server\x18\x01 \x01(\v2\x1c.kiln.config.v1.ServerConfigR\x06server\x12+\n" +
 	"\x03log\x18\x02 \x01(\v2\x19.kiln.config.v1.LogConfigR\x03log\x12@\n" +
@@ -1624,7 +1766,14 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\bcontexts\x18\v \x01(\v2\x1e.kiln.config.v1.ContextsConfigR\bcontexts\x12=\n" +
 	"\tadmission\x18\f \x01(\v2\x1f.kiln.config.v1.AdmissionConfigR\tadmission\x129\n" +
 	"\x06policy\x18\r \x01(\v2!.kiln.config.v1.BuildPolicyConfigR\x06policy\x124\n" +
-	"\x06egress\x18\x0e \x01(\v2\x1c.kiln.config.v1.EgressConfigR\x06egress\"\xe5\x02\n" +
+	"\x06egress\x18\x0e \x01(\v2\x1c.kiln.config.v1.EgressConfigR\x06egress\x12G\n" +
+	"\rcache_manager\x18\x0f \x01(\v2\".kiln.config.v1.CacheManagerClientR\fcacheManager\"\xc0\x01\n" +
+	"\x12CacheManagerClient\x12$\n" +
+	"\aaddress\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\aaddress\x12+\n" +
+	"\x03tls\x18\x02 \x01(\v2\x19.kiln.config.v1.ClientTLSR\x03tls\x12W\n" +
+	"\x11prune_after_build\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
+	"\"\x04\b\x80\xf5$2\x02\b\x01R\x0fpruneAfterBuild\"\xe5\x02\n" +
 	"\x0fRetentionConfig\x12J\n" +
 	"\tbuild_age\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x06\b\x80\x86\xb0\x96\x012\x02\b\x01R\bbuildAge\x120\n" +
 	"\vbuild_bytes\x18\x02 \x01(\x04B\x0f\xbaH\f2\n" +
@@ -1678,7 +1827,7 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\bnetworks\x18\x04 \x03(\tB\x10\xbaH\r\x92\x01\n" +
 	"\x10d\"\x06r\x04\x10\x01\x18@R\bnetworks\"0\n" +
 	"\fEgressConfig\x12 \n" +
-	"\x06listen\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06listen\"\xd2\x03\n" +
+	"\x06listen\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06listen\"\x9f\x04\n" +
 	"\x12CacheManagerConfig\x124\n" +
 	"\x06server\x18\x01 \x01(\v2\x1c.kiln.config.v1.ServerConfigR\x06server\x12+\n" +
 	"\x03log\x18\x02 \x01(\v2\x19.kiln.config.v1.LogConfigR\x03log\x12A\n" +
@@ -1690,7 +1839,11 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\binterval\x18\x06 \x01(\v2\x19.google.protobuf.DurationB\x13\xbaH\x10\xaa\x01\r\"\x04\b\x80\xf5$2\x05\x10\x80\xc2\xd7/R\binterval\x12)\n" +
 	"\vpolicy_file\x18\a \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\n" +
 	"policyFile\x12%\n" +
-	"\tstate_dir\x18\b \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\bstateDir\"\xce\x02\n" +
+	"\tstate_dir\x18\b \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\bstateDir\x12K\n" +
+	"\vdirectories\x18\t \x03(\v2\x1e.kiln.config.v1.CacheDirectoryB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\vdirectories\"s\n" +
+	"\x0eCacheDirectory\x12\x1f\n" +
+	"\x04path\x18\x01 \x01(\tB\v\xbaH\br\x06\x18\x80 :\x01/R\x04path\x12@\n" +
+	"\x05grace\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80\xe7\x84\x0f2\x00R\x05grace\"\xce\x02\n" +
 	"\rJanitorConfig\x124\n" +
 	"\x06server\x18\x01 \x01(\v2\x1c.kiln.config.v1.ServerConfigR\x06server\x12+\n" +
 	"\x03log\x18\x02 \x01(\v2\x19.kiln.config.v1.LogConfigR\x03log\x12:\n" +
@@ -1759,69 +1912,76 @@ func file_kiln_config_v1_config_proto_rawDescGZIP() []byte {
 	return file_kiln_config_v1_config_proto_rawDescData
 }
 
-var file_kiln_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_kiln_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
 var file_kiln_config_v1_config_proto_goTypes = []any{
 	(*BuilderConfig)(nil),       // 0: kiln.config.v1.BuilderConfig
-	(*RetentionConfig)(nil),     // 1: kiln.config.v1.RetentionConfig
-	(*ContextsConfig)(nil),      // 2: kiln.config.v1.ContextsConfig
-	(*AdmissionConfig)(nil),     // 3: kiln.config.v1.AdmissionConfig
-	(*TenantLimits)(nil),        // 4: kiln.config.v1.TenantLimits
-	(*TenantConfig)(nil),        // 5: kiln.config.v1.TenantConfig
-	(*BuildPolicyConfig)(nil),   // 6: kiln.config.v1.BuildPolicyConfig
-	(*SourcesConfig)(nil),       // 7: kiln.config.v1.SourcesConfig
-	(*EgressConfig)(nil),        // 8: kiln.config.v1.EgressConfig
-	(*CacheManagerConfig)(nil),  // 9: kiln.config.v1.CacheManagerConfig
-	(*JanitorConfig)(nil),       // 10: kiln.config.v1.JanitorConfig
-	(*ServerConfig)(nil),        // 11: kiln.config.v1.ServerConfig
-	(*ServerTLS)(nil),           // 12: kiln.config.v1.ServerTLS
-	(*ClientTLS)(nil),           // 13: kiln.config.v1.ClientTLS
-	(*LimitsConfig)(nil),        // 14: kiln.config.v1.LimitsConfig
-	(*AccessRule)(nil),          // 15: kiln.config.v1.AccessRule
-	(*LogConfig)(nil),           // 16: kiln.config.v1.LogConfig
-	(*DaemonConfig)(nil),        // 17: kiln.config.v1.DaemonConfig
-	(*RegistryConfig)(nil),      // 18: kiln.config.v1.RegistryConfig
-	(*durationpb.Duration)(nil), // 19: google.protobuf.Duration
+	(*CacheManagerClient)(nil),  // 1: kiln.config.v1.CacheManagerClient
+	(*RetentionConfig)(nil),     // 2: kiln.config.v1.RetentionConfig
+	(*ContextsConfig)(nil),      // 3: kiln.config.v1.ContextsConfig
+	(*AdmissionConfig)(nil),     // 4: kiln.config.v1.AdmissionConfig
+	(*TenantLimits)(nil),        // 5: kiln.config.v1.TenantLimits
+	(*TenantConfig)(nil),        // 6: kiln.config.v1.TenantConfig
+	(*BuildPolicyConfig)(nil),   // 7: kiln.config.v1.BuildPolicyConfig
+	(*SourcesConfig)(nil),       // 8: kiln.config.v1.SourcesConfig
+	(*EgressConfig)(nil),        // 9: kiln.config.v1.EgressConfig
+	(*CacheManagerConfig)(nil),  // 10: kiln.config.v1.CacheManagerConfig
+	(*CacheDirectory)(nil),      // 11: kiln.config.v1.CacheDirectory
+	(*JanitorConfig)(nil),       // 12: kiln.config.v1.JanitorConfig
+	(*ServerConfig)(nil),        // 13: kiln.config.v1.ServerConfig
+	(*ServerTLS)(nil),           // 14: kiln.config.v1.ServerTLS
+	(*ClientTLS)(nil),           // 15: kiln.config.v1.ClientTLS
+	(*LimitsConfig)(nil),        // 16: kiln.config.v1.LimitsConfig
+	(*AccessRule)(nil),          // 17: kiln.config.v1.AccessRule
+	(*LogConfig)(nil),           // 18: kiln.config.v1.LogConfig
+	(*DaemonConfig)(nil),        // 19: kiln.config.v1.DaemonConfig
+	(*RegistryConfig)(nil),      // 20: kiln.config.v1.RegistryConfig
+	(*durationpb.Duration)(nil), // 21: google.protobuf.Duration
 }
 var file_kiln_config_v1_config_proto_depIdxs = []int32{
-	11, // 0: kiln.config.v1.BuilderConfig.server:type_name -> kiln.config.v1.ServerConfig
-	16, // 1: kiln.config.v1.BuilderConfig.log:type_name -> kiln.config.v1.LogConfig
-	17, // 2: kiln.config.v1.BuilderConfig.daemons:type_name -> kiln.config.v1.DaemonConfig
-	19, // 3: kiln.config.v1.BuilderConfig.max_build_time:type_name -> google.protobuf.Duration
-	1,  // 4: kiln.config.v1.BuilderConfig.retention:type_name -> kiln.config.v1.RetentionConfig
-	2,  // 5: kiln.config.v1.BuilderConfig.contexts:type_name -> kiln.config.v1.ContextsConfig
-	3,  // 6: kiln.config.v1.BuilderConfig.admission:type_name -> kiln.config.v1.AdmissionConfig
-	6,  // 7: kiln.config.v1.BuilderConfig.policy:type_name -> kiln.config.v1.BuildPolicyConfig
-	8,  // 8: kiln.config.v1.BuilderConfig.egress:type_name -> kiln.config.v1.EgressConfig
-	19, // 9: kiln.config.v1.RetentionConfig.build_age:type_name -> google.protobuf.Duration
-	19, // 10: kiln.config.v1.RetentionConfig.artifact_age:type_name -> google.protobuf.Duration
-	19, // 11: kiln.config.v1.RetentionConfig.interval:type_name -> google.protobuf.Duration
-	19, // 12: kiln.config.v1.ContextsConfig.keep_age:type_name -> google.protobuf.Duration
-	19, // 13: kiln.config.v1.ContextsConfig.fetch_timeout:type_name -> google.protobuf.Duration
-	4,  // 14: kiln.config.v1.AdmissionConfig.defaults:type_name -> kiln.config.v1.TenantLimits
-	5,  // 15: kiln.config.v1.AdmissionConfig.tenants:type_name -> kiln.config.v1.TenantConfig
-	4,  // 16: kiln.config.v1.TenantConfig.limits:type_name -> kiln.config.v1.TenantLimits
-	7,  // 17: kiln.config.v1.BuildPolicyConfig.sources:type_name -> kiln.config.v1.SourcesConfig
-	11, // 18: kiln.config.v1.CacheManagerConfig.server:type_name -> kiln.config.v1.ServerConfig
-	16, // 19: kiln.config.v1.CacheManagerConfig.log:type_name -> kiln.config.v1.LogConfig
-	17, // 20: kiln.config.v1.CacheManagerConfig.daemons:type_name -> kiln.config.v1.DaemonConfig
-	19, // 21: kiln.config.v1.CacheManagerConfig.keep_age:type_name -> google.protobuf.Duration
-	19, // 22: kiln.config.v1.CacheManagerConfig.interval:type_name -> google.protobuf.Duration
-	11, // 23: kiln.config.v1.JanitorConfig.server:type_name -> kiln.config.v1.ServerConfig
-	16, // 24: kiln.config.v1.JanitorConfig.log:type_name -> kiln.config.v1.LogConfig
-	18, // 25: kiln.config.v1.JanitorConfig.registry:type_name -> kiln.config.v1.RegistryConfig
-	19, // 26: kiln.config.v1.JanitorConfig.keep_age:type_name -> google.protobuf.Duration
-	19, // 27: kiln.config.v1.JanitorConfig.check_interval:type_name -> google.protobuf.Duration
-	12, // 28: kiln.config.v1.ServerConfig.tls:type_name -> kiln.config.v1.ServerTLS
-	14, // 29: kiln.config.v1.ServerConfig.limits:type_name -> kiln.config.v1.LimitsConfig
-	15, // 30: kiln.config.v1.ServerConfig.access:type_name -> kiln.config.v1.AccessRule
-	19, // 31: kiln.config.v1.LimitsConfig.unary_timeout:type_name -> google.protobuf.Duration
-	19, // 32: kiln.config.v1.LimitsConfig.shutdown_grace:type_name -> google.protobuf.Duration
-	13, // 33: kiln.config.v1.DaemonConfig.tls:type_name -> kiln.config.v1.ClientTLS
-	34, // [34:34] is the sub-list for method output_type
-	34, // [34:34] is the sub-list for method input_type
-	34, // [34:34] is the sub-list for extension type_name
-	34, // [34:34] is the sub-list for extension extendee
-	0,  // [0:34] is the sub-list for field type_name
+	13, // 0: kiln.config.v1.BuilderConfig.server:type_name -> kiln.config.v1.ServerConfig
+	18, // 1: kiln.config.v1.BuilderConfig.log:type_name -> kiln.config.v1.LogConfig
+	19, // 2: kiln.config.v1.BuilderConfig.daemons:type_name -> kiln.config.v1.DaemonConfig
+	21, // 3: kiln.config.v1.BuilderConfig.max_build_time:type_name -> google.protobuf.Duration
+	2,  // 4: kiln.config.v1.BuilderConfig.retention:type_name -> kiln.config.v1.RetentionConfig
+	3,  // 5: kiln.config.v1.BuilderConfig.contexts:type_name -> kiln.config.v1.ContextsConfig
+	4,  // 6: kiln.config.v1.BuilderConfig.admission:type_name -> kiln.config.v1.AdmissionConfig
+	7,  // 7: kiln.config.v1.BuilderConfig.policy:type_name -> kiln.config.v1.BuildPolicyConfig
+	9,  // 8: kiln.config.v1.BuilderConfig.egress:type_name -> kiln.config.v1.EgressConfig
+	1,  // 9: kiln.config.v1.BuilderConfig.cache_manager:type_name -> kiln.config.v1.CacheManagerClient
+	15, // 10: kiln.config.v1.CacheManagerClient.tls:type_name -> kiln.config.v1.ClientTLS
+	21, // 11: kiln.config.v1.CacheManagerClient.prune_after_build:type_name -> google.protobuf.Duration
+	21, // 12: kiln.config.v1.RetentionConfig.build_age:type_name -> google.protobuf.Duration
+	21, // 13: kiln.config.v1.RetentionConfig.artifact_age:type_name -> google.protobuf.Duration
+	21, // 14: kiln.config.v1.RetentionConfig.interval:type_name -> google.protobuf.Duration
+	21, // 15: kiln.config.v1.ContextsConfig.keep_age:type_name -> google.protobuf.Duration
+	21, // 16: kiln.config.v1.ContextsConfig.fetch_timeout:type_name -> google.protobuf.Duration
+	5,  // 17: kiln.config.v1.AdmissionConfig.defaults:type_name -> kiln.config.v1.TenantLimits
+	6,  // 18: kiln.config.v1.AdmissionConfig.tenants:type_name -> kiln.config.v1.TenantConfig
+	5,  // 19: kiln.config.v1.TenantConfig.limits:type_name -> kiln.config.v1.TenantLimits
+	8,  // 20: kiln.config.v1.BuildPolicyConfig.sources:type_name -> kiln.config.v1.SourcesConfig
+	13, // 21: kiln.config.v1.CacheManagerConfig.server:type_name -> kiln.config.v1.ServerConfig
+	18, // 22: kiln.config.v1.CacheManagerConfig.log:type_name -> kiln.config.v1.LogConfig
+	19, // 23: kiln.config.v1.CacheManagerConfig.daemons:type_name -> kiln.config.v1.DaemonConfig
+	21, // 24: kiln.config.v1.CacheManagerConfig.keep_age:type_name -> google.protobuf.Duration
+	21, // 25: kiln.config.v1.CacheManagerConfig.interval:type_name -> google.protobuf.Duration
+	11, // 26: kiln.config.v1.CacheManagerConfig.directories:type_name -> kiln.config.v1.CacheDirectory
+	21, // 27: kiln.config.v1.CacheDirectory.grace:type_name -> google.protobuf.Duration
+	13, // 28: kiln.config.v1.JanitorConfig.server:type_name -> kiln.config.v1.ServerConfig
+	18, // 29: kiln.config.v1.JanitorConfig.log:type_name -> kiln.config.v1.LogConfig
+	20, // 30: kiln.config.v1.JanitorConfig.registry:type_name -> kiln.config.v1.RegistryConfig
+	21, // 31: kiln.config.v1.JanitorConfig.keep_age:type_name -> google.protobuf.Duration
+	21, // 32: kiln.config.v1.JanitorConfig.check_interval:type_name -> google.protobuf.Duration
+	14, // 33: kiln.config.v1.ServerConfig.tls:type_name -> kiln.config.v1.ServerTLS
+	16, // 34: kiln.config.v1.ServerConfig.limits:type_name -> kiln.config.v1.LimitsConfig
+	17, // 35: kiln.config.v1.ServerConfig.access:type_name -> kiln.config.v1.AccessRule
+	21, // 36: kiln.config.v1.LimitsConfig.unary_timeout:type_name -> google.protobuf.Duration
+	21, // 37: kiln.config.v1.LimitsConfig.shutdown_grace:type_name -> google.protobuf.Duration
+	15, // 38: kiln.config.v1.DaemonConfig.tls:type_name -> kiln.config.v1.ClientTLS
+	39, // [39:39] is the sub-list for method output_type
+	39, // [39:39] is the sub-list for method input_type
+	39, // [39:39] is the sub-list for extension type_name
+	39, // [39:39] is the sub-list for extension extendee
+	0,  // [0:39] is the sub-list for field type_name
 }
 
 func init() { file_kiln_config_v1_config_proto_init() }
@@ -1835,7 +1995,7 @@ func file_kiln_config_v1_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kiln_config_v1_config_proto_rawDesc), len(file_kiln_config_v1_config_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   21,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -109,6 +109,9 @@ const (
 	// An archive is no tar, is cut short, leaves its root, or holds what a context
 	// cannot hold. INVALID_ARGUMENT.
 	Reason_REASON_ARCHIVE_INVALID Reason = 29
+	// A type=local cache directory cannot be reached, or was in use without a
+	// pause. UNAVAILABLE.
+	Reason_REASON_CACHE_UNAVAILABLE Reason = 30
 )
 
 // Enum value maps for Reason.
@@ -144,6 +147,7 @@ var (
 		27: "REASON_OUT_OF_RANGE",
 		28: "REASON_DIGEST_MISMATCH",
 		29: "REASON_ARCHIVE_INVALID",
+		30: "REASON_CACHE_UNAVAILABLE",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":           0,
@@ -176,6 +180,7 @@ var (
 		"REASON_OUT_OF_RANGE":          27,
 		"REASON_DIGEST_MISMATCH":       28,
 		"REASON_ARCHIVE_INVALID":       29,
+		"REASON_CACHE_UNAVAILABLE":     30,
 	}
 )
 
@@ -550,7 +555,7 @@ const file_kiln_errors_v1_errors_proto_rawDesc = "" +
 	"_exit_code\"?\n" +
 	"\fDaemonDetail\x12\x19\n" +
 	"\btype_url\x18\x01 \x01(\tR\atypeUrl\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value*\x94\x06\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value*\xb2\x06\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14REASON_INVALID_FIELD\x10\x01\x12\x18\n" +
@@ -582,7 +587,8 @@ const file_kiln_errors_v1_errors_proto_rawDesc = "" +
 	"\x12REASON_WRONG_STATE\x10\x1a\x12\x17\n" +
 	"\x13REASON_OUT_OF_RANGE\x10\x1b\x12\x1a\n" +
 	"\x16REASON_DIGEST_MISMATCH\x10\x1c\x12\x1a\n" +
-	"\x16REASON_ARCHIVE_INVALID\x10\x1d*\xbb\x01\n" +
+	"\x16REASON_ARCHIVE_INVALID\x10\x1d\x12\x1c\n" +
+	"\x18REASON_CACHE_UNAVAILABLE\x10\x1e*\xbb\x01\n" +
 	"\fFailureClass\x12\x1d\n" +
 	"\x19FAILURE_CLASS_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12FAILURE_CLASS_USER\x10\x01\x12 \n" +

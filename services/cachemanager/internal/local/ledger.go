@@ -1,0 +1,58 @@
+package local
+
+import (
+	"encoding/json"
+	"os"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
+
+// ledger is what the directory itself does not tell. To lose it makes nothing go
+// sooner: ages then count from the files' times, and the grace of orphans anew.
+type ledger struct {
+	Uses    map[string]use              `json:"uses,omitempty"`    // by tag
+	Orphans map[digest.Digest]time.Time `json:"orphans,omitempty"` // seen to be one first
+}
+
+// use is what leases have told of a tag.
+type use struct {
+	Time  time.Time `json:"time"`
+	Count int       `json:"count"`
+}
+
+func readLedger(root *os.Root) (ledger, error) {
+	var l ledger
+	body, err := root.ReadFile(ledgerFile)
+	if err != nil && !missing(err) {
+		return l, err
+	}
+	if err == nil {
+		_ = json.Unmarshal(body, &l) // one that cannot be read is as good as none
+	}
+	if l.Uses == nil {
+		l.Uses = map[string]use{}
+	}
+	if l.Orphans == nil {
+		l.Orphans = map[digest.Digest]time.Time{}
+	}
+	return l, nil
+}
+
+func (l ledger) write(root *os.Root) error {
+	body, err := json.Marshal(l)
+	if err != nil {
+		return err
+	}
+	return writeFile(root, ledgerFile, body, ownMode)
+}
+
+// used notes a use of a tag.
+func (l ledger) used(tag string, at time.Time) {
+	u := l.Uses[tag]
+	if at.After(u.Time) {
+		u.Time = at
+	}
+	u.Count++
+	l.Uses[tag] = u
+}
