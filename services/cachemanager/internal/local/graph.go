@@ -81,9 +81,11 @@ func (r *reach) follow(root *os.Root, from ocispecs.Descriptor, restore func(dig
 		}
 		m, err := readManifest(root, at.Digest)
 		if missing(err) && restore != nil {
-			if restored, err := restore(at.Digest); err != nil {
-				return err
-			} else if restored {
+			restored, failed := restore(at.Digest)
+			if failed != nil {
+				return failed
+			}
+			if restored {
 				m, err = readManifest(root, at.Digest)
 			}
 		}

@@ -44,7 +44,7 @@ func (l ledger) write(root *os.Root) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(root, ledgerFile, body, ownMode)
+	return replace(root, ledgerFile, body, ownMode, func(*os.File) error { return nil })
 }
 
 // used notes a use of a tag.

@@ -132,9 +132,14 @@ func (d *Directory) explain(err error, verb string) error {
 	}
 }
 
-// writeFile writes a file whole or not at all, also when the process is killed or the
-// host goes down.
-func writeFile(root *os.Root, name string, body []byte, mode fs.FileMode) (err error) {
+// writeFile writes a file whole or not at all, also when the host goes down.
+func writeFile(root *os.Root, name string, body []byte, mode fs.FileMode) error {
+	return replace(root, name, body, mode, (*os.File).Sync)
+}
+
+// replace writes a file whole or not at all, as long as the host stays up; sync may make
+// it so also when it does not.
+func replace(root *os.Root, name string, body []byte, mode fs.FileMode, sync func(*os.File) error) (err error) {
 	temporary := name + "." + rand.Text()
 	f, err := root.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
 	if err != nil {
@@ -150,7 +155,7 @@ func writeFile(root *os.Root, name string, body []byte, mode fs.FileMode) (err e
 		err = f.Chmod(mode) // whatever the umask
 	}
 	if err == nil {
-		err = f.Sync()
+		err = sync(f)
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return err
