@@ -15,6 +15,7 @@ import (
 	"github.com/kilnbuild/kiln/pkg/rpc"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
+	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 	"github.com/kilnbuild/kiln/services/builder/internal/artifacts"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
@@ -41,8 +42,10 @@ type Service struct {
 	contexts  *contextstore.Store
 	artifacts *artifacts.Store
 	guard     *guard.Guard
-	egress    net.Listener     // of the proxy; nil without one
-	parts     *lifecycle.Stack // what is closed when all has ended
+	caches    cachemanagerv1.CacheManagerServiceClient // nil: there is no cache manager
+	pruner    *pruner                                  // nil: no run is asked for
+	egress    net.Listener                             // of the proxy; nil without one
+	parts     *lifecycle.Stack                         // what is closed when all has ended
 }
 
 // New makes a builder from its configuration, whose unset fields get their
@@ -72,9 +75,12 @@ func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Teleme
 			return nil
 		})
 	}
+	if err := s.dialCacheManager(tel); err != nil {
+		return nil, err
+	}
 	rules := policy.New(s.cfg.GetPolicy())
 	daemon, err := buildkit.Dial(ctx, s.cfg.GetDaemons()[0], buildkit.Options{
-		Roots: s.cfg.GetAllowedRoots(), Contexts: s.contexts, Artifacts: s.artifacts, Guard: s.guard, Policy: rules,
+		Roots: s.cfg.GetAllowedRoots(), Contexts: s.contexts, Artifacts: s.artifacts, Guard: s.guard, Policy: rules, CacheManager: s.caches,
 	}, tel)
 	if err != nil {
 		return nil, err
@@ -89,6 +95,7 @@ func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Teleme
 	s.builds = build.NewService(build.Options{
 		Pool: s.fleet, Store: s.store, Queue: turns{newQueue(s.cfg)}, Metrics: counters, Log: tel.Logger,
 		MaxBuildTime: s.cfg.GetMaxBuildTime().AsDuration(), NewID: uuid.NewString, Encode: wire.Encode, Decode: translate.Decode,
+		AfterBuild: s.pruner.ask,
 	})
 	s.parts.Push("builds", s.builds.Close)
 	if err := s.builds.Recover(ctx); err != nil {
@@ -192,6 +199,9 @@ func (s *Service) Run(ctx context.Context) error {
 	if s.egress != nil {
 		// As long as the pool: builds that end in the grace time still fetch.
 		tasks = append(tasks, lifecycle.Task{Name: "egress proxy", Run: func(context.Context) error { return s.guard.ServeProxy(checks, s.egress) }})
+	}
+	if s.pruner != nil {
+		tasks = append(tasks, lifecycle.Task{Name: "prune after builds", Run: s.pruner.run})
 	}
 	err := lifecycle.Run(ctx, tasks...)
 	return errors.Join(err, s.Close())

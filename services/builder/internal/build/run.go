@@ -46,6 +46,9 @@ func (s *Service) settle(l *live, outcome Outcome) {
 	failpoint.Hit(failTold)
 	ctx, rec := context.WithoutCancel(l.ctx), l.record()
 	s.Metrics.BuildEnded(ctx, rec)
+	if s.AfterBuild != nil {
+		s.AfterBuild()
+	}
 	attrs := []any{
 		"build", rec.ID, "project", rec.Project, "origin", rec.Origin.String(), "daemon", rec.Daemon, "attempt", rec.Attempt,
 		"state", rec.State.String(), "duration", rec.Ended.Sub(rec.Created).Round(time.Millisecond),

@@ -91,6 +91,8 @@ type Options struct {
 	// Decode reads the request of a build without secrets, as Submission.Request
 	// had it.
 	Decode func(request []byte) (Spec, error)
+	// AfterBuild is called when a build has ended. It must not wait. nil: nothing.
+	AfterBuild func()
 }
 
 // Caller says who asks for a build.

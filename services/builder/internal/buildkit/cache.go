@@ -1,12 +1,15 @@
 package buildkit
 
 import (
+	"context"
 	"fmt"
 	"maps"
 	"os"
+	"strings"
 
 	"github.com/moby/buildkit/client"
 
+	"github.com/kilnbuild/kiln/pkg/cachelease"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )
 
@@ -37,7 +40,7 @@ func (j *job) cacheEntry(field string, entry build.CacheEntry, directory string,
 	if out.Attrs == nil {
 		out.Attrs = make(map[string]string)
 	}
-	if entry.Type != "local" {
+	if entry.Type != localCache {
 		return out, j.checkEndpoints(field, entry)
 	}
 	path := fmt.Sprintf("%s.attributes[%q]", field, directory)
@@ -53,6 +56,63 @@ func (j *job) cacheEntry(field string, entry build.CacheEntry, directory string,
 	j.keep(dir)
 	out.Attrs[directory] = fmt.Sprintf("/proc/self/fd/%d", dir.Fd())
 	return out, nil
+}
+
+// lease takes leases on the directories of the job's type=local caches, which end with
+// it. An import is then of the manifest that the lease holds: the index may name another
+// one by the time BuildKit's client looks.
+func (j *job) lease(ctx context.Context) {
+	if j.daemon.opts.CacheManager == nil {
+		return
+	}
+	var wants []cachelease.Want
+	imports := map[int]int{} // place of the want by that of the import
+	for i, from := range j.spec.Cache.Imports {
+		if from.Type == localCache && from.Attributes["digest"] == "" {
+			imports[i] = len(wants)
+			wants = append(wants, cachelease.Want{Directory: from.Attributes["src"], Tag: from.Attributes["tag"]})
+		}
+	}
+	for _, to := range j.spec.Cache.Exports {
+		if to.Type == localCache {
+			wants = append(wants, cachelease.Want{Directory: to.Attributes["dest"], Tag: to.Attributes["tag"], Export: true})
+		}
+	}
+	if len(wants) == 0 {
+		return
+	}
+	leases := cachelease.Acquire(ctx, j.daemon.opts.CacheManager, "build "+j.build, wants, j.daemon.log.With("build", j.build))
+	j.keep(closer(func() error { leases.Release(ctx); return nil }))
+	var kept []client.CacheOptionsEntry
+	for i, entry := range j.opt.CacheImports {
+		want, local := imports[i]
+		if local {
+			digest, leased := leases.Digest(want)
+			if leased && digest == "" {
+				continue // nothing to import, and what comes meanwhile is not held
+			}
+			if leased {
+				entry.Attrs["digest"] = digest
+			}
+		}
+		kept = append(kept, entry)
+	}
+	j.opt.CacheImports = kept
+}
+
+// closer is a function that closes something.
+type closer func() error
+
+func (c closer) Close() error { return c() }
+
+// localCache is BuildKit's name of a cache in a directory.
+const localCache = "local"
+
+// isBusyIndex reports whether a solve did all but name its cache in the index of a
+// directory: another client did the same at the same moment, and BuildKit's does not
+// wait (client/ociindex, Put). To solve it again takes no step.
+func isBusyIndex(err error) bool {
+	return err != nil && strings.Contains(err.Error(), "could not lock") && strings.Contains(err.Error(), "index.json.lock")
 }
 
 // checkEndpoints holds the caches in object stores to the guard: the daemon sends

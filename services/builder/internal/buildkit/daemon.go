@@ -22,6 +22,7 @@ import (
 	"github.com/kilnbuild/kiln/pkg/auth"
 	"github.com/kilnbuild/kiln/pkg/rpc"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
+	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 	"github.com/kilnbuild/kiln/services/builder/internal/artifacts"
 	"github.com/kilnbuild/kiln/services/builder/internal/contextstore"
@@ -37,6 +38,9 @@ type Options struct {
 	Artifacts Artifacts      // where archives and trees are kept
 	Guard     Guard          // which hosts sources may come from
 	Policy    *policy.Policy // what a request may ask for
+	// CacheManager gives leases on the directories of type=local caches; nil: there is
+	// none.
+	CacheManager cachemanagerv1.CacheManagerServiceClient
 }
 
 // Contexts keeps contexts by the digest of their content. See package contextstore,

@@ -2,6 +2,8 @@ package buildkit
 
 import (
 	"context"
+	"fmt"
+	"math/rand/v2"
 	"time"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
@@ -30,7 +32,15 @@ func (d *Daemon) Accept(_ context.Context, spec build.Spec) error {
 func (d *Daemon) Solve(ctx context.Context, id string, attempt int, spec build.Spec, sink func(any)) build.Result {
 	r := &run{daemon: d, hide: newHider(spec), progress: NewProgress(), sink: sink}
 	started := time.Now()
-	outputs, err := r.solve(ctx, id, attempt, spec)
+	ref := refOf(id, attempt)
+	outputs, err := r.solve(ctx, id, ref, spec)
+	for try := 1; isBusyIndex(err) && try < indexTries && ctx.Err() == nil; try++ {
+		select { // so that it is not the same moment again
+		case <-time.After(time.Duration(rand.IntN(50)) * time.Millisecond):
+		case <-ctx.Done():
+		}
+		outputs, err = r.solve(ctx, id, fmt.Sprintf("%s-index-%d", ref, try), spec)
+	}
 	r.progress.Update(r.hide.rest(), sink)
 	result := build.Result{Outputs: outputs, Steps: r.progress.Counts(), Times: r.progress.Times(started)}
 	if err != nil {
@@ -49,7 +59,11 @@ type run struct {
 
 func (r *run) update(status *client.SolveStatus) { r.progress.Update(r.hide.status(status), r.sink) }
 
-func (r *run) solve(ctx context.Context, id string, attempt int, spec build.Spec) ([]build.OutputResult, error) {
+// indexTries is how often a solve is tried that ends at the same moment as another that
+// writes its cache to the same directory.
+const indexTries = 10
+
+func (r *run) solve(ctx context.Context, id, ref string, spec build.Spec) ([]build.OutputResult, error) {
 	spec, err := r.fetch(ctx, spec)
 	if err != nil {
 		return nil, err
@@ -58,7 +72,8 @@ func (r *run) solve(ctx context.Context, id string, attempt int, spec build.Spec
 	if err != nil {
 		return nil, err
 	}
-	j.opt.Ref = refOf(id, attempt)
+	j.opt.Ref = ref
+	j.lease(ctx)
 	type answer struct {
 		outputs []build.OutputResult
 		err     error

@@ -1,0 +1,136 @@
+// Package cachelease holds leases on directories of BuildKit's type=local cache while
+// a build uses them, so that the cache manager collects nothing under its hands.
+//
+// A lease helps, and is no condition of a build: when the cache manager does not
+// answer, or does not keep the directory, the build goes on without one. What then
+// keeps its cache is the grace that each directory has.
+package cachelease
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
+)
+
+const (
+	// lasts is how long a lease lasts unless it is renewed: so long is what a build used
+	// kept after its process was killed.
+	lasts = time.Minute
+	// renewEvery leaves time for two more tries.
+	renewEvery = lasts / 4
+	// callTimeout bounds each call.
+	callTimeout = 5 * time.Second
+	// defaultTag is BuildKit's.
+	defaultTag = "latest"
+)
+
+// Want is one use of a directory.
+type Want struct {
+	Directory string
+	Tag       string // empty: "latest"
+	Export    bool   // write to it; else read from it
+}
+
+// Leases are those of one build.
+type Leases struct {
+	api  cachemanagerv1.CacheManagerServiceClient
+	log  *slog.Logger
+	held []*cachemanagerv1.Lease // by the place of the want; nil: none
+
+	stop    context.CancelFunc
+	renewed sync.WaitGroup
+}
+
+// Acquire takes the leases of a build and keeps them until Release. Why there is
+// none, or one was lost, is logged; that the cache manager does not keep a directory is no
+// reason to.
+func Acquire(ctx context.Context, api cachemanagerv1.CacheManagerServiceClient, holder string, wants []Want, log *slog.Logger) *Leases {
+	l := &Leases{api: api, log: log, held: make([]*cachemanagerv1.Lease, len(wants))}
+	for i, want := range wants {
+		l.held[i] = l.acquire(ctx, holder, want)
+	}
+	renewing, stop := context.WithCancel(context.WithoutCancel(ctx)) // a build that is cancelled still reads until it has ended
+	l.stop = stop
+	l.renewed.Go(func() { l.renew(renewing) })
+	return l
+}
+
+func (l *Leases) acquire(ctx context.Context, holder string, want Want) *cachemanagerv1.Lease {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	mode := cachemanagerv1.LeaseMode_LEASE_MODE_IMPORT
+	if want.Export {
+		mode = cachemanagerv1.LeaseMode_LEASE_MODE_EXPORT
+	}
+	res, err := l.api.AcquireLease(ctx, &cachemanagerv1.AcquireLeaseRequest{
+		Directory: filepath.Clean(want.Directory), Tag: cmp.Or(want.Tag, defaultTag), Mode: mode, Holder: holder, Ttl: durationpb.New(lasts),
+	})
+	switch {
+	case err == nil:
+		return res.GetLease()
+	case status.Code(err) != codes.NotFound:
+		l.log.WarnContext(ctx, "no lease on a cache directory: its grace alone keeps what the build uses", "directory", want.Directory, "error", err)
+	}
+	return nil
+}
+
+// Digest is that of the manifest that a want is to import, all of which stays until
+// Release. leased is false when there is no lease; then nothing is known. A lease with
+// an empty digest says that there is nothing to import.
+func (l *Leases) Digest(want int) (digest string, leased bool) {
+	if l.held[want] == nil {
+		return "", false
+	}
+	return l.held[want].GetDigest(), true
+}
+
+// renew renews the leases until ctx ends.
+func (l *Leases) renew(ctx context.Context) {
+	tick := time.NewTicker(renewEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		for _, lease := range l.held {
+			if lease == nil {
+				continue
+			}
+			call, cancel := context.WithTimeout(ctx, callTimeout)
+			_, err := l.api.RenewLease(call, &cachemanagerv1.RenewLeaseRequest{LeaseId: lease.GetId()})
+			cancel()
+			if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
+				l.log.WarnContext(ctx, "a lease on a cache directory could not be renewed", "directory", lease.GetDirectory(), "error", err)
+			}
+		}
+	}
+}
+
+// Release ends the leases, also when ctx has ended.
+func (l *Leases) Release(ctx context.Context) {
+	l.stop()
+	l.renewed.Wait()
+	for _, lease := range l.held {
+		if lease == nil {
+			continue
+		}
+		call, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+		_, err := l.api.ReleaseLease(call, &cachemanagerv1.ReleaseLeaseRequest{LeaseId: lease.GetId()})
+		cancel()
+		if err != nil {
+			l.log.WarnContext(ctx, "a lease on a cache directory could not be released; it ends by itself", "directory", lease.GetDirectory(), "error", err)
+		}
+	}
+}
