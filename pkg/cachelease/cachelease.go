@@ -12,6 +12,7 @@ import (
 	"errors"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -133,4 +134,11 @@ func (l *Leases) Release(ctx context.Context) {
 			l.log.WarnContext(ctx, "a lease on a cache directory could not be released; it ends by itself", "directory", lease.GetDirectory(), "error", err)
 		}
 	}
+}
+
+// IsBusyIndex reports whether a solve did all but name its cache in the index of a
+// directory: another client did the same at the same moment, and BuildKit's does not
+// wait (client/ociindex, Put). To solve it again runs no step.
+func IsBusyIndex(err error) bool {
+	return err != nil && strings.Contains(err.Error(), "could not lock") && strings.Contains(err.Error(), "index.json.lock")
 }

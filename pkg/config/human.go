@@ -99,6 +99,19 @@ func isInteger(field protoreflect.FieldDescriptor) bool {
 	return field.Kind() == protoreflect.Int64Kind || field.Kind() == protoreflect.Uint64Kind
 }
 
+// ParseSize reads a size as configurations have it: bytes, "100GB" (10^9 each) or
+// "100GiB" (2^30).
+func ParseSize(text string) (int64, error) {
+	if bytes, err := strconv.ParseInt(text, 10, 64); err == nil && bytes >= 0 {
+		return bytes, nil
+	}
+	bytes, ok := bytesOf(text)
+	if !ok {
+		return 0, fmt.Errorf("%q is not a size: write it in bytes, or like 100GB (10^9 each) or 100GiB (2^30)", text)
+	}
+	return bytes, nil
+}
+
 func bytesOf(text string) (int64, bool) {
 	if !size.MatchString(text) {
 		return 0, false

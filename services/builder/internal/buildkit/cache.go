@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"maps"
 	"os"
-	"strings"
 
 	"github.com/moby/buildkit/client"
 
@@ -107,13 +106,6 @@ func (c closer) Close() error { return c() }
 
 // localCache is BuildKit's name of a cache in a directory.
 const localCache = "local"
-
-// isBusyIndex reports whether a solve did all but name its cache in the index of a
-// directory: another client did the same at the same moment, and BuildKit's does not
-// wait (client/ociindex, Put). To solve it again takes no step.
-func isBusyIndex(err error) bool {
-	return err != nil && strings.Contains(err.Error(), "could not lock") && strings.Contains(err.Error(), "index.json.lock")
-}
 
 // checkEndpoints holds the caches in object stores to the guard: the daemon sends
 // what it is told to where it is told.

@@ -11,6 +11,7 @@ import (
 	"github.com/moby/buildkit/util/grpcerrors"
 	"google.golang.org/grpc/codes"
 
+	"github.com/kilnbuild/kiln/pkg/cachelease"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )
 
@@ -34,7 +35,7 @@ func (d *Daemon) Solve(ctx context.Context, id string, attempt int, spec build.S
 	started := time.Now()
 	ref := refOf(id, attempt)
 	outputs, err := r.solve(ctx, id, ref, spec)
-	for try := 1; isBusyIndex(err) && try < indexTries && ctx.Err() == nil; try++ {
+	for try := 1; cachelease.IsBusyIndex(err) && try < indexTries && ctx.Err() == nil; try++ {
 		select { // so that it is not the same moment again
 		case <-time.After(time.Duration(rand.IntN(50)) * time.Millisecond):
 		case <-ctx.Done():

@@ -41,6 +41,8 @@ type options struct {
 	registryCache   bool
 	cacheRepository string
 	cacheScope      string
+	cacheDir        string
+	cacheManager    string
 }
 
 const defaultCacheRepository = "localhost:5000/cache"
@@ -59,6 +61,7 @@ printed, for kiln builds. Registry credentials are then the daemon's, not yours.
 		Example: `  kiln build . . localhost:5000/web:1 --push
   kiln build . docker/web web:dev --load --build-arg VERSION=1.2
   kiln build . . localhost:5000/web:1 --push --platform linux/amd64,linux/arm64
+  kiln build . . web:dev --cache-dir /var/cache/buildkit-cache
   kiln build . . web:dev --secret id=npmrc,src=$HOME/.npmrc
   kiln build . . localhost:5000/web:1 --push --progress quiet --format json
   kiln builds watch $(kiln build . . localhost:5000/web:1 --push --detach)
@@ -114,6 +117,10 @@ func (o *options) addFlags(cmd *cobra.Command) {
 	flags.BoolVar(&o.pull, "pull", false, "ask the registry for base images again")
 	flags.BoolVar(&o.push, "push", false, "push the image to TAG's registry")
 	flags.BoolVar(&o.load, "load", false, "load the image into the local Docker Engine")
+	flags.StringVar(&o.cacheDir, "cache-dir", os.Getenv("KILN_CACHE_DIR"),
+		"`directory` of this host to read steps from before and to write all steps to afterwards, under the project's name (or KILN_CACHE_DIR)")
+	flags.StringVar(&o.cacheManager, "cache-manager", cmp.Or(os.Getenv("KILN_CACHE_MANAGER"), "127.0.0.1:50052"),
+		"`address` of the cache manager that keeps the directory (or KILN_CACHE_MANAGER)")
 	flags.BoolVar(&o.detach, "detach", false, "start the build, print its ID, and do not wait for it")
 	flags.StringVar(&o.progress, "progress", "auto", "progress on standard error: "+strings.Join(progress.Modes, ", "))
 	flags.StringVar(&o.format, "format", "text", "outcome on standard output: text or json")

@@ -31,7 +31,15 @@ func (o *options) complete(args []string) error {
 	if o.push && o.load {
 		return errors.New("--push and --load exclude one another; push, then `docker pull`")
 	}
+	if o.detach && o.cacheDir != "" {
+		return errors.New("--cache-dir is a directory of this host, and a build with --detach goes on at the builder: leave one of them out")
+	}
 	var err error
+	if o.cacheDir != "" {
+		if o.cacheDir, err = filepath.Abs(o.cacheDir); err != nil {
+			return err
+		}
+	}
 	if o.contextDir, err = directory("CONTEXT_DIR", args[0]); err != nil {
 		return err
 	}

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 
+	"github.com/kilnbuild/kiln/pkg/cachelease"
 	"github.com/kilnbuild/kiln/pkg/contextfs"
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
@@ -72,6 +73,10 @@ func run(ctx context.Context, o *options, stdout, stderr io.Writer) (err error) 
 	started := time.Now()
 	ref := uuid.NewString()
 	res, err := o.solve(ctx, ref, tel, stderr)
+	for try := 1; cachelease.IsBusyIndex(err) && try < indexTries; try++ {
+		ref = uuid.NewString()
+		res, err = o.solve(ctx, ref, tel, stderr)
+	}
 	out := outcome{BuildID: ref, State: "SUCCEEDED", Tag: o.tag, DurationS: time.Since(started).Seconds()}
 	if span.SpanContext().IsSampled() {
 		out.TraceID = span.SpanContext().TraceID().String()
@@ -89,6 +94,10 @@ func run(ctx context.Context, o *options, stdout, stderr io.Writer) (err error) 
 	return o.explain(ctx, err, stderr)
 }
 
+// indexTries is how often a build is tried that ends at the same moment as another that
+// writes its cache to the same directory.
+const indexTries = 5
+
 // solve runs the build with its progress display.
 func (o *options) solve(ctx context.Context, ref string, tel *telemetry.Telemetry, stderr io.Writer) (*client.SolveResponse, error) {
 	display, err := progressui.NewDisplay(stderr, progressui.DisplayMode(o.progress))
@@ -99,6 +108,11 @@ func (o *options) solve(ctx context.Context, ref string, tel *telemetry.Telemetr
 	if err != nil {
 		return nil, err
 	}
+	release, err := o.leaseCacheDir(ctx, &opt, tel)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
 	address, opts := o.connection(tel)
 	c, err := client.New(ctx, address, opts...)
 	if err != nil {

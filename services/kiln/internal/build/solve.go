@@ -46,6 +46,11 @@ func (o *options) solveOpt(ctx context.Context, ref string, stderr io.Writer) (c
 		from, to := o.cacheEntries()
 		opt.CacheImports, opt.CacheExports = []client.CacheOptionsEntry{from}, []client.CacheOptionsEntry{to}
 	}
+	if o.cacheDir != "" {
+		opt.CacheExports = append(opt.CacheExports, client.CacheOptionsEntry{
+			Type: "local", Attrs: map[string]string{"dest": o.cacheDir, "tag": o.project, "mode": "max"},
+		})
+	}
 	return opt, nil
 }
 

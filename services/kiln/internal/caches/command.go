@@ -19,20 +19,20 @@ import (
 func Command() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "cache",
-		Short: "See what the build caches hold, plan and prune, pin, and set the policy",
-		Long: `Shows the caches of the buildkitd daemons that a cache manager keeps, and acts on
-them. By itself the cache manager keeps them to its policy: what was unused for 48
+		Short: "See what the build caches hold, plan and prune, pin, verify, and set the policy",
+		Long: `Shows the caches of the buildkitd daemons, and the type=local directories, that a cache
+manager keeps, and acts on them. By itself the cache manager keeps them to its policy: what was unused for 48
 hours goes, then the least recently used until 100 GB are left, unless it was told
 another one.
 
-Where a cache is named with --cache, it is the name of a daemon as configured; without
-it, all caches are meant.`,
+Where a cache is named with --cache, it is the name of a daemon or the path of a
+directory, as configured; without it, all caches are meant.`,
 		Args: cobra.NoArgs,
 	}
 	conn := &connect.Flags{To: connect.CacheManager}
 	conn.Add(cmd.PersistentFlags())
 	for _, sub := range []func(*connect.Flags) *cobra.Command{
-		duCommand, lsCommand, planCommand, pruneCommand, runsCommand, pinCommand, unpinCommand, pinsCommand, policyCommand,
+		duCommand, lsCommand, planCommand, pruneCommand, runsCommand, pinCommand, unpinCommand, pinsCommand, policyCommand, verifyCommand,
 	} {
 		cmd.AddCommand(sub(conn))
 	}

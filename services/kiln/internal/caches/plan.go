@@ -114,7 +114,7 @@ func (c *call) writePlan(plan *cachemanagerv1.Plan, all []*cachemanagerv1.Verdic
 	}
 	var byRule []string
 	for _, r := range plan.GetRules() {
-		if r.GetAmount().GetRecords() > 0 {
+		if r.GetAmount().GetRecords() > 0 || r.GetAmount().GetSizeBytes() > 0 {
 			byRule = append(byRule, fmt.Sprintf("%s %s", r.GetRule(), amount(r.GetAmount())))
 		}
 	}
@@ -123,7 +123,7 @@ func (c *call) writePlan(plan *cachemanagerv1.Plan, all []*cachemanagerv1.Verdic
 		text += " (" + strings.Join(byRule, "; ") + ")"
 	}
 	text += fmt.Sprintf("\nstays: %s\n", amount(plan.GetKeep()))
-	if plan.GetRemove().GetRecords() > 0 && plan.GetExpireTime() != nil {
+	if (plan.GetRemove().GetRecords() > 0 || plan.GetRemove().GetSizeBytes() > 0) && plan.GetExpireTime() != nil {
 		text += fmt.Sprintf("carry out: kiln cache prune --plan %s --force\n", plan.GetDigest())
 	}
 	_, err := io.WriteString(c.out, text)
@@ -142,8 +142,12 @@ func writeVerdicts(w io.Writer, term table.Terminal, all []*cachemanagerv1.Verdi
 	for _, v := range all {
 		r := v.GetRecord()
 		mark := table.Cell{Text: "keep", Style: table.Green}
-		if v.GetAction() == cachemanagerv1.VerdictAction_VERDICT_ACTION_REMOVE {
+		switch v.GetAction() {
+		case cachemanagerv1.VerdictAction_VERDICT_ACTION_REMOVE:
 			mark = table.Cell{Text: "remove", Style: table.Red}
+		case cachemanagerv1.VerdictAction_VERDICT_ACTION_SHRINK:
+			mark = table.Cell{Text: "shrink", Style: table.Yellow}
+		default:
 		}
 		if v.GetCertainty() == cachemanagerv1.Certainty_CERTAINTY_TIED {
 			mark.Text += fmt.Sprintf(" (tie %d)", v.GetTieGroup())

@@ -108,7 +108,11 @@ func (c *call) tell(event *cachemanagerv1.PruneResponse) error {
 	var err error
 	switch e := event.GetEvent().(type) {
 	case *cachemanagerv1.PruneResponse_Removed:
-		_, err = fmt.Fprintf(c.out, "%s %s  %s  %s  %s\n", c.term.Paint(table.Red, "remove"), place(e.Removed.GetRecord().GetCache()),
+		verb := c.term.Paint(table.Red, "remove")
+		if e.Removed.GetAction() == cachemanagerv1.VerdictAction_VERDICT_ACTION_SHRINK {
+			verb = c.term.Paint(table.Yellow, "shrink")
+		}
+		_, err = fmt.Fprintf(c.out, "%s %s  %s  %s  %s\n", verb, place(e.Removed.GetRecord().GetCache()),
 			e.Removed.GetRecord().GetId(), human.Size(e.Removed.GetFreesBytes()), table.Clean(e.Removed.GetExplanation()))
 	case *cachemanagerv1.PruneResponse_Kept:
 		_, err = fmt.Fprintf(c.out, "%s   %s  %s  %s\n", c.term.Paint(table.Green, "keep"), place(e.Kept.GetRecord().GetCache()), e.Kept.GetRecord().GetId(),

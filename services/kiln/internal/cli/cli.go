@@ -31,6 +31,7 @@ services. The other commands are clients of a builder, wherever it runs.`,
 		build.RegistryCommand,
 		builds.Command,
 		caches.Command,
+		caches.CleanCommand,
 		up.Command,
 		up.DownCommand,
 	} {
