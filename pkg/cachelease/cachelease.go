@@ -136,9 +136,16 @@ func (l *Leases) Release(ctx context.Context) {
 	}
 }
 
-// IsBusyIndex reports whether a solve did all but name its cache in the index of a
-// directory: another client did the same at the same moment, and BuildKit's does not
-// wait (client/ociindex, Put). To solve it again runs no step.
-func IsBusyIndex(err error) bool {
-	return err != nil && strings.Contains(err.Error(), "could not lock") && strings.Contains(err.Error(), "index.json.lock")
+// IsCollision reports whether a solve failed only because another client wrote to the
+// same cache directory at the same moment. BuildKit's client does not wait then, neither
+// for the index (client/ociindex, Put) nor for a blob that both write, whose unfinished
+// files the one that is first takes away (containerd's content store, which locks within
+// a process only). To solve it again runs no step, and finds what the other has written.
+func IsCollision(err error) bool {
+	if err == nil {
+		return false
+	}
+	text := err.Error()
+	return strings.Contains(text, "could not lock") && strings.Contains(text, "index.json.lock") ||
+		strings.Contains(text, "/ingest/") && strings.Contains(text, "no such file or directory")
 }

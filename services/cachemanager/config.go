@@ -35,7 +35,7 @@ func Complete(cfg *configv1.CacheManagerConfig) *configv1.CacheManagerConfig {
 	}
 	out.Server.Listen = cmp.Or(out.Server.Listen, "127.0.0.1:50052")
 	out.Server.HttpListen = cmp.Or(out.Server.HttpListen, "127.0.0.1:9462")
-	if len(out.Daemons) == 0 {
+	if len(out.Daemons) == 0 && len(out.Directories) == 0 {
 		out.Daemons = []*configv1.DaemonConfig{{Address: "unix:///run/buildkit/buildkitd.sock"}}
 	}
 	for _, daemon := range out.Daemons {
@@ -74,7 +74,16 @@ func Command() *cobra.Command {
 
   # Several daemons:
   kiln-cachemanager --set 'daemons=[{name: a, address: "unix:///run/a.sock"}, {name: b, address: "tcp://10.0.0.2:1234"}]'`,
-		NewConfig: DefaultConfig,
+		NewConfig: func() *configv1.CacheManagerConfig {
+			cfg := DefaultConfig()
+			cfg.Daemons = nil // the default one is there only when nothing else is
+			return cfg
+		},
+		Complete: func(cfg *configv1.CacheManagerConfig) {
+			complete := Complete(cfg)
+			proto.Reset(cfg)
+			proto.Merge(cfg, complete)
+		},
 		Run: func(ctx context.Context, cfg *configv1.CacheManagerConfig, tel *telemetry.Telemetry) error {
 			s, err := New(ctx, cfg, tel)
 			if err != nil {

@@ -35,12 +35,12 @@ func (d *Daemon) Solve(ctx context.Context, id string, attempt int, spec build.S
 	started := time.Now()
 	ref := refOf(id, attempt)
 	outputs, err := r.solve(ctx, id, ref, spec)
-	for try := 1; cachelease.IsBusyIndex(err) && try < indexTries && ctx.Err() == nil; try++ {
+	for try := 1; cachelease.IsCollision(err) && try < collisionTries && ctx.Err() == nil; try++ {
 		select { // so that it is not the same moment again
 		case <-time.After(time.Duration(rand.IntN(50)) * time.Millisecond):
 		case <-ctx.Done():
 		}
-		outputs, err = r.solve(ctx, id, fmt.Sprintf("%s-index-%d", ref, try), spec)
+		outputs, err = r.solve(ctx, id, fmt.Sprintf("%s-again-%d", ref, try), spec)
 	}
 	r.progress.Update(r.hide.rest(), sink)
 	result := build.Result{Outputs: outputs, Steps: r.progress.Counts(), Times: r.progress.Times(started)}
@@ -60,9 +60,9 @@ type run struct {
 
 func (r *run) update(status *client.SolveStatus) { r.progress.Update(r.hide.status(status), r.sink) }
 
-// indexTries is how often a solve is tried that ends at the same moment as another that
-// writes its cache to the same directory.
-const indexTries = 10
+// collisionTries is how often a solve is tried that collides with another which writes its
+// cache to the same directory.
+const collisionTries = 10
 
 func (r *run) solve(ctx context.Context, id, ref string, spec build.Spec) ([]build.OutputResult, error) {
 	spec, err := r.fetch(ctx, spec)

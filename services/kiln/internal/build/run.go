@@ -73,7 +73,7 @@ func run(ctx context.Context, o *options, stdout, stderr io.Writer) (err error) 
 	started := time.Now()
 	ref := uuid.NewString()
 	res, err := o.solve(ctx, ref, tel, stderr)
-	for try := 1; cachelease.IsBusyIndex(err) && try < indexTries; try++ {
+	for try := 1; cachelease.IsCollision(err) && try < collisionTries; try++ {
 		ref = uuid.NewString()
 		res, err = o.solve(ctx, ref, tel, stderr)
 	}
@@ -94,9 +94,9 @@ func run(ctx context.Context, o *options, stdout, stderr io.Writer) (err error) 
 	return o.explain(ctx, err, stderr)
 }
 
-// indexTries is how often a build is tried that ends at the same moment as another that
-// writes its cache to the same directory.
-const indexTries = 5
+// collisionTries is how often a build is tried that collides with another which writes its
+// cache to the same directory.
+const collisionTries = 5
 
 // solve runs the build with its progress display.
 func (o *options) solve(ctx context.Context, ref string, tel *telemetry.Telemetry, stderr io.Writer) (*client.SolveResponse, error) {

@@ -894,8 +894,8 @@ type CacheManagerConfig struct {
 	Server *ServerConfig `protobuf:"bytes,1,opt,name=server,proto3" json:"server,omitempty"`
 	// Logging.
 	Log *LogConfig `protobuf:"bytes,2,opt,name=log,proto3" json:"log,omitempty"`
-	// The buildkitd daemons whose caches are kept to the policy.
-	// Default: unix:///run/buildkit/buildkitd.sock.
+	// The buildkitd daemons whose caches are kept to the policy. Default:
+	// unix:///run/buildkit/buildkitd.sock; none when there are directories.
 	Daemons []*DaemonConfig `protobuf:"bytes,3,rep,name=daemons,proto3" json:"daemons,omitempty"`
 	// A record that no build has used for longer goes. Default: 48h.
 	KeepAge *durationpb.Duration `protobuf:"bytes,4,opt,name=keep_age,json=keepAge,proto3" json:"keep_age,omitempty"`
