@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -56,6 +57,11 @@ func (m cacheManager) defects(t *testing.T) (all []*cachemanagerv1.Defect) {
 			all = append(all, d)
 		}
 	}
+}
+
+func (m cacheManager) runs(t *testing.T) []*cachemanagerv1.Run {
+	t.Helper()
+	return labtest.Must(m.api.ListRuns(labtest.Context(t, time.Minute), &cachemanagerv1.ListRunsRequest{PageSize: 1000}))(t).GetRuns()
 }
 
 func (m cacheManager) clean(ctx context.Context, req *cachemanagerv1.CleanCacheRequest) (repaired []*cachemanagerv1.Defect, removed []*cachemanagerv1.Verdict, run *cachemanagerv1.Run, err error) {
@@ -146,7 +152,7 @@ func TestS4_LocalDirectoryBesideExportersAndImporters(t *testing.T) {
 		return u.GetUsage().GetTotal().GetSizeBytes() <= capBytes && onDisk <= capBytes
 	})
 	removed := 0
-	for _, r := range labtest.Must(m.api.ListRuns(labtest.Context(t, time.Minute), &cachemanagerv1.ListRunsRequest{PageSize: 1000}))(t).GetRuns() {
+	for _, r := range m.runs(t) {
 		for _, c := range r.GetCaches() {
 			if c.GetCache().GetDirectory() == dir {
 				removed += int(c.GetRemoved().GetRecords())
@@ -284,42 +290,48 @@ func TestS4_LocalKilledAtEachStep(t *testing.T) {
 
 func (s *stack) dieCollecting(t *testing.T, point string) {
 	ctx := labtest.Context(t, time.Minute)
-	dir := s.dir(t, nil)
+	made := s.dir(t, nil)
+	dir := made + "-kept"
 	export := func(tag, text string) {
 		t.Helper()
 		src := s.dir(t, map[string]string{"Dockerfile": "FROM " + s.base + "\n" + text})
-		labtest.Must(lab.Exec(ctx, buildctl(t, s.Buildkitd.Addr, src, "--export-cache", "type=local,mode=max,dest="+dir+",tag="+tag)))(t)
+		labtest.Must(lab.Exec(ctx, buildctl(t, s.Buildkitd.Addr, src, "--export-cache", "type=local,mode=max,dest="+made+",tag="+tag)))(t)
 	}
 	export("kept", "RUN echo kept >/kept\nRUN echo upon it >/upon\nRUN echo and upon it >/more\n")
 	export("again", "RUN echo first >/first\nRUN echo second >/second\n")
-	saved := labtest.Must(os.ReadFile(filepath.Join(dir, "index.json")))(t)
+	saved := labtest.Must(os.ReadFile(filepath.Join(made, "index.json")))(t)
 	export("again", "RUN echo other >/other\n")
-	export("goes", "RUN echo goes >/goes\n")
+	export("last", strings.Repeat("RUN head -c 300000 /dev/urandom >/$(cat /proc/sys/kernel/random/uuid)\n", 3))
+
 	cfg := manual()
 	cfg.Interval = durationpb.New(200 * time.Millisecond)
 	cfg.Directories = []*configv1.CacheDirectory{{Path: dir, Grace: durationpb.New(0)}}
-	// The last tag is larger than its bound, so that it is made smaller.
-	cfg.PolicyFile = policyFile(t, "rules:\n- {name: one, match: {description: ., directories: ["+dir+"]}, keep: {records: 1}}\n- {name: small, keep: {bytes: 1kB}}\n")
-	switch point {
-	case "local.restored":
+	rules := "rules:\n- {name: one, keep: {records: 1}}\n- {name: small, keep: {bytes: 1.6MB}}\n" // the last one is larger
+	repairs := point == "local.corrupt" || point == "local.mended"
+	restores := point == "local.restored"
+	if restores {
 		cfg.Directories[0].Grace = durationpb.New(time.Second) // so that the trash is not emptied at once
-		cfg.PolicyFile = policyFile(t, "rules:\n- {name: none, match: {directories: [/none]}, keep: {records: 1}}\n")
-	case "local.corrupt":
-		cfg.PolicyFile = policyFile(t, "rules:\n- {name: none, match: {directories: [/none]}, keep: {records: 1}}\n")
-	case "local.shrunk":
-		cfg.PolicyFile = policyFile(t, "rules:\n- {name: one, keep: {records: 1}}\n- {name: small, keep: {bytes: 700kB}}\n")
 	}
-	m := startCacheManagerWith(t, s.lab, cfg, lab.ServiceOptions{Failpoint: point, Unhealthy: true})
-	switch point {
-	case "local.restored":
+	if restores || repairs {
+		rules = "rules:\n- {name: none, match: {directories: [/none]}, keep: {records: 1}}\n"
+	}
+	if repairs {
+		cfg.Interval = durationpb.New(time.Hour)
+	}
+	cfg.PolicyFile = policyFile(t, rules)
+	m := startCacheManagerWith(t, s.lab, cfg, lab.ServiceOptions{Failpoint: point})
+	labtest.Eventually(t, 10*time.Second, "the end of the first run", func() bool { return len(m.runs(t)) > 0 && m.runs(t)[0].GetEndTime() != nil })
+	labtest.Must(0, os.Rename(made, dir))(t) // now it has something to do
+	switch {
+	case restores:
 		labtest.Eventually(t, 10*time.Second, "the trash", func() bool {
 			return len(labtest.Must(filepath.Glob(filepath.Join(dir, ".kiln", "trash", "*", "*")))(t)) > 0
 		})
 		labtest.Must(0, os.WriteFile(filepath.Join(dir, "index.json"), saved, 0o644))(t) //nolint:gosec // as BuildKit writes it
-	case "local.corrupt":
-		blobs := labtest.Must(filepath.Glob(filepath.Join(dir, "blobs", "sha256", "*")))(t)
-		labtest.Must(0, os.Chmod(blobs[0], 0o644))(t)
-		labtest.Must(0, os.Truncate(blobs[0], 0))(t)
+	case repairs:
+		manifest := filepath.Join(dir, "blobs", "sha256", regexp.MustCompile("sha256:([0-9a-f]{64})").FindStringSubmatch(string(saved))[1])
+		labtest.Must(0, os.Chmod(manifest, 0o644))(t)
+		labtest.Must(0, os.Truncate(manifest, 0))(t)
 		_, _, _, _ = m.clean(ctx, &cachemanagerv1.CleanCacheRequest{Force: true}) // it dies
 	}
 	select {
@@ -328,19 +340,21 @@ func (s *stack) dieCollecting(t *testing.T, point string) {
 		t.Fatalf("the cache manager did not come to %s\n%s", point, m.Tail(20))
 	}
 	labtest.Must(0, m.Start(ctx))(t)
-	if point == "local.corrupt" {
-		_, _, _, err := m.clean(ctx, &cachemanagerv1.CleanCacheRequest{Force: true})
-		labtest.Must(0, err)(t)
+	if repairs || restores {
+		labtest.Eventually(t, 10*time.Second, "a whole directory", func() bool {
+			if repairs { // once the run that it starts with has ended
+				_, _, _, _ = m.clean(ctx, &cachemanagerv1.CleanCacheRequest{Force: true})
+			}
+			return len(m.defects(t)) == 0
+		})
+		return
 	}
 	if d := m.defects(t); len(d) > 0 {
 		t.Errorf("%v", d)
 	}
-	if point == "local.restored" || point == "local.corrupt" {
-		return
-	}
 	labtest.Eventually(t, 10*time.Second, "the end of what was begun", func() bool {
 		left := labtest.Must(filepath.Glob(filepath.Join(dir, ".kiln", "trash", "*")))(t)
-		return len(m.records(t)) <= 1 && len(left) == 0
+		return len(m.records(t)) == 1 && m.records(t)[0].GetSizeBytes() <= 1_600_000 && len(left) == 0
 	})
 	if d := m.defects(t); len(d) > 0 {
 		t.Errorf("%v", d)

@@ -109,7 +109,7 @@ func (r *repair) run(ctx context.Context, found []cache.Defect) error {
 		return err
 	}
 	if changed {
-		failpoint.Hit(failShrunk)
+		failpoint.Hit(failMended)
 		if err := r.dir.writeIndex(ctx, r.root, index, before); err != nil {
 			return err
 		}

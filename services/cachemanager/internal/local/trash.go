@@ -18,7 +18,8 @@ const (
 	failPurged   failpoint.Name = "local.purged"   // a blob of the trash was removed
 	failIndexed  failpoint.Name = "local.indexed"  // tags went from the index, and nothing else was done
 	failLedger   failpoint.Name = "local.ledger"   // the ledger is to be written
-	failShrunk   failpoint.Name = "local.shrunk"   // smaller manifests are written, and not yet in the index
+	failShrunk   failpoint.Name = "local.shrunk"   // a smaller manifest is written, and not yet in the index
+	failMended   failpoint.Name = "local.mended"   // manifests without what is corrupt are written, and not yet in the index
 	failCorrupt  failpoint.Name = "local.corrupt"  // a corrupt blob was taken out
 )
 
