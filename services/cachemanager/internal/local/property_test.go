@@ -19,7 +19,7 @@ import (
 // lease reaches is there.
 func TestNothingReachedIsEverMissing(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
-		dir, err := os.MkdirTemp(t.TempDir(), "")
+		dir, err := os.MkdirTemp(t.TempDir(), "") //nolint:usetesting // one for each try
 		if err != nil {
 			rt.Fatal(err)
 		}
