@@ -129,9 +129,12 @@ type CacheManagerServiceClient interface {
 	// Repairs type=local directories: what is corrupt goes to the trash, what is
 	// good stays. With `all`, empties caches.
 	//
+	// What cannot be repaired, because a lease holds it or the index of a directory
+	// cannot be read, is in the error of the run.
+	//
 	// Errors: NOT_FOUND for a directory or daemon that is not configured;
-	// FAILED_PRECONDITION when a lease holds what has to go, or the index of a
-	// directory cannot be read.
+	// FAILED_PRECONDITION for a daemon without `all`, and when no directory is
+	// configured; ALREADY_EXISTS when a run is under way there.
 	CleanCache(ctx context.Context, in *CleanCacheRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CleanCacheResponse], error)
 	// Lists runs, newest first, those of the schedule included.
 	//
@@ -460,9 +463,12 @@ type CacheManagerServiceServer interface {
 	// Repairs type=local directories: what is corrupt goes to the trash, what is
 	// good stays. With `all`, empties caches.
 	//
+	// What cannot be repaired, because a lease holds it or the index of a directory
+	// cannot be read, is in the error of the run.
+	//
 	// Errors: NOT_FOUND for a directory or daemon that is not configured;
-	// FAILED_PRECONDITION when a lease holds what has to go, or the index of a
-	// directory cannot be read.
+	// FAILED_PRECONDITION for a daemon without `all`, and when no directory is
+	// configured; ALREADY_EXISTS when a run is under way there.
 	CleanCache(*CleanCacheRequest, grpc.ServerStreamingServer[CleanCacheResponse]) error
 	// Lists runs, newest first, those of the schedule included.
 	//
