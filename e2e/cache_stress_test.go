@@ -134,6 +134,15 @@ func TestS4_FullDisk(t *testing.T) {
 	if byDisk < 2 {
 		t.Errorf("%d runs made room: %v", byDisk, runs)
 	}
+	var uncounted int64
+	for _, of := range m.usage(t).GetCaches()[0].GetTypes() {
+		if of.GetType() == cachemanagerv1.RecordType_RECORD_TYPE_UNCOUNTED {
+			uncounted = of.GetTotal().GetSizeBytes()
+		}
+	}
+	if uncounted < 100_000 || uncounted > size { // the daemon's databases
+		t.Errorf("usage says of what is in no record: %d bytes", uncounted)
+	}
 	if usage := m.usage(t).GetCaches()[0].GetDisk(); usage.GetTotalBytes() != size || usage.GetFreeBytes() < low {
 		t.Errorf("usage says of the disk: %v", usage)
 	}

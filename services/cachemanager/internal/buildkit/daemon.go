@@ -121,6 +121,9 @@ func (d *Daemon) List(ctx context.Context) (cache.Listing, error) {
 		return cache.Listing{}, d.explain(ctx, err, "list its history")
 	}
 	listing.Records = append(records, builds...)
+	if d.root != "" {
+		listing.Uncounted = uncounted(d.root)
+	}
 	listing.Disk, err = d.Disk()
 	return listing, err
 }

@@ -62,6 +62,8 @@ type State interface {
 	Policy(ctx context.Context) (policy.Policy, error)
 	// Pins returns the pins that have not expired.
 	Pins(ctx context.Context, now time.Time) ([]policy.Pin, error)
+	// AddSample keeps what a cache held at a time, for forecasts.
+	AddSample(ctx context.Context, ref cache.Ref, at time.Time, bytes, records int64) error
 	// SavePlan keeps a plan until it expires.
 	SavePlan(ctx context.Context, p run.Plan) error
 	// TakePlan returns a plan by its digest, once: after that, and when it has
@@ -175,6 +177,9 @@ func (e *Engine) list(ctx context.Context, caches []Cache) (listings []cache.Lis
 		}
 		listings = append(listings, all[i])
 		e.Metrics.CacheSeen(ctx, all[i])
+		if err := e.State.AddSample(ctx, all[i].Cache, all[i].Time, bytesOf(all[i])+all[i].Uncounted, int64(len(all[i].Records))); err != nil {
+			e.Log.WarnContext(ctx, "what a cache holds cannot be stored", "cache", all[i].Cache.String(), "error", err)
+		}
 	}
 	if ctx.Err() != nil {
 		return nil, missed, context.Cause(ctx)

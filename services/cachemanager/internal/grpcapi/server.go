@@ -10,6 +10,7 @@ import (
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/enforce"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/growth"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/local"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/plan"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/policy"
@@ -24,6 +25,7 @@ type State interface {
 	AddPin(ctx context.Context, p policy.Pin, requestID string) (policy.Pin, error)
 	Pins(ctx context.Context, now time.Time) ([]policy.Pin, error)
 	RemovePin(ctx context.Context, id string) (policy.Pin, error)
+	Samples(ctx context.Context, ref cache.Ref) ([]growth.Sample, error)
 	PlanOf(ctx context.Context, digest string) (run.Plan, error)
 	Runs(ctx context.Context, size int, before time.Time, beforeID string) ([]run.Run, error)
 	Run(ctx context.Context, id string) (run.Run, error)

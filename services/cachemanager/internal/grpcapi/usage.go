@@ -13,6 +13,7 @@ import (
 	"github.com/kilnbuild/kiln/pkg/rpc"
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/growth"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/policy"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/run"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/usage"
@@ -92,6 +93,9 @@ func (s *Server) usageOf(ctx context.Context, listings []cache.Listing, missed [
 		if l.Disk != nil {
 			item.Disk = &cachemanagerv1.Disk{TotalBytes: l.Disk.TotalBytes, FreeBytes: l.Disk.FreeBytes}
 		}
+		if item.Forecast, err = s.forecast(ctx, l); err != nil {
+			return nil, err
+		}
 		limits := policy.LimitsOf(p, l.Cache)
 		item.LimitBytes = limits.Bytes
 		if limits.Age != nil {
@@ -106,6 +110,23 @@ func (s *Server) usageOf(ctx context.Context, listings []cache.Listing, missed [
 		return wire.Ref(a.GetCache()).Compare(wire.Ref(b.GetCache()))
 	})
 	out.Total = totalsProto(total)
+	return out, nil
+}
+
+// forecast says how a cache grows; nil when it was not watched for long enough.
+func (s *Server) forecast(ctx context.Context, l cache.Listing) (*cachemanagerv1.Forecast, error) {
+	samples, err := s.opts.State.Samples(ctx, l.Cache)
+	if err != nil {
+		return nil, err
+	}
+	f, ok := growth.Of(samples, l.Disk, l.Time)
+	if !ok {
+		return nil, nil
+	}
+	out := &cachemanagerv1.Forecast{GrowthBytesPerDay: f.BytesPerDay, Watched: durationpb.New(f.Watched)}
+	if !f.Full.IsZero() {
+		out.FullTime = timestamppb.New(f.Full)
+	}
 	return out, nil
 }
 

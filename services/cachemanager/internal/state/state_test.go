@@ -265,3 +265,29 @@ func TestPlansAreTakenOnce(t *testing.T) {
 	_, err = s.PlanOf(ctx, "a")
 	kind(t, err, fault.NotFound) // memory is bounded
 }
+
+// A sample every few minutes is kept of each cache, for a little more than a week.
+func TestSamples(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), "s.db"))
+	start := time.Now().Add(-10 * 24 * time.Hour).Truncate(time.Second)
+	a, b := cache.Ref{Daemon: "a"}, cache.Ref{Directory: "/b"}
+	for i := range 10 * 24 * 60 { // each minute of ten days
+		if i%60 == 0 || i > 10*24*60-60 {
+			if err := s.AddSample(t.Context(), a, start.Add(time.Duration(i)*time.Minute), int64(i), 1); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := s.AddSample(t.Context(), b, start, 1, 1); err != nil { // it is not a's
+		t.Fatal(err)
+	}
+	all, err := s.Samples(t.Context(), a)
+	if err != nil || len(all) < 8*24 || len(all) > 8*24+13 {
+		t.Fatalf("%d samples, %v", len(all), err)
+	}
+	for i := 1; i < len(all); i++ {
+		if gap := all[i].Time.Sub(all[i-1].Time); gap < 5*time.Minute {
+			t.Errorf("samples %d and %d are %s apart", i-1, i, gap)
+		}
+	}
+}

@@ -56,7 +56,7 @@ func writeUsage(w io.Writer, term table.Terminal, u *cachemanagerv1.Usage) error
 			name.Text = ""
 		}
 		t.Add(name, table.Cell{Text: "all", Style: table.Bold}, count(c.GetTotal().GetRecords()), bytes(c.GetTotal().GetSizeBytes()),
-			bytes(c.GetTotal().GetInUseBytes()), table.Cell{Text: limits(c)}, table.Cell{Text: free(c.GetDisk())})
+			bytes(c.GetTotal().GetInUseBytes()), table.Cell{Text: limits(c)}, table.Cell{Text: free(c)})
 	}
 	return t.Write(w, term)
 }
@@ -77,9 +77,19 @@ func limits(c *cachemanagerv1.CacheUsage) string {
 	return text
 }
 
-func free(d *cachemanagerv1.Disk) string {
-	if d == nil {
-		return "-"
+// free is what is free of the disk, and when it is full if the cache goes on as it does.
+func free(c *cachemanagerv1.CacheUsage) string {
+	d, f := c.GetDisk(), c.GetForecast()
+	text := "-"
+	if d != nil {
+		text = fmt.Sprintf("%s of %s", human.Size(d.GetFreeBytes()), human.Size(d.GetTotalBytes()))
 	}
-	return fmt.Sprintf("%s of %s", human.Size(d.GetFreeBytes()), human.Size(d.GetTotalBytes()))
+	switch {
+	case f == nil:
+	case f.GetFullTime() != nil:
+		text += fmt.Sprintf(", full in %s (%s a day)", human.Span(f.GetFullTime().AsTime().Sub(c.GetTime().AsTime())), human.Size(f.GetGrowthBytesPerDay()))
+	case f.GetGrowthBytesPerDay() > 0:
+		text += fmt.Sprintf(", %s a day", human.Size(f.GetGrowthBytesPerDay()))
+	}
+	return text
 }
