@@ -128,11 +128,13 @@ func TestS4_LocalDirectoryBesideExportersAndImporters(t *testing.T) {
 					t.Errorf("loop %d: %v %v", loop, r.err, r.outcome)
 					return
 				}
-				// A build whose cache is not all there runs its steps, and says nothing.
-				switch ran := strings.Contains(strings.Join(r.ran(), "\n"), "head -c"); {
-				case !ran:
+				// A build whose cache is not all there runs its steps, and says nothing. One that
+				// is solved again may have run them before there was a cache.
+				imported, ran := slices.IndexFunc(r.events, importsCache), slices.IndexFunc(r.events, runsSlowStep)
+				switch {
+				case ran < 0:
 					found.Add(1)
-				case importedCache(r):
+				case imported >= 0 && imported < ran:
 					t.Errorf("loop %d: a step of tag%d ran that the build had a lease on", loop, tag)
 				}
 				done.Add(1)
@@ -172,11 +174,15 @@ func TestS4_LocalDirectoryBesideExportersAndImporters(t *testing.T) {
 	}
 }
 
-// importedCache reports whether a build read a cache.
-func importedCache(r result) bool {
-	return slices.ContainsFunc(r.events, func(e *builderv1.BuildEvent) bool {
-		return strings.HasPrefix(e.GetStep().GetName(), "importing cache manifest from ")
-	})
+// importsCache reports whether a build has begun to read a cache.
+func importsCache(e *builderv1.BuildEvent) bool {
+	return strings.HasPrefix(e.GetStep().GetName(), "importing cache manifest from ")
+}
+
+// runsSlowStep reports whether the step that a cache would spare has run.
+func runsSlowStep(e *builderv1.BuildEvent) bool {
+	step := e.GetStep()
+	return step.GetState() == builderv1.StepState_STEP_STATE_DONE && strings.Contains(step.GetName(), "] RUN head -c ")
 }
 
 // A build by each client writes a directory of its own; what the cache manager says of

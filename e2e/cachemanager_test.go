@@ -247,8 +247,7 @@ func TestS4_OneDaemonAwayTheOtherGoesOn(t *testing.T) {
 	labtest.Eventually(t, 20*time.Second, "a word that the daemon is back", func() bool { return strings.Contains(m.Output(), "cache is back") })
 }
 
-// What cannot be: unknown daemons, directories that nobody configured, RPCs that
-// are not served.
+// What cannot be: unknown daemons, and directories that nobody configured.
 func TestS4_CallsThatAreRefused(t *testing.T) {
 	l := labtest.New(t)
 	ctx := labtest.Context(t, 2*time.Minute)
@@ -261,7 +260,7 @@ func TestS4_CallsThatAreRefused(t *testing.T) {
 	refused(t, usageOf(&cachemanagerv1.CacheRef{Kind: &cachemanagerv1.CacheRef_Directory{Directory: "/x"}}), codes.NotFound, "NOT_FOUND", "")
 	refused(t, usageOf(&cachemanagerv1.CacheRef{}), codes.InvalidArgument, "INVALID_FIELD", "caches[0].kind")
 	_, err := m.api.AcquireLease(ctx, &cachemanagerv1.AcquireLeaseRequest{Directory: "/x", Mode: cachemanagerv1.LeaseMode_LEASE_MODE_IMPORT})
-	refused(t, err, codes.Unimplemented, "UNIMPLEMENTED", "")
+	refused(t, err, codes.NotFound, "NOT_FOUND", "")
 }
 
 // One trace holds a run, what it removed from a cache, and what the daemon did for that.

@@ -232,7 +232,7 @@ func TestEndsAfterTheChunk(t *testing.T) {
 	}{
 		"the caller goes":   {func(_ *memory, cancel context.CancelFunc) { cancel() }, force, run.Cancelled},
 		"the service stops": {func(_ *memory, cancel context.CancelFunc) { cancel() }, enforce.Order{Trigger: run.Schedule, Force: true, All: true}, run.Interrupted},
-		"the time is over":  {func(*memory, context.CancelFunc) { time.Sleep(60 * time.Millisecond) }, enforce.Order{Trigger: run.Demand, Force: true, Budget: &policy.Budget{Time: 50 * time.Millisecond}}, run.Partial},
+		"the time is over":  {func(*memory, context.CancelFunc) { time.Sleep(1100 * time.Millisecond) }, enforce.Order{Trigger: run.Demand, Force: true, Budget: &policy.Budget{Time: time.Second}}, run.Partial},
 		"the lock is lost": {func(m *memory, _ context.CancelFunc) {
 			m.lose(fault.New(fault.Unavailable, "DAEMON_UNAVAILABLE", "away", "start it"))
 			time.Sleep(20 * time.Millisecond)
