@@ -35,6 +35,12 @@ const (
 	defaultTag = "latest"
 )
 
+// Holder is whose the leases are.
+type Holder struct {
+	Name    string // for people
+	Project string // that the cache counts for; empty: not known
+}
+
 // Want is one use of a directory.
 type Want struct {
 	Directory string
@@ -55,7 +61,7 @@ type Leases struct {
 // Acquire takes the leases of a build and keeps them until Release. Why there is
 // none, or one was lost, is logged; that the cache manager does not keep a directory is no
 // reason to.
-func Acquire(ctx context.Context, api cachemanagerv1.CacheManagerServiceClient, holder string, wants []Want, log *slog.Logger) *Leases {
+func Acquire(ctx context.Context, api cachemanagerv1.CacheManagerServiceClient, holder Holder, wants []Want, log *slog.Logger) *Leases {
 	l := &Leases{api: api, log: log, held: make([]*cachemanagerv1.Lease, len(wants))}
 	for i, want := range wants {
 		l.held[i] = l.acquire(ctx, holder, want)
@@ -66,7 +72,7 @@ func Acquire(ctx context.Context, api cachemanagerv1.CacheManagerServiceClient, 
 	return l
 }
 
-func (l *Leases) acquire(ctx context.Context, holder string, want Want) *cachemanagerv1.Lease {
+func (l *Leases) acquire(ctx context.Context, holder Holder, want Want) *cachemanagerv1.Lease {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	mode := cachemanagerv1.LeaseMode_LEASE_MODE_IMPORT
@@ -74,7 +80,7 @@ func (l *Leases) acquire(ctx context.Context, holder string, want Want) *cachema
 		mode = cachemanagerv1.LeaseMode_LEASE_MODE_EXPORT
 	}
 	res, err := l.api.AcquireLease(ctx, &cachemanagerv1.AcquireLeaseRequest{
-		Directory: filepath.Clean(want.Directory), Tag: cmp.Or(want.Tag, defaultTag), Mode: mode, Holder: holder, Ttl: durationpb.New(lasts),
+		Directory: filepath.Clean(want.Directory), Tag: cmp.Or(want.Tag, defaultTag), Mode: mode, Holder: holder.Name, Project: holder.Project, Ttl: durationpb.New(lasts),
 	})
 	switch {
 	case err == nil:

@@ -44,6 +44,7 @@ type Service struct {
 	guard     *guard.Guard
 	caches    cachemanagerv1.CacheManagerServiceClient // nil: there is no cache manager
 	pruner    *pruner                                  // nil: no run is asked for
+	reporter  *reporter                                // nil: there is nobody to tell of builds
 	egress    net.Listener                             // of the proxy; nil without one
 	parts     *lifecycle.Stack                         // what is closed when all has ended
 }
@@ -95,7 +96,10 @@ func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Teleme
 	s.builds = build.NewService(build.Options{
 		Pool: s.fleet, Store: s.store, Queue: turns{newQueue(s.cfg)}, Metrics: counters, Log: tel.Logger,
 		MaxBuildTime: s.cfg.GetMaxBuildTime().AsDuration(), NewID: uuid.NewString, Encode: wire.Encode, Decode: translate.Decode,
-		AfterBuild: s.pruner.ask,
+		AfterBuild: func(rec build.Record, graph []build.StepEvent) {
+			s.reporter.add(rec, graph, daemon.Workers())
+			s.pruner.ask()
+		},
 	})
 	s.parts.Push("builds", s.builds.Close)
 	if err := s.builds.Recover(ctx); err != nil {
@@ -199,6 +203,10 @@ func (s *Service) Run(ctx context.Context) error {
 	if s.egress != nil {
 		// As long as the pool: builds that end in the grace time still fetch.
 		tasks = append(tasks, lifecycle.Task{Name: "egress proxy", Run: func(context.Context) error { return s.guard.ServeProxy(checks, s.egress) }})
+	}
+	if s.reporter != nil {
+		// As long as the pool: builds that end in the grace time are told of too.
+		tasks = append(tasks, lifecycle.Task{Name: "reports of builds", Run: func(context.Context) error { return s.reporter.run(checks) }})
 	}
 	if s.pruner != nil {
 		tasks = append(tasks, lifecycle.Task{Name: "prune after builds", Run: s.pruner.run})

@@ -25,6 +25,7 @@ func (s *Service) dialCacheManager(tel *telemetry.Telemetry) error {
 	}
 	s.parts.Push("cache manager", func(context.Context) error { return conn.Close() })
 	s.caches = cachemanagerv1.NewCacheManagerServiceClient(conn)
+	s.reporter = newReporter(s.caches, tel.Logger)
 	if every := cfg.GetPruneAfterBuild(); every != nil {
 		s.pruner = &pruner{api: s.caches, every: every.AsDuration(), log: tel.Logger, asked: make(chan struct{}, 1)}
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/attribution"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/buildkit"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/enforce"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/grpcapi"
@@ -76,7 +77,7 @@ func New(ctx context.Context, cfg *configv1.CacheManagerConfig, tel *telemetry.T
 		return nil, err
 	}
 	engine := enforce.New(enforce.Options{
-		Caches: caches, State: store, Metrics: counters, Log: tel.Logger, NewID: uuid.NewString, Now: clock.Now,
+		Caches: caches, State: store, Uses: &attribution.Book{Store: store}, Metrics: counters, Log: tel.Logger, NewID: uuid.NewString, Now: clock.Now,
 		Tracer: tel.Tracer.Tracer("github.com/kilnbuild/kiln/services/cachemanager"),
 	})
 	s.server, err = rpc.NewServer(rpc.ServerOptions{Name: "kiln-cachemanager", Config: cfg.GetServer(), Telemetry: tel})

@@ -55,6 +55,8 @@ type live struct {
 	callers   int           // calls of Build that watch it
 	expiry    *time.Timer   // ends a build that no call watches; may be nil
 
+	graph []StepEvent // how the steps of the last attempt ended; set before the outcome is pushed
+
 	end error // how it ended for readers: nil after the outcome; set before done is closed
 }
 

@@ -90,6 +90,7 @@ func (o *Observed) End(ctx context.Context, failure *Failure, result Result) {
 
 func (o *Observed) end(ctx context.Context, failure *Failure, result Result) {
 	o.turn.Release()
+	o.live.graph = result.Graph
 	outcome := Outcome{State: Succeeded, Failure: failure, Outputs: result.Outputs, Steps: result.Steps, Times: result.Times}
 	if failure != nil {
 		outcome.State, outcome.Failure = finalState(ctx, failure)

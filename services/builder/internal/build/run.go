@@ -47,7 +47,7 @@ func (s *Service) settle(l *live, outcome Outcome) {
 	ctx, rec := context.WithoutCancel(l.ctx), l.record()
 	s.Metrics.BuildEnded(ctx, rec)
 	if s.AfterBuild != nil {
-		s.AfterBuild()
+		s.AfterBuild(rec, l.graph)
 	}
 	attrs := []any{
 		"build", rec.ID, "project", rec.Project, "origin", rec.Origin.String(), "daemon", rec.Daemon, "attempt", rec.Attempt,
@@ -194,6 +194,7 @@ func (s *Service) solve(ctx context.Context, l *live, spec Spec, daemon Daemon) 
 		answered()
 		l.push(kind)
 	})
+	l.graph = result.Graph
 	outcome = Outcome{
 		State: Succeeded, Failure: result.Failure, Outputs: result.Outputs, Steps: result.Steps, Times: result.Times,
 	}

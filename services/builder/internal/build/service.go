@@ -30,7 +30,8 @@ type Result struct {
 	Failure *Failure // nil: it succeeded
 	Outputs []OutputResult
 	Steps   StepCounts
-	Times   PhaseTimes // Context, Solve and Export
+	Graph   []StepEvent // how each step ended, in any order
+	Times   PhaseTimes  // Context, Solve and Export
 }
 
 // Pool chooses daemons.
@@ -91,8 +92,9 @@ type Options struct {
 	// Decode reads the request of a build without secrets, as Submission.Request
 	// had it.
 	Decode func(request []byte) (Spec, error)
-	// AfterBuild is called when a build has ended. It must not wait. nil: nothing.
-	AfterBuild func()
+	// AfterBuild is called when a build has ended, with how each step of its last attempt
+	// ended. It must not wait. nil: nothing.
+	AfterBuild func(rec Record, graph []StepEvent)
 }
 
 // Caller says who asks for a build.

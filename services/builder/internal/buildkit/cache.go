@@ -80,7 +80,8 @@ func (j *job) lease(ctx context.Context) {
 	if len(wants) == 0 {
 		return
 	}
-	leases := cachelease.Acquire(ctx, j.daemon.opts.CacheManager, "build "+j.build, wants, j.daemon.log.With("build", j.build))
+	holder := cachelease.Holder{Name: "build " + j.build, Project: j.spec.Project}
+	leases := cachelease.Acquire(ctx, j.daemon.opts.CacheManager, holder, wants, j.daemon.log.With("build", j.build))
 	j.keep(closer(func() error { leases.Release(ctx); return nil }))
 	var kept []client.CacheOptionsEntry
 	for i, entry := range j.opt.CacheImports {

@@ -67,6 +67,7 @@ type Daemon struct {
 	client        *client.Client
 	conn          *grpc.ClientConn
 	own           atomic.Pointer[ocispecs.Platform] // of its first worker, once it was asked
+	workers       atomic.Pointer[[]string]          // their ids, once it was asked
 }
 
 // Flow-control windows of the gateway's connections on both sides, in bytes. They
@@ -136,11 +137,25 @@ func (d *Daemon) Check(ctx context.Context) (pool.Info, error) {
 	if all := workers[0].Platforms; len(all) > 0 {
 		d.own.Store(&all[0])
 	}
+	ids := make([]string, len(workers))
+	for i, w := range workers {
+		ids[i] = w.ID
+	}
+	d.workers.Store(&ids)
 	info := pool.Info{Version: workers[0].BuildkitVersion.Version}
 	for _, platform := range workers[0].Platforms {
 		info.Platforms = append(info.Platforms, platforms.Format(platform))
 	}
 	return info, nil
+}
+
+// Workers are the ids of its workers: what it is for who knows it by another name. None
+// until it was asked.
+func (d *Daemon) Workers() []string {
+	if ids := d.workers.Load(); ids != nil {
+		return *ids
+	}
+	return nil
 }
 
 // ownPlatform is the daemon's own, and this host's until it was asked.

@@ -162,6 +162,15 @@ func (p *Progress) Counts() build.StepCounts {
 	return c
 }
 
+// Graph is how each step ended, BuildKit's bookkeeping included, in any order.
+func (p *Progress) Graph() []build.StepEvent {
+	graph := make([]build.StepEvent, 0, len(p.steps))
+	for id, s := range p.steps {
+		graph = append(graph, build.StepEvent{Digest: id.String(), Name: s.name, State: s.ended, Start: s.start, End: s.end})
+	}
+	return graph
+}
+
 // bookkeeping reports whether a vertex is BuildKit's own work rather than a step
 // that a user wrote. BuildKit marks it by name only.
 func bookkeeping(name string) bool {

@@ -43,7 +43,7 @@ func (d *Daemon) Solve(ctx context.Context, id string, attempt int, spec build.S
 		outputs, err = r.solve(ctx, id, fmt.Sprintf("%s-again-%d", ref, try), spec)
 	}
 	r.progress.Update(r.hide.rest(), sink)
-	result := build.Result{Outputs: outputs, Steps: r.progress.Counts(), Times: r.progress.Times(started)}
+	result := build.Result{Outputs: outputs, Steps: r.progress.Counts(), Graph: r.progress.Graph(), Times: r.progress.Times(started)}
 	if err != nil {
 		result.Outputs, result.Failure = nil, r.hide.failure(FailureOf(err, r.progress))
 	}

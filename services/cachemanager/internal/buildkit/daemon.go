@@ -100,6 +100,15 @@ func (d *Daemon) Records(ctx context.Context) ([]cache.Record, error) {
 	return records, nil
 }
 
+// workers are the ids of the daemon's workers.
+func (d *Daemon) workers(ctx context.Context) (ids []string, err error) {
+	workers, err := d.client.ListWorkers(ctx)
+	for _, w := range workers {
+		ids = append(ids, w.ID)
+	}
+	return ids, err
+}
+
 // justUsed is how long a record counts as in use after its last use: a run tells
 // those that were used since its listing by their time, which needs some distance.
 const justUsed = time.Second
@@ -111,6 +120,9 @@ func (d *Daemon) List(ctx context.Context) (cache.Listing, error) {
 		return cache.Listing{}, err
 	}
 	listing := cache.Listing{Cache: d.Ref(), Time: time.Now(), Records: records}
+	if listing.Workers, err = d.workers(ctx); err != nil {
+		return cache.Listing{}, d.explain(ctx, err, "list its workers")
+	}
 	for i, r := range records {
 		if listing.Time.Sub(r.LastUsed) < justUsed {
 			records[i].InUse = true

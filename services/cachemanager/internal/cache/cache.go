@@ -118,6 +118,7 @@ type Listing struct {
 	Records []Record  // in any order
 	Common  []Common  // bytes that are in no single record
 	Disk    *Disk     // nil: not known
+	Workers []string  // ids of the daemon's
 	// Uncounted are bytes on the disk that are of no record: databases, downloads that
 	// have not ended, what nothing reaches any more.
 	Uncounted int64

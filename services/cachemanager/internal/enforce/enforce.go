@@ -85,10 +85,18 @@ type Metrics interface {
 	CacheSeen(ctx context.Context, listing cache.Listing)
 }
 
+// Attribution knows whose builds use which records.
+type Attribution interface {
+	// Annotate sets the projects and images of a listing's records, as far as they are
+	// known.
+	Annotate(ctx context.Context, l *cache.Listing) error
+}
+
 // Options is what an engine is made of.
 type Options struct {
 	Caches  []Cache
 	State   State
+	Uses    Attribution // nil: nobody knows
 	Metrics Metrics
 	Log     *slog.Logger
 	Tracer  trace.Tracer
@@ -168,7 +176,9 @@ func (e *Engine) list(ctx context.Context, caches []Cache) (listings []cache.Lis
 	each(caches, func(i int, c Cache) {
 		ctx, cancel := context.WithTimeout(ctx, listTimeout)
 		defer cancel()
-		all[i], errs[i] = c.List(ctx)
+		if all[i], errs[i] = c.List(ctx); errs[i] == nil && e.Uses != nil {
+			errs[i] = e.Uses.Annotate(ctx, &all[i])
+		}
 	})
 	for i, err := range errs {
 		if err != nil {

@@ -125,7 +125,7 @@ func (s *Server) AcquireLease(ctx context.Context, req *cachemanagerv1.AcquireLe
 	}
 	want := local.Lease{
 		Tag: cmp.Or(req.GetTag(), "latest"), Mode: local.Import, Holder: req.GetHolder(), TTL: cmp.Or(req.GetTtl().AsDuration(), defaultTTL),
-		RequestID: req.GetRequestId(),
+		RequestID: req.GetRequestId(), Project: req.GetProject(),
 	}
 	if req.GetMode() == cachemanagerv1.LeaseMode_LEASE_MODE_EXPORT {
 		want.Mode = local.Export

@@ -8,6 +8,7 @@ import (
 
 	"github.com/kilnbuild/kiln/pkg/auth"
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/attribution"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/enforce"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/growth"
@@ -15,6 +16,7 @@ import (
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/plan"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/policy"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/run"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/usage"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/wire"
 )
 
@@ -25,6 +27,8 @@ type State interface {
 	AddPin(ctx context.Context, p policy.Pin, requestID string) (policy.Pin, error)
 	Pins(ctx context.Context, now time.Time) ([]policy.Pin, error)
 	RemovePin(ctx context.Context, id string) (policy.Pin, error)
+	AddReport(ctx context.Context, b attribution.Build, now time.Time) error
+	Hits(ctx context.Context, after time.Time) (map[string]usage.Hits, error)
 	Samples(ctx context.Context, ref cache.Ref) ([]growth.Sample, error)
 	PlanOf(ctx context.Context, digest string) (run.Plan, error)
 	Runs(ctx context.Context, size int, before time.Time, beforeID string) ([]run.Run, error)

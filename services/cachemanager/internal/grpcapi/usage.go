@@ -3,6 +3,7 @@ package grpcapi
 import (
 	"cmp"
 	"context"
+	"maps"
 	"slices"
 	"time"
 
@@ -101,7 +102,14 @@ func (s *Server) usageOf(ctx context.Context, listings []cache.Listing, missed [
 		if limits.Age != nil {
 			item.LimitAge = durationpb.New(*limits.Age)
 		}
+		images := usage.ByImage(l)
+		for _, g := range images[:min(len(images), maxImages)] {
+			item.Images = append(item.Images, &cachemanagerv1.ImageUsage{Image: g.Name, Total: totalsProto(g.Totals)})
+		}
 		out.Caches = append(out.Caches, item)
+	}
+	if out.Projects, err = s.projects(ctx, listings); err != nil {
+		return nil, err
 	}
 	for _, m := range missed {
 		out.Caches = append(out.Caches, &cachemanagerv1.CacheUsage{Cache: wire.RefProto(m.Cache), Error: rpc.Status(m.Err).Proto()})
@@ -111,6 +119,40 @@ func (s *Server) usageOf(ctx context.Context, listings []cache.Listing, missed [
 	})
 	out.Total = totalsProto(total)
 	return out, nil
+}
+
+// How many are told of.
+const (
+	maxImages   = 100
+	maxProjects = 1000
+)
+
+// projects says what each project takes, and how much its builds found in caches.
+func (s *Server) projects(ctx context.Context, listings []cache.Listing) (all []*cachemanagerv1.ProjectUsage, err error) {
+	hits, err := s.opts.State.Hits(ctx, s.opts.Now().Add(-usage.HitWindow))
+	if err != nil {
+		return nil, err
+	}
+	for _, g := range usage.ByProject(listings) {
+		all = append(all, &cachemanagerv1.ProjectUsage{
+			Project: g.Name, Total: totalsProto(g.Totals), CachedSteps: hits[g.Name].Cached, TotalSteps: hits[g.Name].Total,
+		})
+		delete(hits, g.Name)
+	}
+	for _, name := range slices.Sorted(maps.Keys(hits)) { // whose records are gone
+		all = append(all, &cachemanagerv1.ProjectUsage{
+			Project: name, Total: totalsProto(usage.Totals{}), CachedSteps: hits[name].Cached, TotalSteps: hits[name].Total,
+		})
+	}
+	return all[:min(len(all), maxProjects)], nil
+}
+
+// ReportBuild implements the RPC.
+func (s *Server) ReportBuild(ctx context.Context, req *cachemanagerv1.ReportBuildRequest) (*cachemanagerv1.ReportBuildResponse, error) {
+	if err := s.opts.State.AddReport(ctx, wire.Report(req), time.Now()); err != nil {
+		return nil, err
+	}
+	return &cachemanagerv1.ReportBuildResponse{}, nil
 }
 
 // forecast says how a cache grows; nil when it was not watched for long enough.

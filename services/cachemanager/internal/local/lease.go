@@ -32,6 +32,7 @@ type Lease struct {
 	Tag       string        `json:"tag"`
 	Mode      Mode          `json:"mode"`
 	Holder    string        `json:"holder,omitempty"` // for people
+	Project   string        `json:"project,omitempty"`
 	Created   time.Time     `json:"created"`
 	Expires   time.Time     `json:"expires"`
 	TTL       time.Duration `json:"ttl"`
@@ -183,7 +184,7 @@ func end(root *os.Root, l Lease, at time.Time) error {
 	if err != nil {
 		return err
 	}
-	book.used(l.Tag, at)
+	book.used(l.Tag, l.Project, at)
 	if err := book.write(root); err != nil {
 		return err
 	}

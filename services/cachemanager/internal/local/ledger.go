@@ -3,6 +3,7 @@ package local
 import (
 	"encoding/json"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -17,8 +18,9 @@ type ledger struct {
 
 // use is what leases have told of a tag.
 type use struct {
-	Time  time.Time `json:"time"`
-	Count int       `json:"count"`
+	Time     time.Time `json:"time"`
+	Count    int       `json:"count"`
+	Projects []string  `json:"projects,omitempty"` // sorted
 }
 
 func readLedger(root *os.Root) (ledger, error) {
@@ -47,12 +49,18 @@ func (l ledger) write(root *os.Root) error {
 	return replace(root, ledgerFile, body, ownMode, func(*os.File) error { return nil })
 }
 
-// used notes a use of a tag.
-func (l ledger) used(tag string, at time.Time) {
+// maxProjects bounds the projects of a tag.
+const maxProjects = 100
+
+// used notes a use of a tag, by a project if it is known.
+func (l ledger) used(tag, project string, at time.Time) {
 	u := l.Uses[tag]
 	if at.After(u.Time) {
 		u.Time = at
 	}
 	u.Count++
+	if at, known := slices.BinarySearch(u.Projects, project); project != "" && !known && len(u.Projects) < maxProjects {
+		u.Projects = slices.Insert(u.Projects, at, project)
+	}
 	l.Uses[tag] = u
 }

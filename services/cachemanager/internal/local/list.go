@@ -85,7 +85,7 @@ func (d *Directory) List(ctx context.Context) (cache.Listing, error) {
 // recordOf is the record of a tag, yet without its bytes.
 func recordOf(root *os.Root, tag string, manifests []ocispecs.Descriptor, reached reach, u use) cache.Record {
 	r := cache.Record{
-		ID: tag, Type: cache.LocalTag, LastUsed: u.Time, UsageCount: u.Count,
+		ID: tag, Type: cache.LocalTag, LastUsed: u.Time, UsageCount: u.Count, Projects: u.Projects,
 		Description: fmt.Sprintf("cache of %d blobs, manifest %s", len(reached.blobs), manifests[len(manifests)-1].Digest),
 	}
 	if !reached.whole() {

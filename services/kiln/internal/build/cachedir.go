@@ -26,7 +26,8 @@ func (o *options) leaseCacheDir(ctx context.Context, opt *client.SolveOpt, tel *
 	if err != nil {
 		return nil, err
 	}
-	leases := cachelease.Acquire(ctx, cachemanagerv1.NewCacheManagerServiceClient(cc), "kiln build "+opt.Ref, []cachelease.Want{
+	holder := cachelease.Holder{Name: "kiln build " + opt.Ref, Project: o.project}
+	leases := cachelease.Acquire(ctx, cachemanagerv1.NewCacheManagerServiceClient(cc), holder, []cachelease.Want{
 		{Directory: o.cacheDir, Tag: o.project}, {Directory: o.cacheDir, Tag: o.project, Export: true},
 	}, tel.Logger)
 	digest, leased := leases.Digest(0)

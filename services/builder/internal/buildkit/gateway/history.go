@@ -58,5 +58,5 @@ func (h *history) end() build.Result {
 	}
 	h.cancel()
 	<-h.done
-	return build.Result{Steps: h.progress.Counts(), Times: h.progress.Times(h.started)}
+	return build.Result{Steps: h.progress.Counts(), Graph: h.progress.Graph(), Times: h.progress.Times(h.started)}
 }

@@ -27,7 +27,7 @@ var File_kiln_cachemanager_v1_cache_manager_service_proto protoreflect.FileDescr
 
 const file_kiln_cachemanager_v1_cache_manager_service_proto_rawDesc = "" +
 	"\n" +
-	"0kiln/cachemanager/v1/cache_manager_service.proto\x12\x14kiln.cachemanager.v1\x1a kiln/cachemanager/v1/lease.proto\x1a kiln/cachemanager/v1/local.proto\x1a\x1ekiln/cachemanager/v1/pin.proto\x1a!kiln/cachemanager/v1/policy.proto\x1a kiln/cachemanager/v1/prune.proto\x1a\x1ekiln/cachemanager/v1/run.proto\x1a kiln/cachemanager/v1/usage.proto2\xcf\f\n" +
+	"0kiln/cachemanager/v1/cache_manager_service.proto\x12\x14kiln.cachemanager.v1\x1a kiln/cachemanager/v1/lease.proto\x1a kiln/cachemanager/v1/local.proto\x1a\x1ekiln/cachemanager/v1/pin.proto\x1a!kiln/cachemanager/v1/policy.proto\x1a kiln/cachemanager/v1/prune.proto\x1a!kiln/cachemanager/v1/report.proto\x1a\x1ekiln/cachemanager/v1/run.proto\x1a kiln/cachemanager/v1/usage.proto2\xb3\r\n" +
 	"\x13CacheManagerService\x12Y\n" +
 	"\bGetUsage\x12%.kiln.cachemanager.v1.GetUsageRequest\x1a&.kiln.cachemanager.v1.GetUsageResponse\x12b\n" +
 	"\vListRecords\x12(.kiln.cachemanager.v1.ListRecordsRequest\x1a).kiln.cachemanager.v1.ListRecordsResponse\x12a\n" +
@@ -48,7 +48,8 @@ const file_kiln_cachemanager_v1_cache_manager_service_proto_rawDesc = "" +
 	"\fAcquireLease\x12).kiln.cachemanager.v1.AcquireLeaseRequest\x1a*.kiln.cachemanager.v1.AcquireLeaseResponse\x12_\n" +
 	"\n" +
 	"RenewLease\x12'.kiln.cachemanager.v1.RenewLeaseRequest\x1a(.kiln.cachemanager.v1.RenewLeaseResponse\x12e\n" +
-	"\fReleaseLease\x12).kiln.cachemanager.v1.ReleaseLeaseRequest\x1a*.kiln.cachemanager.v1.ReleaseLeaseResponseBLZJgithub.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1;cachemanagerv1b\x06proto3"
+	"\fReleaseLease\x12).kiln.cachemanager.v1.ReleaseLeaseRequest\x1a*.kiln.cachemanager.v1.ReleaseLeaseResponse\x12b\n" +
+	"\vReportBuild\x12(.kiln.cachemanager.v1.ReportBuildRequest\x1a).kiln.cachemanager.v1.ReportBuildResponseBLZJgithub.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1;cachemanagerv1b\x06proto3"
 
 var file_kiln_cachemanager_v1_cache_manager_service_proto_goTypes = []any{
 	(*GetUsageRequest)(nil),      // 0: kiln.cachemanager.v1.GetUsageRequest
@@ -68,23 +69,25 @@ var file_kiln_cachemanager_v1_cache_manager_service_proto_goTypes = []any{
 	(*AcquireLeaseRequest)(nil),  // 14: kiln.cachemanager.v1.AcquireLeaseRequest
 	(*RenewLeaseRequest)(nil),    // 15: kiln.cachemanager.v1.RenewLeaseRequest
 	(*ReleaseLeaseRequest)(nil),  // 16: kiln.cachemanager.v1.ReleaseLeaseRequest
-	(*GetUsageResponse)(nil),     // 17: kiln.cachemanager.v1.GetUsageResponse
-	(*ListRecordsResponse)(nil),  // 18: kiln.cachemanager.v1.ListRecordsResponse
-	(*WatchUsageResponse)(nil),   // 19: kiln.cachemanager.v1.WatchUsageResponse
-	(*PlanPruneResponse)(nil),    // 20: kiln.cachemanager.v1.PlanPruneResponse
-	(*PruneResponse)(nil),        // 21: kiln.cachemanager.v1.PruneResponse
-	(*GetPolicyResponse)(nil),    // 22: kiln.cachemanager.v1.GetPolicyResponse
-	(*UpdatePolicyResponse)(nil), // 23: kiln.cachemanager.v1.UpdatePolicyResponse
-	(*PinResponse)(nil),          // 24: kiln.cachemanager.v1.PinResponse
-	(*UnpinResponse)(nil),        // 25: kiln.cachemanager.v1.UnpinResponse
-	(*ListPinsResponse)(nil),     // 26: kiln.cachemanager.v1.ListPinsResponse
-	(*VerifyCacheResponse)(nil),  // 27: kiln.cachemanager.v1.VerifyCacheResponse
-	(*CleanCacheResponse)(nil),   // 28: kiln.cachemanager.v1.CleanCacheResponse
-	(*ListRunsResponse)(nil),     // 29: kiln.cachemanager.v1.ListRunsResponse
-	(*GetRunResponse)(nil),       // 30: kiln.cachemanager.v1.GetRunResponse
-	(*AcquireLeaseResponse)(nil), // 31: kiln.cachemanager.v1.AcquireLeaseResponse
-	(*RenewLeaseResponse)(nil),   // 32: kiln.cachemanager.v1.RenewLeaseResponse
-	(*ReleaseLeaseResponse)(nil), // 33: kiln.cachemanager.v1.ReleaseLeaseResponse
+	(*ReportBuildRequest)(nil),   // 17: kiln.cachemanager.v1.ReportBuildRequest
+	(*GetUsageResponse)(nil),     // 18: kiln.cachemanager.v1.GetUsageResponse
+	(*ListRecordsResponse)(nil),  // 19: kiln.cachemanager.v1.ListRecordsResponse
+	(*WatchUsageResponse)(nil),   // 20: kiln.cachemanager.v1.WatchUsageResponse
+	(*PlanPruneResponse)(nil),    // 21: kiln.cachemanager.v1.PlanPruneResponse
+	(*PruneResponse)(nil),        // 22: kiln.cachemanager.v1.PruneResponse
+	(*GetPolicyResponse)(nil),    // 23: kiln.cachemanager.v1.GetPolicyResponse
+	(*UpdatePolicyResponse)(nil), // 24: kiln.cachemanager.v1.UpdatePolicyResponse
+	(*PinResponse)(nil),          // 25: kiln.cachemanager.v1.PinResponse
+	(*UnpinResponse)(nil),        // 26: kiln.cachemanager.v1.UnpinResponse
+	(*ListPinsResponse)(nil),     // 27: kiln.cachemanager.v1.ListPinsResponse
+	(*VerifyCacheResponse)(nil),  // 28: kiln.cachemanager.v1.VerifyCacheResponse
+	(*CleanCacheResponse)(nil),   // 29: kiln.cachemanager.v1.CleanCacheResponse
+	(*ListRunsResponse)(nil),     // 30: kiln.cachemanager.v1.ListRunsResponse
+	(*GetRunResponse)(nil),       // 31: kiln.cachemanager.v1.GetRunResponse
+	(*AcquireLeaseResponse)(nil), // 32: kiln.cachemanager.v1.AcquireLeaseResponse
+	(*RenewLeaseResponse)(nil),   // 33: kiln.cachemanager.v1.RenewLeaseResponse
+	(*ReleaseLeaseResponse)(nil), // 34: kiln.cachemanager.v1.ReleaseLeaseResponse
+	(*ReportBuildResponse)(nil),  // 35: kiln.cachemanager.v1.ReportBuildResponse
 }
 var file_kiln_cachemanager_v1_cache_manager_service_proto_depIdxs = []int32{
 	0,  // 0: kiln.cachemanager.v1.CacheManagerService.GetUsage:input_type -> kiln.cachemanager.v1.GetUsageRequest
@@ -104,25 +107,27 @@ var file_kiln_cachemanager_v1_cache_manager_service_proto_depIdxs = []int32{
 	14, // 14: kiln.cachemanager.v1.CacheManagerService.AcquireLease:input_type -> kiln.cachemanager.v1.AcquireLeaseRequest
 	15, // 15: kiln.cachemanager.v1.CacheManagerService.RenewLease:input_type -> kiln.cachemanager.v1.RenewLeaseRequest
 	16, // 16: kiln.cachemanager.v1.CacheManagerService.ReleaseLease:input_type -> kiln.cachemanager.v1.ReleaseLeaseRequest
-	17, // 17: kiln.cachemanager.v1.CacheManagerService.GetUsage:output_type -> kiln.cachemanager.v1.GetUsageResponse
-	18, // 18: kiln.cachemanager.v1.CacheManagerService.ListRecords:output_type -> kiln.cachemanager.v1.ListRecordsResponse
-	19, // 19: kiln.cachemanager.v1.CacheManagerService.WatchUsage:output_type -> kiln.cachemanager.v1.WatchUsageResponse
-	20, // 20: kiln.cachemanager.v1.CacheManagerService.PlanPrune:output_type -> kiln.cachemanager.v1.PlanPruneResponse
-	21, // 21: kiln.cachemanager.v1.CacheManagerService.Prune:output_type -> kiln.cachemanager.v1.PruneResponse
-	22, // 22: kiln.cachemanager.v1.CacheManagerService.GetPolicy:output_type -> kiln.cachemanager.v1.GetPolicyResponse
-	23, // 23: kiln.cachemanager.v1.CacheManagerService.UpdatePolicy:output_type -> kiln.cachemanager.v1.UpdatePolicyResponse
-	24, // 24: kiln.cachemanager.v1.CacheManagerService.Pin:output_type -> kiln.cachemanager.v1.PinResponse
-	25, // 25: kiln.cachemanager.v1.CacheManagerService.Unpin:output_type -> kiln.cachemanager.v1.UnpinResponse
-	26, // 26: kiln.cachemanager.v1.CacheManagerService.ListPins:output_type -> kiln.cachemanager.v1.ListPinsResponse
-	27, // 27: kiln.cachemanager.v1.CacheManagerService.VerifyCache:output_type -> kiln.cachemanager.v1.VerifyCacheResponse
-	28, // 28: kiln.cachemanager.v1.CacheManagerService.CleanCache:output_type -> kiln.cachemanager.v1.CleanCacheResponse
-	29, // 29: kiln.cachemanager.v1.CacheManagerService.ListRuns:output_type -> kiln.cachemanager.v1.ListRunsResponse
-	30, // 30: kiln.cachemanager.v1.CacheManagerService.GetRun:output_type -> kiln.cachemanager.v1.GetRunResponse
-	31, // 31: kiln.cachemanager.v1.CacheManagerService.AcquireLease:output_type -> kiln.cachemanager.v1.AcquireLeaseResponse
-	32, // 32: kiln.cachemanager.v1.CacheManagerService.RenewLease:output_type -> kiln.cachemanager.v1.RenewLeaseResponse
-	33, // 33: kiln.cachemanager.v1.CacheManagerService.ReleaseLease:output_type -> kiln.cachemanager.v1.ReleaseLeaseResponse
-	17, // [17:34] is the sub-list for method output_type
-	0,  // [0:17] is the sub-list for method input_type
+	17, // 17: kiln.cachemanager.v1.CacheManagerService.ReportBuild:input_type -> kiln.cachemanager.v1.ReportBuildRequest
+	18, // 18: kiln.cachemanager.v1.CacheManagerService.GetUsage:output_type -> kiln.cachemanager.v1.GetUsageResponse
+	19, // 19: kiln.cachemanager.v1.CacheManagerService.ListRecords:output_type -> kiln.cachemanager.v1.ListRecordsResponse
+	20, // 20: kiln.cachemanager.v1.CacheManagerService.WatchUsage:output_type -> kiln.cachemanager.v1.WatchUsageResponse
+	21, // 21: kiln.cachemanager.v1.CacheManagerService.PlanPrune:output_type -> kiln.cachemanager.v1.PlanPruneResponse
+	22, // 22: kiln.cachemanager.v1.CacheManagerService.Prune:output_type -> kiln.cachemanager.v1.PruneResponse
+	23, // 23: kiln.cachemanager.v1.CacheManagerService.GetPolicy:output_type -> kiln.cachemanager.v1.GetPolicyResponse
+	24, // 24: kiln.cachemanager.v1.CacheManagerService.UpdatePolicy:output_type -> kiln.cachemanager.v1.UpdatePolicyResponse
+	25, // 25: kiln.cachemanager.v1.CacheManagerService.Pin:output_type -> kiln.cachemanager.v1.PinResponse
+	26, // 26: kiln.cachemanager.v1.CacheManagerService.Unpin:output_type -> kiln.cachemanager.v1.UnpinResponse
+	27, // 27: kiln.cachemanager.v1.CacheManagerService.ListPins:output_type -> kiln.cachemanager.v1.ListPinsResponse
+	28, // 28: kiln.cachemanager.v1.CacheManagerService.VerifyCache:output_type -> kiln.cachemanager.v1.VerifyCacheResponse
+	29, // 29: kiln.cachemanager.v1.CacheManagerService.CleanCache:output_type -> kiln.cachemanager.v1.CleanCacheResponse
+	30, // 30: kiln.cachemanager.v1.CacheManagerService.ListRuns:output_type -> kiln.cachemanager.v1.ListRunsResponse
+	31, // 31: kiln.cachemanager.v1.CacheManagerService.GetRun:output_type -> kiln.cachemanager.v1.GetRunResponse
+	32, // 32: kiln.cachemanager.v1.CacheManagerService.AcquireLease:output_type -> kiln.cachemanager.v1.AcquireLeaseResponse
+	33, // 33: kiln.cachemanager.v1.CacheManagerService.RenewLease:output_type -> kiln.cachemanager.v1.RenewLeaseResponse
+	34, // 34: kiln.cachemanager.v1.CacheManagerService.ReleaseLease:output_type -> kiln.cachemanager.v1.ReleaseLeaseResponse
+	35, // 35: kiln.cachemanager.v1.CacheManagerService.ReportBuild:output_type -> kiln.cachemanager.v1.ReportBuildResponse
+	18, // [18:36] is the sub-list for method output_type
+	0,  // [0:18] is the sub-list for method input_type
 	0,  // [0:0] is the sub-list for extension type_name
 	0,  // [0:0] is the sub-list for extension extendee
 	0,  // [0:0] is the sub-list for field type_name
@@ -138,6 +143,7 @@ func file_kiln_cachemanager_v1_cache_manager_service_proto_init() {
 	file_kiln_cachemanager_v1_pin_proto_init()
 	file_kiln_cachemanager_v1_policy_proto_init()
 	file_kiln_cachemanager_v1_prune_proto_init()
+	file_kiln_cachemanager_v1_report_proto_init()
 	file_kiln_cachemanager_v1_run_proto_init()
 	file_kiln_cachemanager_v1_usage_proto_init()
 	type x struct{}

@@ -39,6 +39,7 @@ const (
 	CacheManagerService_AcquireLease_FullMethodName = "/kiln.cachemanager.v1.CacheManagerService/AcquireLease"
 	CacheManagerService_RenewLease_FullMethodName   = "/kiln.cachemanager.v1.CacheManagerService/RenewLease"
 	CacheManagerService_ReleaseLease_FullMethodName = "/kiln.cachemanager.v1.CacheManagerService/ReleaseLease"
+	CacheManagerService_ReportBuild_FullMethodName  = "/kiln.cachemanager.v1.CacheManagerService/ReportBuild"
 )
 
 // CacheManagerServiceClient is the client API for CacheManagerService service.
@@ -159,6 +160,13 @@ type CacheManagerServiceClient interface {
 	//
 	// Errors: none of its own.
 	ReleaseLease(ctx context.Context, in *ReleaseLeaseRequest, opts ...grpc.CallOption) (*ReleaseLeaseResponse, error)
+	// Takes what a build was that has ended. The records that it has used are told
+	// from that the next time that the caches are listed: by the times of its steps
+	// and what the daemon says that records are of, for BuildKit keeps no link.
+	//
+	// Errors: none of its own. A build on a daemon that is not configured counts for
+	// the hit ratio only.
+	ReportBuild(ctx context.Context, in *ReportBuildRequest, opts ...grpc.CallOption) (*ReportBuildResponse, error)
 }
 
 type cacheManagerServiceClient struct {
@@ -375,6 +383,16 @@ func (c *cacheManagerServiceClient) ReleaseLease(ctx context.Context, in *Releas
 	return out, nil
 }
 
+func (c *cacheManagerServiceClient) ReportBuild(ctx context.Context, in *ReportBuildRequest, opts ...grpc.CallOption) (*ReportBuildResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReportBuildResponse)
+	err := c.cc.Invoke(ctx, CacheManagerService_ReportBuild_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // CacheManagerServiceServer is the server API for CacheManagerService service.
 // All implementations must embed UnimplementedCacheManagerServiceServer
 // for forward compatibility.
@@ -493,6 +511,13 @@ type CacheManagerServiceServer interface {
 	//
 	// Errors: none of its own.
 	ReleaseLease(context.Context, *ReleaseLeaseRequest) (*ReleaseLeaseResponse, error)
+	// Takes what a build was that has ended. The records that it has used are told
+	// from that the next time that the caches are listed: by the times of its steps
+	// and what the daemon says that records are of, for BuildKit keeps no link.
+	//
+	// Errors: none of its own. A build on a daemon that is not configured counts for
+	// the hit ratio only.
+	ReportBuild(context.Context, *ReportBuildRequest) (*ReportBuildResponse, error)
 	mustEmbedUnimplementedCacheManagerServiceServer()
 }
 
@@ -553,6 +578,9 @@ func (UnimplementedCacheManagerServiceServer) RenewLease(context.Context, *Renew
 }
 func (UnimplementedCacheManagerServiceServer) ReleaseLease(context.Context, *ReleaseLeaseRequest) (*ReleaseLeaseResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ReleaseLease not implemented")
+}
+func (UnimplementedCacheManagerServiceServer) ReportBuild(context.Context, *ReportBuildRequest) (*ReportBuildResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReportBuild not implemented")
 }
 func (UnimplementedCacheManagerServiceServer) mustEmbedUnimplementedCacheManagerServiceServer() {}
 func (UnimplementedCacheManagerServiceServer) testEmbeddedByValue()                             {}
@@ -853,6 +881,24 @@ func _CacheManagerService_ReleaseLease_Handler(srv interface{}, ctx context.Cont
 	return interceptor(ctx, in, info, handler)
 }
 
+func _CacheManagerService_ReportBuild_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReportBuildRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(CacheManagerServiceServer).ReportBuild(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: CacheManagerService_ReportBuild_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(CacheManagerServiceServer).ReportBuild(ctx, req.(*ReportBuildRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // CacheManagerService_ServiceDesc is the grpc.ServiceDesc for CacheManagerService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -911,6 +957,10 @@ var CacheManagerService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ReleaseLease",
 			Handler:    _CacheManagerService_ReleaseLease_Handler,
+		},
+		{
+			MethodName: "ReportBuild",
+			Handler:    _CacheManagerService_ReportBuild_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -94,7 +94,9 @@ type AcquireLeaseRequest struct {
 	Ttl *durationpb.Duration `protobuf:"bytes,5,opt,name=ttl,proto3" json:"ttl,omitempty"`
 	// Chosen by the caller, best a random UUID: the same id is the same lease
 	// (AIP-155). Empty: every call is a new lease.
-	RequestId     string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	RequestId string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Project whose build it is, which the tag then counts for. Empty: not known.
+	Project       string `protobuf:"bytes,7,opt,name=project,proto3" json:"project,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -167,6 +169,13 @@ func (x *AcquireLeaseRequest) GetTtl() *durationpb.Duration {
 func (x *AcquireLeaseRequest) GetRequestId() string {
 	if x != nil {
 		return x.RequestId
+	}
+	return ""
+}
+
+func (x *AcquireLeaseRequest) GetProject() string {
+	if x != nil {
+		return x.Project
 	}
 	return ""
 }
@@ -516,7 +525,7 @@ var File_kiln_cachemanager_v1_lease_proto protoreflect.FileDescriptor
 
 const file_kiln_cachemanager_v1_lease_proto_rawDesc = "" +
 	"\n" +
-	" kiln/cachemanager/v1/lease.proto\x12\x14kiln.cachemanager.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa7\x02\n" +
+	" kiln/cachemanager/v1/lease.proto\x12\x14kiln.cachemanager.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcb\x02\n" +
 	"\x13AcquireLeaseRequest\x12)\n" +
 	"\tdirectory\x18\x01 \x01(\tB\v\xbaH\br\x06\x18\x80 :\x01/R\tdirectory\x12\x1a\n" +
 	"\x03tag\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\x03tag\x12?\n" +
@@ -526,7 +535,8 @@ const file_kiln_cachemanager_v1_lease_proto_rawDesc = "" +
 	"\x03ttl\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
 	"\"\x04\b\x80\xa3\x052\x02\b\x01R\x03ttl\x12'\n" +
 	"\n" +
-	"request_id\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\trequestId\"I\n" +
+	"request_id\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\trequestId\x12\"\n" +
+	"\aproject\x18\a \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\aproject\"I\n" +
 	"\x14AcquireLeaseResponse\x121\n" +
 	"\x05lease\x18\x01 \x01(\v2\x1b.kiln.cachemanager.v1.LeaseR\x05lease\"y\n" +
 	"\x11RenewLeaseRequest\x12%\n" +
