@@ -226,7 +226,7 @@ func TestS4_LocalDirectory(t *testing.T) {
 	}
 	before := m.records(t)
 	if len(before) != 1 || before[0].GetId() != "web" || before[0].GetType() != cachemanagerv1.RecordType_RECORD_TYPE_LOCAL_TAG || before[0].GetUsageCount() != 4 ||
-		before[0].GetSizeBytes() < 3_000_000 {
+		before[0].GetSizeBytes() < 3_000_000 || !slices.Equal(before[0].GetProjects(), []string{"web"}) {
 		t.Fatalf("%v", before)
 	}
 

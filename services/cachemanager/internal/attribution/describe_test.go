@@ -24,6 +24,11 @@ func TestDescribes(t *testing.T) {
 		{"mount / from exec /bin/sh -c echo ho\necho hi\n", "[3/7] RUN <<EOF (echo hi...)", false},
 		{"mount / from exec /bin/busybox true a b", `[7/7] RUN ["/bin/busybox", "true", "a b"]`, true},
 		{"mount / from exec /bin/busybox true a", `[7/7] RUN ["/bin/busybox", "true", "a b"]`, false},
+		{"local source for context", "[internal] load build context", true},
+		{"local source for context", "[internal] load .dockerignore", true},
+		{"local source for dockerfile", "[internal] load build definition from Dockerfile", true},
+		{"local source for context", "[internal] load build definition from Dockerfile", false},
+		{`cached mount /c from exec /bin/sh -c make with id "//c"`, "[2/3] RUN --mount=type=cache,target=/d make", false},
 		{"", "", false},
 		{"pulled from r/base:1", "[1/7] FROM r/base:1", false},
 	} {

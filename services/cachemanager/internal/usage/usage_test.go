@@ -51,3 +51,23 @@ func TestPlusKeepsTheOldestUse(t *testing.T) {
 		t.Error(sum.OldestUse)
 	}
 }
+
+// A record that several use counts for each, and one that nobody is known to use for
+// nobody.
+func TestGroups(t *testing.T) {
+	l := cache.Listing{Records: []cache.Record{
+		{ID: "a", Bytes: 5, Projects: []string{"app", "web"}, Images: []string{"r/web:1"}},
+		{ID: "b", Bytes: 7, Projects: []string{"web"}},
+		{ID: "c", Bytes: 1},
+	}}
+	want := []Group{{"web", Totals{Records: 2, Bytes: 12}}, {"app", Totals{Records: 1, Bytes: 5}}, {"", Totals{Records: 1, Bytes: 1}}}
+	if diff := cmp.Diff(want, ByProject([]cache.Listing{l})); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]Group{{"r/web:1", Totals{Records: 1, Bytes: 5}}}, ByImage(l)); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff([]Group{{"web", Totals{Records: 4, Bytes: 24}}, {"app", Totals{Records: 2, Bytes: 10}}, {"", Totals{Records: 2, Bytes: 2}}}, ByProject([]cache.Listing{l, l})); diff != "" {
+		t.Error(diff)
+	}
+}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/kilnbuild/kiln/pkg/human"
 
@@ -17,14 +18,17 @@ import (
 
 func duCommand(conn *connect.Flags) *cobra.Command {
 	var caches []string
-	var format string
+	var format, by string
 	cmd := &cobra.Command{
 		Use:     "du",
 		Aliases: []string{"usage"},
-		Short:   "Show what the caches hold, by type",
+		Short:   "Show what the caches hold, by type, project or image",
 		Long: `Shows what each cache holds now, by the type of its records, beside what the policy
-lets it hold. With --format json it is the kiln.cachemanager.v1.Usage.`,
+lets it hold; or by project, with how many steps of its builds of the last 7 days were found
+in a cache; or by image. Projects and images are known of builds that a builder with a
+cache_manager has made. With --format json it is the kiln.cachemanager.v1.Usage.`,
 		Example: `  kiln cache du
+  kiln cache du --by project
   kiln cache du --cache local --format json`,
 		Args: cobra.NoArgs,
 		RunE: runE(conn, func(ctx context.Context, c *call, _ []string) error {
@@ -35,12 +39,47 @@ lets it hold. With --format json it is the kiln.cachemanager.v1.Usage.`,
 			if format == "json" {
 				return show.JSON(c.out, res.GetUsage())
 			}
-			return writeUsage(c.out, c.term, res.GetUsage())
+			return writes[strings.ToLower(by)](c.out, c.term, res.GetUsage())
 		}),
 	}
+	cmd.Flags().StringVar(&by, "by", "type", "what to add up by: type, project or image")
+	show.Choice(cmd, "by", []string{"type", "project", "image"})
 	addCaches(cmd, &caches)
 	show.AddFormat(cmd, &format, "text or json")
 	return cmd
+}
+
+// writes are the tables by what they add up by.
+var writes = map[string]func(io.Writer, table.Terminal, *cachemanagerv1.Usage) error{
+	"type": writeUsage, "project": writeProjects, "image": writeImages,
+}
+
+func writeProjects(w io.Writer, term table.Terminal, u *cachemanagerv1.Usage) error {
+	t := table.Table{Header: []string{"PROJECT", "RECORDS", "SIZE", "IN USE", "STEPS FOUND IN A CACHE"}}
+	for _, p := range u.GetProjects() {
+		name := table.Cell{Text: p.GetProject(), Style: table.Bold}
+		if name.Text == "" {
+			name = table.Cell{Text: "(not known)"}
+		}
+		hits := "-"
+		if all := p.GetTotalSteps(); all > 0 {
+			hits = fmt.Sprintf("%d of %d (%d %%)", p.GetCachedSteps(), all, 100*p.GetCachedSteps()/all)
+		}
+		t.Add(name, count(p.GetTotal().GetRecords()), bytes(p.GetTotal().GetSizeBytes()), bytes(p.GetTotal().GetInUseBytes()), table.Cell{Text: hits})
+	}
+	return t.Write(w, term)
+}
+
+func writeImages(w io.Writer, term table.Terminal, u *cachemanagerv1.Usage) error {
+	t := table.Table{Header: []string{"CACHE", "IMAGE", "RECORDS", "SIZE", "IN USE"}}
+	for _, c := range u.GetCaches() {
+		name := table.Cell{Text: place(c.GetCache()), Style: table.Bold}
+		for _, i := range c.GetImages() {
+			t.Add(name, table.Cell{Text: i.GetImage()}, count(i.GetTotal().GetRecords()), bytes(i.GetTotal().GetSizeBytes()), bytes(i.GetTotal().GetInUseBytes()))
+			name.Text = ""
+		}
+	}
+	return t.Write(w, term)
 }
 
 func writeUsage(w io.Writer, term table.Terminal, u *cachemanagerv1.Usage) error {
