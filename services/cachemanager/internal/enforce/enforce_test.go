@@ -38,6 +38,7 @@ type memory struct {
 	err     error
 	busy    error
 	lose    context.CancelCauseFunc
+	behind  time.Duration // its clock
 }
 
 func newMemory(name string, records ...cache.Record) *memory {
@@ -82,7 +83,7 @@ func (m *memory) Remove(_ context.Context, ids []string, unusedFor time.Duration
 	for range ids {
 		for _, id := range ids {
 			r, there := m.records[id]
-			if !there || r.InUse || time.Since(r.LastUsed) < unusedFor || m.isParent(id) {
+			if !there || r.InUse || time.Since(r.LastUsed)-m.behind < unusedFor || m.isParent(id) {
 				continue
 			}
 			delete(m.records, id)
@@ -239,7 +240,7 @@ func TestEndsAfterTheChunk(t *testing.T) {
 		}, force, run.Partial},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m := newMemory("d", many(350)...)
+			m := newMemory("d", many(650)...)
 			ctx, cancel := context.WithCancel(t.Context())
 			defer cancel()
 			m.before = func(call int) {
@@ -249,13 +250,24 @@ func TestEndsAfterTheChunk(t *testing.T) {
 			}
 			e, s := engine(t, m)
 			r, _, err := toldIn(ctx, e, c.order)
-			if err != nil || r.State != c.want || r.Removed.Records != 200 || len(m.records) != 150 {
+			if err != nil || r.State != c.want || r.Removed.Records != 500 || len(m.records) != 150 {
 				t.Errorf("%v: %s, %d removed, %d left, %v", err, r.State, r.Removed.Records, len(m.records), r.Err)
 			}
 			if kept, err := s.Run(t.Context(), r.ID); err != nil || kept.State != c.want {
 				t.Errorf("kept: %+v, %v", kept, err)
 			}
 		})
+	}
+}
+
+// A daemon whose clock is behind gives up what it should all the same.
+func TestClockBehind(t *testing.T) {
+	m := newMemory("d", many(300)...)
+	m.behind = time.Minute
+	e, _ := engine(t, m)
+	r, _, err := toldIn(t.Context(), e, force)
+	if err != nil || r.State != run.Succeeded || r.Removed.Records != 300 {
+		t.Errorf("%v: %+v", err, r)
 	}
 }
 

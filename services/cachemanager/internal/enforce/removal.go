@@ -26,8 +26,9 @@ type removal struct {
 	report  *run.OfCache
 }
 
-// chunk is how many records are removed by one call: BuildKit is fastest so.
-const chunk = 100
+// chunk is how many records are removed by one call: each call costs the daemon a collection
+// of its metadata, and each id a comparison with each record that is old enough.
+const chunk = 250
 
 func (r *removal) run(ctx context.Context, c Cache) {
 	ctx, span := r.job.engine.Tracer.Start(ctx, "cache prune", trace.WithAttributes(attribute.String("kiln.cache", c.Ref().String())))
@@ -106,13 +107,11 @@ func (r *removal) remove(ctx context.Context, c Cache, part []plan.Verdict, gone
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), chunkTimeout)
 	defer cancel()
 	byID := make(map[string]*plan.Verdict, len(part))
-	ids := make([]string, len(part))
 	for i := range part {
-		ids[i] = part[i].Record.ID
-		byID[ids[i]] = &part[i]
+		byID[part[i].Record.ID] = &part[i]
 	}
 	var done []plan.Verdict
-	err := c.Remove(ctx, ids, r.unusedFor(part), func(id string, bytes int64) {
+	freed := func(id string, bytes int64) {
 		if v := byID[id]; v != nil && !gone[id] {
 			gone[id] = true
 			if bytes > 0 && !v.Record.Shared {
@@ -121,10 +120,41 @@ func (r *removal) remove(ctx context.Context, c Cache, part []plan.Verdict, gone
 			done = append(done, *v)
 			r.took(*v)
 		}
-	})
+	}
+	safe := r.unusedFor(part)
+	err := c.Remove(ctx, r.left(part, gone), max(safe, oldest(part)), freed)
+	if ids := r.left(part, gone); err == nil && len(ids) > 0 && oldest(part) > safe {
+		err = c.Remove(ctx, ids, safe, freed) // the daemon's clock may be behind
+	}
 	r.job.keep(ctx, done)
 	return err
 }
+
+// left are the ids of those that are not gone.
+func (*removal) left(part []plan.Verdict, gone map[string]bool) (ids []string) {
+	for _, v := range part {
+		if !gone[v.Record.ID] {
+			ids = append(ids, v.Record.ID)
+		}
+	}
+	return ids
+}
+
+// oldest is for how long all records of a chunk were unused, about. A daemon compares
+// with the ids those records only that were unused for as long as it is told: so it has
+// less to compare than with the time that is safe.
+func oldest(part []plan.Verdict) time.Duration {
+	var youngest time.Time
+	for _, v := range part {
+		if v.Record.LastUsed.After(youngest) {
+			youngest = v.Record.LastUsed
+		}
+	}
+	return time.Since(youngest) - blur
+}
+
+// blur is by how much the clocks of one host may differ, and what a call takes.
+const blur = 2 * time.Second
 
 // margin is by how much longer than since the listing a record must have been unused
 // to go. The daemon counts at the moment in which it comes to the record, which may
