@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -92,9 +93,15 @@ func buildOnce(t *testing.T, daemon *lab.Buildkitd, base, want string) (string, 
 	return string(got), err
 }
 
-// A daemon whose disk fills up gets room by the watermark, long before the next run of
-// the schedule, and builds go on.
+// A daemon whose disk fills up gets room, and builds go on: by the watermark, long before
+// the next run of the schedule, where the cache manager sees the disk; where only the
+// daemon does, by what each run tells it. What is pinned stays.
 func TestS4_FullDisk(t *testing.T) {
+	t.Run("seen by the cache manager", func(t *testing.T) { fillDisk(t, true) })
+	t.Run("seen by the daemon only", func(t *testing.T) { fillDisk(t, false) })
+}
+
+func fillDisk(t *testing.T, seen bool) {
 	const size, low, high = 400 << 20, 150 << 20, 250 << 20
 	disk := t.TempDir() // before the lab, which unmounts it in the end
 	l := labtest.New(t)
@@ -105,10 +112,16 @@ func TestS4_FullDisk(t *testing.T) {
 	l.OnClose("small disk", func(context.Context) error { return syscall.Unmount(disk, syscall.MNT_DETACH) })
 	daemon := labtest.Must(l.StartBuildkitd(ctx, lab.BuildkitdOptions{Root: disk}))(t)
 	cfg := manual()
-	cfg.Daemons = []*configv1.DaemonConfig{{Name: "small", Address: daemon.Addr, Root: disk}}
+	cfg.Daemons = []*configv1.DaemonConfig{{Name: "small", Address: daemon.Addr}}
+	trigger := cachemanagerv1.RunTrigger_RUN_TRIGGER_FREE_DISK
+	if seen {
+		cfg.Daemons[0].Root = disk
+	} else {
+		cfg.Interval, trigger = durationpb.New(time.Second), cachemanagerv1.RunTrigger_RUN_TRIGGER_SCHEDULE
+	}
 	cfg.PolicyFile = policyFile(t, fmt.Sprintf("rules:\n- name: room\n  keep:\n    free_disk: {low_bytes: %d, high_bytes: %d}\n", low, high))
 	m := startCacheManager(t, l, cfg, nil)
-	for i := range 20 { // three times the disk
+	build := func(i int) {
 		dir := t.TempDir()
 		data := make([]byte, 30<<20)
 		for at := range data {
@@ -116,6 +129,19 @@ func TestS4_FullDisk(t *testing.T) {
 		}
 		labtest.Write(t, dir, map[string]string{"Dockerfile": "FROM scratch\nCOPY data /data\n", "data": string(data)})
 		labtest.Must(lab.Exec(ctx, buildctl(t, daemon.Addr, dir)))(t)
+	}
+	build(0)
+	var pinned string
+	for _, r := range m.records(t) {
+		if strings.Contains(r.GetDescription(), "COPY data /data") {
+			pinned = r.GetId()
+		}
+	}
+	labtest.Must(m.api.Pin(ctx, &cachemanagerv1.PinRequest{Target: &cachemanagerv1.PinRequest_Record{Record: &cachemanagerv1.RecordRef{
+		Cache: &cachemanagerv1.CacheRef{Kind: &cachemanagerv1.CacheRef_Daemon{Daemon: "small"}}, Id: pinned,
+	}}}))(t)
+	for i := range 20 { // three times the disk
+		build(i + 1)
 		labtest.Eventually(t, 20*time.Second, "room on the disk", func() bool {
 			var stat syscall.Statfs_t
 			if err := syscall.Statfs(disk, &stat); err != nil {
@@ -124,18 +150,32 @@ func TestS4_FullDisk(t *testing.T) {
 			return stat.Bavail*uint64(stat.Bsize) >= low //nolint:gosec // a size
 		})
 	}
-	runs := labtest.Must(m.api.ListRuns(ctx, &cachemanagerv1.ListRunsRequest{PageSize: 1000}))(t).GetRuns()
 	byDisk := 0
-	for _, r := range runs {
-		if r.GetTrigger() == cachemanagerv1.RunTrigger_RUN_TRIGGER_FREE_DISK && r.GetRemoved().GetSizeBytes() > 0 {
+	for _, r := range m.runs(t) {
+		if r.GetTrigger() == trigger && r.GetRemoved().GetSizeBytes() > 0 {
 			byDisk++
 		}
 	}
 	if byDisk < 2 {
-		t.Errorf("%d runs made room: %v", byDisk, runs)
+		t.Errorf("%d runs made room: %v", byDisk, m.runs(t))
 	}
+	if !slices.ContainsFunc(m.records(t), func(r *cachemanagerv1.Record) bool { return r.GetId() == pinned }) {
+		t.Error("the pinned record is gone")
+	}
+	plan, _ := m.plan(t, nil)
+	if seen {
+		m.seesDisk(t, size, low)
+	} else if rooms := plan.GetRooms(); len(rooms) != 1 || rooms[0].GetLowBytes() != low || rooms[0].GetHighBytes() != high || rooms[0].GetRule() != "room" {
+		t.Errorf("the plan says of room: %v", plan)
+	}
+}
+
+// seesDisk checks what usage says of the one daemon's disk.
+func (m cacheManager) seesDisk(t *testing.T, size, low int64) {
+	t.Helper()
+	usage := m.usage(t).GetCaches()[0]
 	var uncounted int64
-	for _, of := range m.usage(t).GetCaches()[0].GetTypes() {
+	for _, of := range usage.GetTypes() {
 		if of.GetType() == cachemanagerv1.RecordType_RECORD_TYPE_UNCOUNTED {
 			uncounted = of.GetTotal().GetSizeBytes()
 		}
@@ -143,7 +183,7 @@ func TestS4_FullDisk(t *testing.T) {
 	if uncounted < 100_000 || uncounted > size { // the daemon's databases
 		t.Errorf("usage says of what is in no record: %d bytes", uncounted)
 	}
-	if usage := m.usage(t).GetCaches()[0].GetDisk(); usage.GetTotalBytes() != size || usage.GetFreeBytes() < low {
-		t.Errorf("usage says of the disk: %v", usage)
+	if disk := usage.GetDisk(); disk.GetTotalBytes() != size || disk.GetFreeBytes() < low {
+		t.Errorf("usage says of the disk: %v", disk)
 	}
 }

@@ -4,7 +4,6 @@ package buildkit
 import (
 	"context"
 	"fmt"
-	"syscall"
 	"time"
 
 	"github.com/moby/buildkit/client"
@@ -19,6 +18,7 @@ import (
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/disk"
 )
 
 // Daemon is one buildkitd daemon.
@@ -146,14 +146,13 @@ func (d *Daemon) Disk() (*cache.Disk, error) {
 	if d.root == "" {
 		return nil, nil
 	}
-	var stat syscall.Statfs_t
-	if err := syscall.Statfs(d.root, &stat); err != nil {
+	on, err := disk.Of(d.root)
+	if err != nil {
 		return nil, fault.Wrap(err, fault.FailedPrecondition, "WRONG_STATE",
 			fmt.Sprintf("the disk of daemon %q cannot be looked at at %s", d.name, d.root),
 			"set the daemon's root to the directory of its state on this host, or leave it out for a daemon on another one")
 	}
-	size := uint64(stat.Bsize)                                                                           //nolint:gosec // of a block, and positive
-	return &cache.Disk{TotalBytes: int64(stat.Blocks * size), FreeBytes: int64(stat.Bavail * size)}, nil //nolint:gosec // of a disk
+	return on, nil
 }
 
 // recordOf translates a record of BuildKit's.

@@ -3,6 +3,7 @@ package buildkit
 import (
 	"context"
 	"fmt"
+	"math"
 	"strings"
 	"time"
 
@@ -33,11 +34,35 @@ func (d *Daemon) Remove(ctx context.Context, ids []string, unusedFor time.Durati
 	if len(filters) == 0 {
 		return nil
 	}
+	return d.prune(ctx, freed, client.WithKeepOpt(unusedFor, 0, 0, 0), client.WithFilter(filters))
+}
+
+// MakeRoom removes records, the least recently used first, until so many bytes of the
+// daemon's disk are free; none of those that are excepted, nor one that was used for less than
+// a time. It calls freed as Remove does.
+func (d *Daemon) MakeRoom(ctx context.Context, free int64, except []string, unusedFor time.Duration, freed func(id string, bytes int64)) error {
+	// With no bound of its size beside it, BuildKit removes a record also where enough is
+	// free (v0.34, cache/manager.go, calculateKeepBytes and pruneOnce).
+	opts := []client.PruneOption{client.WithKeepOpt(unusedFor, 0, math.MaxInt64, free)}
+	var all []string // of one filter, all must hold
+	for _, id := range except {
+		if !strings.HasPrefix(id, historyPrefix) {
+			all = append(all, fmt.Sprintf("id!=%q", id))
+		}
+	}
+	if len(all) > 0 {
+		opts = append(opts, client.WithFilter([]string{strings.Join(all, ",")}))
+	}
+	return d.prune(ctx, freed, opts...)
+}
+
+// prune is one Prune of all that its options leave.
+func (d *Daemon) prune(ctx context.Context, freed func(id string, bytes int64), opts ...client.PruneOption) error {
 	gone := make(chan client.UsageInfo)
 	done := make(chan error, 1)
 	go func() {
 		defer close(gone)
-		done <- d.client.Prune(ctx, gone, client.PruneAll, client.WithKeepOpt(unusedFor, 0, 0, 0), client.WithFilter(filters))
+		done <- d.client.Prune(ctx, gone, append(opts, client.PruneAll)...)
 	}()
 	for info := range gone { // To the end, or Prune would wait for a reader.
 		freed(info.ID, max(info.Size, 0))

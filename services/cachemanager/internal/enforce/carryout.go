@@ -149,6 +149,11 @@ func (j *job) removeAll(ctx context.Context, listings []cache.Listing, p run.Pla
 			r.shrinks = append(r.shrinks, v)
 		}
 	}
+	for _, room := range p.Rooms {
+		if r := byRef[room.Cache]; r != nil {
+			r.rooms = append(r.rooms, room)
+		}
+	}
 	for _, v := range p.Verdicts { // of a plan that was given: what has changed since
 		if !v.Remove && j.given != nil && v.Order > 0 {
 			j.emit(Event{Kept: &v})
@@ -182,6 +187,7 @@ func recheck(given, now *plan.Plan, listings []cache.Listing) *plan.Plan {
 	goes := map[name]bool{}
 	out := *given
 	out.Verdicts, out.Removes, out.Rules = nil, plan.Amount{}, slices.Clone(given.Rules)
+	out.Rooms = nil // its exceptions are those of then
 	for i := range out.Rules {
 		out.Rules[i].Amount = plan.Amount{}
 	}

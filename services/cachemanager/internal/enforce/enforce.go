@@ -49,6 +49,14 @@ type Shrinker interface {
 	Shrink(ctx context.Context, id string, steps int, unusedFor time.Duration) (freed int64, done bool, err error)
 }
 
+// Roomy is a daemon that sees to its free disk by itself.
+type Roomy interface {
+	// MakeRoom removes records, the least recently used first, until so many bytes of the
+	// daemon's disk are free by its own figures; none of those that are excepted, nor one
+	// that was used for less than a time. It calls freed as Remove does.
+	MakeRoom(ctx context.Context, free int64, except []string, unusedFor time.Duration, freed func(id string, bytes int64)) error
+}
+
 // Sweeper is a cache in which things pile up that are in no record.
 type Sweeper interface {
 	// Sweep takes away what is of no record any more. When it is urgent, it waits for

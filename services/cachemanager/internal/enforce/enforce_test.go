@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -268,6 +269,53 @@ func TestClockBehind(t *testing.T) {
 	r, _, err := toldIn(t.Context(), e, force)
 	if err != nil || r.State != run.Succeeded || r.Removed.Records != 300 {
 		t.Errorf("%v: %+v", err, r)
+	}
+}
+
+// roomy is a daemon that sees to its disk by itself.
+type roomy struct {
+	*memory
+	free  int64 // bytes
+	asked []string
+}
+
+func (m *roomy) MakeRoom(ctx context.Context, free int64, except []string, unusedFor time.Duration, freed func(string, int64)) error {
+	m.asked = append(m.asked, fmt.Sprint(free, except))
+	for _, id := range slices.Sorted(maps.Keys(m.records)) {
+		if m.free >= free {
+			return nil
+		}
+		if slices.Contains(except, id) {
+			continue
+		}
+		if err := m.Remove(ctx, []string{id}, unusedFor, func(id string, bytes int64) {
+			m.free += bytes
+			freed(id, bytes)
+		}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// A daemon makes room by its own figures: to the high mark, once it is below the low
+// one. A plan that was given is carried out without that.
+func TestMakesRoom(t *testing.T) {
+	p := policy.Policy{Rules: []policy.Rule{{Name: "room", Keep: &policy.Keep{FreeDisk: &policy.FreeDisk{LowBytes: 100, HighBytes: 130}}}}}
+	order := force
+	order.Policy = &p
+	m := &roomy{memory: newMemory("d", many(20)...), free: 85}
+	e, s := engine(t, m)
+	r, _, err := toldIn(t.Context(), e, order)
+	if err != nil || r.State != run.Succeeded || r.Removed != (plan.Amount{Records: 5, Bytes: 50}) || r.Caches[0].After != 150 || !slices.Equal(m.asked, []string{"100 []", "130 []"}) {
+		t.Errorf("%v: %+v, asked for %v", err, r, m.asked)
+	}
+	verdicts, err := s.Verdicts(t.Context(), r.ID, 0, 10)
+	if err != nil || len(verdicts) != 5 || verdicts[0].Rule != "room" || verdicts[0].Reason != plan.FreeDisk || verdicts[0].Explain == "" {
+		t.Errorf("%v, %v", verdicts, err)
+	}
+	if r, _, err := toldIn(t.Context(), e, order); err != nil || r.Removed.Records != 0 || len(m.asked) != 3 {
+		t.Errorf("%v: %+v, asked for %v", err, r, m.asked)
 	}
 }
 

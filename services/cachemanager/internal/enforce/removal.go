@@ -23,6 +23,7 @@ type removal struct {
 	listing *cache.Listing
 	victims []plan.Verdict
 	shrinks []plan.Verdict
+	rooms   []plan.Room
 	report  *run.OfCache
 }
 
@@ -40,6 +41,9 @@ func (r *removal) run(ctx context.Context, c Cache) {
 	err := r.removeAll(ctx, c)
 	if err == nil {
 		err = r.shrink(ctx, c)
+	}
+	if err == nil {
+		err = r.makeRooms(ctx, c)
 	}
 	if s, ok := c.(Sweeper); ok && err == nil {
 		err = s.Sweep(ctx, r.job.order.Trigger == run.FreeDisk || r.job.order.Clean == Empty)

@@ -14,6 +14,7 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/disk"
 )
 
 // List lists the tags of the directory. A directory that is not there has none.
@@ -78,7 +79,9 @@ func (d *Directory) List(ctx context.Context) (cache.Listing, error) {
 	if listing.Uncounted, err = uncounted(root, holders, blobs); err != nil {
 		return listing, d.explain(err, "listed")
 	}
-	listing.Disk = diskOf(d.opts.Path)
+	if listing.Disk, err = d.Disk(); err != nil {
+		return listing, d.explain(err, "listed")
+	}
 	return listing, nil
 }
 
@@ -181,13 +184,10 @@ func sortedKeys[V any](m map[string]V) []string {
 }
 
 // Disk looks at the file system that the directory is on; nil when it is not there.
-func (d *Directory) Disk() (*cache.Disk, error) { return diskOf(d.opts.Path), nil }
-
-func diskOf(path string) *cache.Disk {
-	var stat syscall.Statfs_t
-	if err := syscall.Statfs(path, &stat); err != nil {
-		return nil
+func (d *Directory) Disk() (*cache.Disk, error) {
+	on, err := disk.Of(d.opts.Path)
+	if missing(err) {
+		return nil, nil
 	}
-	size := uint64(stat.Bsize)                                                                      //nolint:gosec // of a block, and positive
-	return &cache.Disk{TotalBytes: int64(stat.Blocks * size), FreeBytes: int64(stat.Bavail * size)} //nolint:gosec // of a disk
+	return on, err
 }

@@ -21,6 +21,7 @@ import (
 func Make(in Input) *Plan {
 	s := newSimulation(in)
 	for again := true; again; again = s.released() {
+		s.rooms = nil
 		for _, rule := range in.Policy.Rules {
 			s.apply(rule)
 		}
@@ -35,6 +36,7 @@ type simulation struct {
 	nodes  []*node
 	caches []*place
 	gone   []*node // in the order of their going
+	rooms  []room
 }
 
 // place is one cache in the simulation.
@@ -58,6 +60,13 @@ type node struct {
 	wanted   bool // a rule would have removed it but for its children
 	gone     bool
 	shrunk   int64 // bytes that it is smaller by
+}
+
+// room is what a rule wants of a cache whose free disk is not known.
+type room struct {
+	place   *place
+	rule    policy.Rule
+	matched map[*node]bool
 }
 
 // common is bytes of several records.

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/plan"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/policy"
@@ -328,5 +330,28 @@ func TestSumsAndWords(t *testing.T) {
 	in.Listings[0].Records[2].InUse, in.Listings[0].Records[3].InUse = true, false
 	if p := plan.Make(in); !p.RemovesAll {
 		t.Error("all goes that may:", said(p))
+	}
+}
+
+// A daemon whose disk only it knows is told to see to it, and what must stay.
+func TestRooms(t *testing.T) {
+	listing := func(ref cache.Ref) cache.Listing {
+		return cache.Listing{Cache: ref, Time: now, Records: []cache.Record{
+			rec("a", 4, 60), rec("base", 9, 60), rec("pinned", 9, 60, "base"), with(rec("busy", 0, 60), func(r *cache.Record) { r.InUse = true }),
+			with(rec("mount", 9, 60), func(r *cache.Record) { r.Type = cache.CacheMount }), rec("old", 100, 60),
+		}}
+	}
+	daemon, directory := cache.Ref{Daemon: "d"}, cache.Ref{Directory: "/c"}
+	p := rules(policy.Rule{Keep: &policy.Keep{Age: ptr(48 * time.Hour)}}, policy.Rule{
+		Match: &policy.Match{Types: []cache.Type{cache.Regular}}, Keep: &policy.Keep{FreeDisk: &policy.FreeDisk{LowBytes: 100, HighBytes: 200}},
+	})
+	in := plan.Input{Listings: []cache.Listing{listing(daemon), listing(directory)}, Policy: p, Now: now, Pins: []policy.Pin{{ID: "p", Cache: daemon, Record: "pinned"}}}
+	want := []plan.Room{{Cache: daemon, Rule: "r1", LowBytes: 100, HighBytes: 200, Except: []string{"base", "mount", "pinned"}}}
+	if diff := cmp.Diff(want, plan.Make(in).Rooms); diff != "" {
+		t.Error(diff)
+	}
+	in.Policy.Budget.Records = ptr(int64(5))
+	if rooms := plan.Make(in).Rooms; len(rooms) > 0 {
+		t.Errorf("beyond a budget: %v", rooms)
 	}
 }

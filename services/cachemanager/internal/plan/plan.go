@@ -30,9 +30,20 @@ type Plan struct {
 	Removes  Amount
 	Tied     Amount // of Removes
 	Keeps    Amount
+	Rooms    []Room
 	// RemovesAll is whether nothing would be left that a run may remove, though
 	// there is something.
 	RemovesAll bool
+}
+
+// Room is what a daemon is to see to whose free disk only it knows.
+type Room struct {
+	Cache     cache.Ref
+	Rule      string
+	LowBytes  int64 // free bytes below which it begins
+	HighBytes int64 // free bytes at which it ends
+	// Except are the ids of records that stay.
+	Except []string
 }
 
 // Verdict is what is to become of one record, and why.

@@ -29,6 +29,9 @@ func (s *simulation) plan() *Plan {
 		left = left || n.verdict.Reason == WithinBounds || n.verdict.Reason == OverBudget
 		p.Verdicts = append(p.Verdicts, n.verdict)
 	}
+	for _, r := range s.rooms {
+		p.Rooms = append(p.Rooms, r.room())
+	}
 	p.RemovesAll = !left && len(s.gone) > 0
 	return p
 }
@@ -44,6 +47,7 @@ func (p *Plan) With(o *Plan) *Plan {
 	out := &Plan{
 		Time: p.Time, PolicyVersion: p.PolicyVersion, Rules: slices.Clone(p.Rules),
 		Removes: sum(p.Removes, o.Removes), Tied: sum(p.Tied, o.Tied), Keeps: sum(p.Keeps, o.Keeps),
+		Rooms: slices.Concat(p.Rooms, o.Rooms),
 	}
 	for i, rule := range o.Rules {
 		if i == len(out.Rules) {

@@ -193,6 +193,7 @@ func (s *simulation) freeDisk(rule policy.Rule, matched []*node) {
 	}
 	for _, p := range s.caches {
 		if p.listing.Disk == nil {
+			s.makeRoom(rule, p, matched)
 			continue
 		}
 		free := func() int64 { return p.listing.Disk.FreeBytes + p.freed }
@@ -210,6 +211,34 @@ func (s *simulation) freeDisk(rule policy.Rule, matched []*node) {
 			s.blocked(here, rule)
 		}
 	}
+}
+
+// makeRoom notes that a daemon is to see to its disk by itself.
+func (s *simulation) makeRoom(rule policy.Rule, p *place, matched []*node) {
+	if p.listing.Cache.Daemon == "" || s.in.Policy.Budget.Records != nil || s.in.Policy.Budget.Bytes != nil {
+		return
+	}
+	r := room{place: p, rule: rule, matched: map[*node]bool{}}
+	for _, n := range matched {
+		if n.place == p {
+			r.matched[n] = true
+		}
+	}
+	if len(r.matched) > 0 {
+		s.rooms = append(s.rooms, r)
+	}
+}
+
+// room is the room as the plan tells it, once all rules have spoken.
+func (r room) room() Room {
+	out := Room{Cache: r.place.listing.Cache, Rule: r.rule.Name, LowBytes: r.rule.Keep.FreeDisk.LowBytes, HighBytes: r.rule.Keep.FreeDisk.HighBytes}
+	for _, n := range r.place.nodes {
+		if !n.gone && (!r.matched[n] || n.kept && n.verdict.Reason != InUse) {
+			out.Except = append(out.Except, n.ID)
+		}
+	}
+	slices.Sort(out.Except)
+	return out
 }
 
 // sweep removes from nodes what may go, the longest unused first, as long as more

@@ -69,6 +69,9 @@ func PlanProto(p run.Plan) *cachemanagerv1.Plan {
 	if p.Hypothetical {
 		out.ExpireTime = nil
 	}
+	for _, r := range p.Rooms {
+		out.Rooms = append(out.Rooms, &cachemanagerv1.Room{Cache: RefProto(r.Cache), Rule: r.Rule, LowBytes: r.LowBytes, HighBytes: r.HighBytes})
+	}
 	for _, m := range p.Missed {
 		out.Missed = append(out.Missed, MissedProto(m))
 	}

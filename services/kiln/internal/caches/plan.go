@@ -123,6 +123,10 @@ func (c *call) writePlan(plan *cachemanagerv1.Plan, all []*cachemanagerv1.Verdic
 		text += " (" + strings.Join(byRule, "; ") + ")"
 	}
 	text += fmt.Sprintf("\nstays: %s\n", amount(plan.GetKeep()))
+	for _, r := range plan.GetRooms() {
+		text += fmt.Sprintf("more may go from %s, whose disk only it knows: below %s free, until %s are (%s)\n",
+			place(r.GetCache()), human.Size(r.GetLowBytes()), human.Size(r.GetHighBytes()), r.GetRule())
+	}
 	if (plan.GetRemove().GetRecords() > 0 || plan.GetRemove().GetSizeBytes() > 0) && plan.GetExpireTime() != nil {
 		text += fmt.Sprintf("carry out: kiln cache prune --plan %s --force\n", plan.GetDigest())
 	}

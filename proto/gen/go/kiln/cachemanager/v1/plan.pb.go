@@ -265,7 +265,10 @@ type Plan struct {
 	// Caches that did not answer and are not in the plan.
 	Missed []*MissedCache `protobuf:"bytes,9,rep,name=missed,proto3" json:"missed,omitempty"`
 	// Whether everything would go.
-	RemovesAll    bool `protobuf:"varint,10,opt,name=removes_all,json=removesAll,proto3" json:"removes_all,omitempty"`
+	RemovesAll bool `protobuf:"varint,10,opt,name=removes_all,json=removesAll,proto3" json:"removes_all,omitempty"`
+	// Room that daemons whose disk is not known are told to make, by their own figures:
+	// what goes for that is not in the verdicts.
+	Rooms         []*Room `protobuf:"bytes,11,rep,name=rooms,proto3" json:"rooms,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -370,6 +373,86 @@ func (x *Plan) GetRemovesAll() bool {
 	return false
 }
 
+func (x *Plan) GetRooms() []*Room {
+	if x != nil {
+		return x.Rooms
+	}
+	return nil
+}
+
+// Room on the disk of a daemon, which alone knows how much is free.
+type Room struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The daemon.
+	Cache *CacheRef `protobuf:"bytes,1,opt,name=cache,proto3" json:"cache,omitempty"`
+	// Name of the rule.
+	Rule string `protobuf:"bytes,2,opt,name=rule,proto3" json:"rule,omitempty"`
+	// Free bytes below which it begins to remove, the least recently used first.
+	LowBytes int64 `protobuf:"varint,3,opt,name=low_bytes,json=lowBytes,proto3" json:"low_bytes,omitempty"`
+	// Free bytes at which it ends.
+	HighBytes     int64 `protobuf:"varint,4,opt,name=high_bytes,json=highBytes,proto3" json:"high_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Room) Reset() {
+	*x = Room{}
+	mi := &file_kiln_cachemanager_v1_plan_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Room) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Room) ProtoMessage() {}
+
+func (x *Room) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_cachemanager_v1_plan_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Room.ProtoReflect.Descriptor instead.
+func (*Room) Descriptor() ([]byte, []int) {
+	return file_kiln_cachemanager_v1_plan_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *Room) GetCache() *CacheRef {
+	if x != nil {
+		return x.Cache
+	}
+	return nil
+}
+
+func (x *Room) GetRule() string {
+	if x != nil {
+		return x.Rule
+	}
+	return ""
+}
+
+func (x *Room) GetLowBytes() int64 {
+	if x != nil {
+		return x.LowBytes
+	}
+	return 0
+}
+
+func (x *Room) GetHighBytes() int64 {
+	if x != nil {
+		return x.HighBytes
+	}
+	return 0
+}
+
 // Records and their bytes.
 type Amount struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -383,7 +466,7 @@ type Amount struct {
 
 func (x *Amount) Reset() {
 	*x = Amount{}
-	mi := &file_kiln_cachemanager_v1_plan_proto_msgTypes[1]
+	mi := &file_kiln_cachemanager_v1_plan_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -395,7 +478,7 @@ func (x *Amount) String() string {
 func (*Amount) ProtoMessage() {}
 
 func (x *Amount) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_cachemanager_v1_plan_proto_msgTypes[1]
+	mi := &file_kiln_cachemanager_v1_plan_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -408,7 +491,7 @@ func (x *Amount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Amount.ProtoReflect.Descriptor instead.
 func (*Amount) Descriptor() ([]byte, []int) {
-	return file_kiln_cachemanager_v1_plan_proto_rawDescGZIP(), []int{1}
+	return file_kiln_cachemanager_v1_plan_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Amount) GetRecords() int64 {
@@ -438,7 +521,7 @@ type RuleAmount struct {
 
 func (x *RuleAmount) Reset() {
 	*x = RuleAmount{}
-	mi := &file_kiln_cachemanager_v1_plan_proto_msgTypes[2]
+	mi := &file_kiln_cachemanager_v1_plan_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -450,7 +533,7 @@ func (x *RuleAmount) String() string {
 func (*RuleAmount) ProtoMessage() {}
 
 func (x *RuleAmount) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_cachemanager_v1_plan_proto_msgTypes[2]
+	mi := &file_kiln_cachemanager_v1_plan_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -463,7 +546,7 @@ func (x *RuleAmount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RuleAmount.ProtoReflect.Descriptor instead.
 func (*RuleAmount) Descriptor() ([]byte, []int) {
-	return file_kiln_cachemanager_v1_plan_proto_rawDescGZIP(), []int{2}
+	return file_kiln_cachemanager_v1_plan_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *RuleAmount) GetRule() string {
@@ -511,7 +594,7 @@ type Verdict struct {
 
 func (x *Verdict) Reset() {
 	*x = Verdict{}
-	mi := &file_kiln_cachemanager_v1_plan_proto_msgTypes[3]
+	mi := &file_kiln_cachemanager_v1_plan_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -523,7 +606,7 @@ func (x *Verdict) String() string {
 func (*Verdict) ProtoMessage() {}
 
 func (x *Verdict) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_cachemanager_v1_plan_proto_msgTypes[3]
+	mi := &file_kiln_cachemanager_v1_plan_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -536,7 +619,7 @@ func (x *Verdict) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Verdict.ProtoReflect.Descriptor instead.
 func (*Verdict) Descriptor() ([]byte, []int) {
-	return file_kiln_cachemanager_v1_plan_proto_rawDescGZIP(), []int{3}
+	return file_kiln_cachemanager_v1_plan_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Verdict) GetRecord() *Record {
@@ -629,7 +712,7 @@ type MissedCache struct {
 
 func (x *MissedCache) Reset() {
 	*x = MissedCache{}
-	mi := &file_kiln_cachemanager_v1_plan_proto_msgTypes[4]
+	mi := &file_kiln_cachemanager_v1_plan_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -641,7 +724,7 @@ func (x *MissedCache) String() string {
 func (*MissedCache) ProtoMessage() {}
 
 func (x *MissedCache) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_cachemanager_v1_plan_proto_msgTypes[4]
+	mi := &file_kiln_cachemanager_v1_plan_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -654,7 +737,7 @@ func (x *MissedCache) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use MissedCache.ProtoReflect.Descriptor instead.
 func (*MissedCache) Descriptor() ([]byte, []int) {
-	return file_kiln_cachemanager_v1_plan_proto_rawDescGZIP(), []int{4}
+	return file_kiln_cachemanager_v1_plan_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *MissedCache) GetCache() *CacheRef {
@@ -675,7 +758,7 @@ var File_kiln_cachemanager_v1_plan_proto protoreflect.FileDescriptor
 
 const file_kiln_cachemanager_v1_plan_proto_rawDesc = "" +
 	"\n" +
-	"\x1fkiln/cachemanager/v1/plan.proto\x12\x14kiln.cachemanager.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a!kiln/cachemanager/v1/record.proto\"\xfa\x03\n" +
+	"\x1fkiln/cachemanager/v1/plan.proto\x12\x14kiln.cachemanager.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\x1a!kiln/cachemanager/v1/record.proto\"\xac\x04\n" +
 	"\x04Plan\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12;\n" +
 	"\vcreate_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
@@ -691,7 +774,14 @@ const file_kiln_cachemanager_v1_plan_proto_rawDesc = "" +
 	"\x06missed\x18\t \x03(\v2!.kiln.cachemanager.v1.MissedCacheR\x06missed\x12\x1f\n" +
 	"\vremoves_all\x18\n" +
 	" \x01(\bR\n" +
-	"removesAll\"A\n" +
+	"removesAll\x120\n" +
+	"\x05rooms\x18\v \x03(\v2\x1a.kiln.cachemanager.v1.RoomR\x05rooms\"\x8c\x01\n" +
+	"\x04Room\x124\n" +
+	"\x05cache\x18\x01 \x01(\v2\x1e.kiln.cachemanager.v1.CacheRefR\x05cache\x12\x12\n" +
+	"\x04rule\x18\x02 \x01(\tR\x04rule\x12\x1b\n" +
+	"\tlow_bytes\x18\x03 \x01(\x03R\blowBytes\x12\x1d\n" +
+	"\n" +
+	"high_bytes\x18\x04 \x01(\x03R\thighBytes\"A\n" +
 	"\x06Amount\x12\x18\n" +
 	"\arecords\x18\x01 \x01(\x03R\arecords\x12\x1d\n" +
 	"\n" +
@@ -758,43 +848,46 @@ func file_kiln_cachemanager_v1_plan_proto_rawDescGZIP() []byte {
 }
 
 var file_kiln_cachemanager_v1_plan_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_kiln_cachemanager_v1_plan_proto_msgTypes = make([]protoimpl.MessageInfo, 5)
+var file_kiln_cachemanager_v1_plan_proto_msgTypes = make([]protoimpl.MessageInfo, 6)
 var file_kiln_cachemanager_v1_plan_proto_goTypes = []any{
 	(VerdictAction)(0),            // 0: kiln.cachemanager.v1.VerdictAction
 	(Certainty)(0),                // 1: kiln.cachemanager.v1.Certainty
 	(VerdictReason)(0),            // 2: kiln.cachemanager.v1.VerdictReason
 	(*Plan)(nil),                  // 3: kiln.cachemanager.v1.Plan
-	(*Amount)(nil),                // 4: kiln.cachemanager.v1.Amount
-	(*RuleAmount)(nil),            // 5: kiln.cachemanager.v1.RuleAmount
-	(*Verdict)(nil),               // 6: kiln.cachemanager.v1.Verdict
-	(*MissedCache)(nil),           // 7: kiln.cachemanager.v1.MissedCache
-	(*timestamppb.Timestamp)(nil), // 8: google.protobuf.Timestamp
-	(*Record)(nil),                // 9: kiln.cachemanager.v1.Record
-	(*durationpb.Duration)(nil),   // 10: google.protobuf.Duration
-	(*CacheRef)(nil),              // 11: kiln.cachemanager.v1.CacheRef
-	(*status.Status)(nil),         // 12: google.rpc.Status
+	(*Room)(nil),                  // 4: kiln.cachemanager.v1.Room
+	(*Amount)(nil),                // 5: kiln.cachemanager.v1.Amount
+	(*RuleAmount)(nil),            // 6: kiln.cachemanager.v1.RuleAmount
+	(*Verdict)(nil),               // 7: kiln.cachemanager.v1.Verdict
+	(*MissedCache)(nil),           // 8: kiln.cachemanager.v1.MissedCache
+	(*timestamppb.Timestamp)(nil), // 9: google.protobuf.Timestamp
+	(*CacheRef)(nil),              // 10: kiln.cachemanager.v1.CacheRef
+	(*Record)(nil),                // 11: kiln.cachemanager.v1.Record
+	(*durationpb.Duration)(nil),   // 12: google.protobuf.Duration
+	(*status.Status)(nil),         // 13: google.rpc.Status
 }
 var file_kiln_cachemanager_v1_plan_proto_depIdxs = []int32{
-	8,  // 0: kiln.cachemanager.v1.Plan.create_time:type_name -> google.protobuf.Timestamp
-	8,  // 1: kiln.cachemanager.v1.Plan.expire_time:type_name -> google.protobuf.Timestamp
-	4,  // 2: kiln.cachemanager.v1.Plan.remove:type_name -> kiln.cachemanager.v1.Amount
-	4,  // 3: kiln.cachemanager.v1.Plan.remove_tied:type_name -> kiln.cachemanager.v1.Amount
-	4,  // 4: kiln.cachemanager.v1.Plan.keep:type_name -> kiln.cachemanager.v1.Amount
-	5,  // 5: kiln.cachemanager.v1.Plan.rules:type_name -> kiln.cachemanager.v1.RuleAmount
-	7,  // 6: kiln.cachemanager.v1.Plan.missed:type_name -> kiln.cachemanager.v1.MissedCache
-	4,  // 7: kiln.cachemanager.v1.RuleAmount.amount:type_name -> kiln.cachemanager.v1.Amount
-	9,  // 8: kiln.cachemanager.v1.Verdict.record:type_name -> kiln.cachemanager.v1.Record
-	0,  // 9: kiln.cachemanager.v1.Verdict.action:type_name -> kiln.cachemanager.v1.VerdictAction
-	2,  // 10: kiln.cachemanager.v1.Verdict.reason:type_name -> kiln.cachemanager.v1.VerdictReason
-	1,  // 11: kiln.cachemanager.v1.Verdict.certainty:type_name -> kiln.cachemanager.v1.Certainty
-	10, // 12: kiln.cachemanager.v1.Verdict.age:type_name -> google.protobuf.Duration
-	11, // 13: kiln.cachemanager.v1.MissedCache.cache:type_name -> kiln.cachemanager.v1.CacheRef
-	12, // 14: kiln.cachemanager.v1.MissedCache.error:type_name -> google.rpc.Status
-	15, // [15:15] is the sub-list for method output_type
-	15, // [15:15] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	9,  // 0: kiln.cachemanager.v1.Plan.create_time:type_name -> google.protobuf.Timestamp
+	9,  // 1: kiln.cachemanager.v1.Plan.expire_time:type_name -> google.protobuf.Timestamp
+	5,  // 2: kiln.cachemanager.v1.Plan.remove:type_name -> kiln.cachemanager.v1.Amount
+	5,  // 3: kiln.cachemanager.v1.Plan.remove_tied:type_name -> kiln.cachemanager.v1.Amount
+	5,  // 4: kiln.cachemanager.v1.Plan.keep:type_name -> kiln.cachemanager.v1.Amount
+	6,  // 5: kiln.cachemanager.v1.Plan.rules:type_name -> kiln.cachemanager.v1.RuleAmount
+	8,  // 6: kiln.cachemanager.v1.Plan.missed:type_name -> kiln.cachemanager.v1.MissedCache
+	4,  // 7: kiln.cachemanager.v1.Plan.rooms:type_name -> kiln.cachemanager.v1.Room
+	10, // 8: kiln.cachemanager.v1.Room.cache:type_name -> kiln.cachemanager.v1.CacheRef
+	5,  // 9: kiln.cachemanager.v1.RuleAmount.amount:type_name -> kiln.cachemanager.v1.Amount
+	11, // 10: kiln.cachemanager.v1.Verdict.record:type_name -> kiln.cachemanager.v1.Record
+	0,  // 11: kiln.cachemanager.v1.Verdict.action:type_name -> kiln.cachemanager.v1.VerdictAction
+	2,  // 12: kiln.cachemanager.v1.Verdict.reason:type_name -> kiln.cachemanager.v1.VerdictReason
+	1,  // 13: kiln.cachemanager.v1.Verdict.certainty:type_name -> kiln.cachemanager.v1.Certainty
+	12, // 14: kiln.cachemanager.v1.Verdict.age:type_name -> google.protobuf.Duration
+	10, // 15: kiln.cachemanager.v1.MissedCache.cache:type_name -> kiln.cachemanager.v1.CacheRef
+	13, // 16: kiln.cachemanager.v1.MissedCache.error:type_name -> google.rpc.Status
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_kiln_cachemanager_v1_plan_proto_init() }
@@ -809,7 +902,7 @@ func file_kiln_cachemanager_v1_plan_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kiln_cachemanager_v1_plan_proto_rawDesc), len(file_kiln_cachemanager_v1_plan_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   5,
+			NumMessages:   6,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

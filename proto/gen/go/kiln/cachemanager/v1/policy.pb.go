@@ -726,7 +726,11 @@ func (x *Keep) GetScope() Scope {
 	return Scope_SCOPE_UNSPECIFIED
 }
 
-// Free disk: below `low` the rule begins to remove, and it goes on until `high`.
+// Free disk: below `low` the rule begins to remove, and it goes on until `high`. Where
+// the disk of a daemon is not known, which is so on another host, each run tells the
+// daemon to see to it by its own figures: its records that the rule matches go, the
+// least recently used first, but none that is pinned, protected or used since the run
+// listed them. A run with a budget of records or bytes leaves that out.
 type FreeDisk struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Free bytes below which a run starts.
