@@ -27,9 +27,47 @@ type Blob struct {
 // Manifest is what a manifest names.
 type Manifest struct {
 	Blob               // the manifest's own bytes
-	Blobs    []Blob    // configs and layers that the registry stores
+	Blobs    []Blob    // configs and layers that the registry stores; the config first
 	Children []Digest  // manifests inside an index
 	Kind     MediaType // as it says itself, or as the registry says
+	Of       Kind
+	Config   Digest // of an image; empty: there is none
+	Subject  Digest // that it refers to (OCI image-spec, "subject"); empty: none
+}
+
+// Kind is what a manifest is of.
+type Kind string
+
+// The kinds.
+const (
+	Image    Kind = "image"
+	Index    Kind = "index" // of several images
+	Cache    Kind = "cache" // that BuildKit exported, in either of its forms
+	Referrer Kind = "referrer"
+	Artifact Kind = "artifact"
+)
+
+// cacheConfig is the media type of the configuration of BuildKit's caches.
+const cacheConfig MediaType = "application/vnd.buildkit.cacheconfig.v0"
+
+// imageConfigs are the media types of the configurations of images.
+var imageConfigs = []MediaType{"application/vnd.oci.image.config.v1+json", "application/vnd.docker.container.image.v1+json"}
+
+// kindOf tells what a manifest is of.
+func kindOf(doc document) Kind {
+	isCache := func(d descriptor) bool { return d.MediaType == cacheConfig }
+	switch {
+	case doc.Subject != nil:
+		return Referrer
+	case doc.Manifests != nil && slices.ContainsFunc(*doc.Manifests, isCache), doc.Config != nil && isCache(*doc.Config):
+		return Cache
+	case doc.Manifests != nil:
+		return Index
+	case doc.ArtifactType == "" && doc.Config != nil && (doc.Config.MediaType == "" || slices.Contains(imageConfigs, doc.Config.MediaType)):
+		return Image
+	default:
+		return Artifact
+	}
 }
 
 // MediaType is the type of a manifest or blob.
@@ -72,6 +110,9 @@ type document struct {
 	Layers    *[]descriptor `json:"layers"`
 	Manifests *[]descriptor `json:"manifests"`
 	Blobs     *[]descriptor `json:"blobs"`
+	Subject   *descriptor   `json:"subject"`
+
+	ArtifactType string `json:"artifactType"`
 }
 
 // Parse reads a manifest. Served is the media type that the registry says, which
@@ -84,7 +125,16 @@ func Parse(digest Digest, served MediaType, raw []byte) (Manifest, error) {
 	if doc.Layers == nil && doc.Manifests == nil && doc.Blobs == nil {
 		return Manifest{}, fmt.Errorf("%w: manifest %s names neither layers nor manifests", ErrBroken, digest)
 	}
-	m := Manifest{Blob: Blob{Digest: digest, Bytes: int64(len(raw))}, Kind: doc.MediaType}
+	m := Manifest{Blob: Blob{Digest: digest, Bytes: int64(len(raw))}, Kind: doc.MediaType, Of: kindOf(doc)}
+	if doc.Subject != nil {
+		if !doc.Subject.Digest.Valid() {
+			return Manifest{}, fmt.Errorf("%w: manifest %s has subject %q, which cannot be", ErrBroken, digest, doc.Subject.Digest)
+		}
+		m.Subject = doc.Subject.Digest
+	}
+	if doc.Config != nil {
+		m.Config = doc.Config.Digest
+	}
 	if m.Kind == "" {
 		m.Kind = served
 	}

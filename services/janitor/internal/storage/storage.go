@@ -25,7 +25,10 @@ import (
 const layout = "docker/registry/v2"
 
 // Storage is the storage below one root directory.
-type Storage struct{ root string }
+type Storage struct {
+	root  string
+	known known // manifests
+}
 
 // New returns the storage below root, the registry's
 // storage.filesystem.rootdirectory.

@@ -1,0 +1,67 @@
+// Package inventory is what a registry holds, as it is stored: the manifests and tags of
+// each repository, and what nothing reaches.
+package inventory
+
+import (
+	"time"
+
+	"github.com/kilnbuild/kiln/services/janitor/internal/content"
+)
+
+// Registry is what a registry held at one time.
+type Registry struct {
+	Time         time.Time    // by the janitor's clock, taken before it was looked at
+	Repositories []Repository // by name
+	Orphans      []Orphan     // in any order
+}
+
+// Repository is one repository.
+type Repository struct {
+	Name      string
+	Manifests []Manifest // by digest
+	Tags      []Tag      // by name
+	Uploads   []Upload   // by id
+	// Doubts are manifests that are there and cannot be read: what they reach is not
+	// known.
+	Doubts []Doubt
+}
+
+// Manifest is a manifest of a repository.
+type Manifest struct {
+	content.Manifest
+	Pushed time.Time // when its revision or a tag of it was last written
+	// Created is when what it is of was made, by its configuration. Zero: not known.
+	Created time.Time
+}
+
+// Tag is a tag and the manifest that it holds.
+type Tag struct {
+	Name   string
+	Digest content.Digest // empty: it leads nowhere
+	Moved  time.Time      // when it was last written
+}
+
+// Upload is one that has not ended.
+type Upload struct {
+	ID      string
+	Bytes   int64
+	Changed time.Time
+}
+
+// Doubt is a manifest that cannot be read.
+type Doubt struct {
+	Digest  content.Digest
+	Bytes   int64 // 0: it is empty, and reaches nothing
+	Missing bool  // its revision is there, and its bytes are not
+	Message string
+}
+
+// Orphan is a blob that no manifest reaches.
+type Orphan struct {
+	Digest content.Digest
+	Bytes  int64
+	// Changed is when it, or a link to it of any repository, was last written.
+	Changed time.Time
+	// Repositories are those that have a link to it, sorted.
+	Repositories []string
+}

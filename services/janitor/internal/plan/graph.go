@@ -1,0 +1,152 @@
+package plan
+
+import (
+	"cmp"
+	"regexp"
+	"slices"
+	"time"
+
+	"github.com/kilnbuild/kiln/services/janitor/internal/content"
+	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
+	"github.com/kilnbuild/kiln/services/janitor/internal/policy"
+)
+
+// simulation is the state of a registry while a policy is applied.
+type simulation struct {
+	in    Input
+	nodes []*node // of one repository after the other, by name and digest
+	order []*node // that go, in the order of their going
+}
+
+// node is a manifest of a repository.
+type node struct {
+	repository string
+	manifest   *inventory.Manifest
+	tags       []string // that make it live by itself
+	owners     []*node  // indexes that list it, and its subject
+	dependents []*node
+	rule       *policy.Rule // the first that matches; nil: none
+	verdict    Verdict
+	used       time.Time // last push or pull, of it or of a child
+	gone       bool
+	decided    bool // by its own rule, of a root
+}
+
+// root reports whether its own rule decides on it: nothing owns it, or it has a tag.
+func (n *node) root() bool { return len(n.owners) == 0 || len(n.tags) > 0 }
+
+// signatureTag is the tag of cosign's signatures, attestations and SBOMs of the manifest of
+// a digest (cosign, "Signature Specification").
+var signatureTag = regexp.MustCompile(`^sha256-([a-f0-9]{64})(?:\.(?:sig|att|sbom))?$`)
+
+func newSimulation(in Input) *simulation {
+	s := &simulation{in: in}
+	s.in.Registry.Repositories = slices.Clone(in.Registry.Repositories)
+	slices.SortFunc(s.in.Registry.Repositories, func(a, b inventory.Repository) int { return cmp.Compare(a.Name, b.Name) })
+	for i := range s.in.Registry.Repositories {
+		s.add(&s.in.Registry.Repositories[i])
+	}
+	for _, n := range s.nodes {
+		n.rule = s.ruleOf(n)
+		n.verdict.Age = in.Now.Sub(n.used)
+		if n.rule != nil {
+			n.verdict.Rule = n.rule.Name
+		}
+	}
+	return s
+}
+
+// add adds one repository: its manifests, and which live and die with which.
+func (s *simulation) add(r *inventory.Repository) {
+	byDigest := make(map[content.Digest]*node, len(r.Manifests))
+	nodes := make([]*node, 0, len(r.Manifests))
+	for i := range r.Manifests {
+		m := &r.Manifests[i]
+		n := &node{repository: r.Name, manifest: m, used: m.Pushed}
+		n.verdict = Verdict{Repository: r.Name, Kind: Manifest, Digest: string(m.Digest), Of: m.Of, Bytes: m.Bytes, Pushed: m.Pushed, Reason: NoRule}
+		if s.in.Pulled != nil {
+			n.verdict.Pulled = s.in.Pulled(r.Name, m.Digest)
+		}
+		if n.verdict.Pulled.After(n.used) {
+			n.used = n.verdict.Pulled
+		}
+		byDigest[m.Digest] = n
+		nodes = append(nodes, n)
+	}
+	// So that the order of the input is without effect.
+	slices.SortFunc(nodes, func(a, b *node) int { return cmp.Compare(a.manifest.Digest, b.manifest.Digest) })
+	s.nodes = append(s.nodes, nodes...)
+	own := func(owner, n *node) {
+		if owner != nil && n != nil && owner != n && !slices.Contains(n.owners, owner) {
+			n.owners, owner.dependents = append(n.owners, owner), append(owner.dependents, n)
+		}
+	}
+	for _, n := range nodes {
+		for _, child := range n.manifest.Children {
+			own(n, byDigest[child])
+		}
+		if n.manifest.Subject != "" {
+			own(byDigest[n.manifest.Subject], n)
+		}
+	}
+	for _, tag := range slices.SortedFunc(slices.Values(r.Tags), func(a, b inventory.Tag) int { return cmp.Compare(a.Name, b.Name) }) {
+		n := byDigest[tag.Digest]
+		if n == nil {
+			continue
+		}
+		n.verdict.Tags = append(n.verdict.Tags, tag.Name)
+		if m := signatureTag.FindStringSubmatch(tag.Name); m != nil && byDigest[content.Digest("sha256:"+m[1])] != nil {
+			own(byDigest[content.Digest("sha256:"+m[1])], n) // the tag says what it is of, and is no life of its own
+			continue
+		}
+		n.tags = append(n.tags, tag.Name)
+	}
+	for _, n := range nodes {
+		for _, child := range n.manifest.Children { // to use a part is to use the whole
+			if part := byDigest[child]; part != nil && part.used.After(n.used) {
+				n.used = part.used
+			}
+		}
+	}
+}
+
+// ruleOf is the first rule that matches a manifest.
+func (s *simulation) ruleOf(n *node) *policy.Rule {
+	for i := range s.in.Policy.Rules {
+		if r := &s.in.Policy.Rules[i]; r.Fits(n.repository, n.manifest.Digest, n.tags, n.manifest.Of) {
+			return r
+		}
+	}
+	return nil
+}
+
+// reaches are the bytes that a manifest takes: its own and those of the blobs that it names.
+func (n *node) reaches(do func(content.Digest, int64)) {
+	do(n.manifest.Digest, n.manifest.Bytes)
+	for _, b := range n.manifest.Blobs {
+		do(b.Digest, b.Bytes)
+	}
+}
+
+// holders counts by how many manifests each blob is held.
+type holders map[content.Digest]int
+
+func (h holders) add(n *node) (bytes int64) {
+	n.reaches(func(d content.Digest, size int64) {
+		if h[d]++; h[d] == 1 {
+			bytes += size
+		}
+	})
+	return bytes
+}
+
+func (h holders) remove(n *node) (bytes, blobs int64) {
+	n.reaches(func(d content.Digest, size int64) {
+		if h[d]--; h[d] == 0 {
+			delete(h, d)
+			bytes += size
+			blobs++
+		}
+	})
+	return bytes, blobs
+}

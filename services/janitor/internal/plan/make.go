@@ -1,0 +1,271 @@
+package plan
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/kilnbuild/kiln/pkg/human"
+	"github.com/kilnbuild/kiln/services/janitor/internal/policy"
+)
+
+// Make applies the policy. The first rule that matches a manifest decides on it. What an
+// index lists and what refers to a subject goes when the last of them goes, unless it has
+// a tag of its own. Within bounds of bytes, the longest unused goes first.
+func Make(in Input) *Plan {
+	s := newSimulation(in)
+	for _, repository := range s.repositories() {
+		s.decide(repository)
+	}
+	if in.Policy.MaxBytes != nil {
+		s.fit(s.nodes, *in.Policy.MaxBytes, "max_bytes", func(n *node) bool { return n.rule != nil })
+	}
+	return s.plan()
+}
+
+// repositories are the nodes by repository.
+func (s *simulation) repositories() (all [][]*node) {
+	for from := 0; from < len(s.nodes); {
+		to := from
+		for to < len(s.nodes) && s.nodes[to].repository == s.nodes[from].repository {
+			to++
+		}
+		all = append(all, s.nodes[from:to])
+		from = to
+	}
+	return all
+}
+
+// decide applies the rules to one repository.
+func (s *simulation) decide(nodes []*node) {
+	byRule := map[*policy.Rule][]*node{}
+	for _, n := range nodes {
+		if n.root() && n.rule != nil {
+			byRule[n.rule] = append(byRule[n.rule], n)
+		}
+	}
+	newest := map[*node]bool{}
+	for rule, matched := range byRule {
+		markNewest(rule, matched, newest)
+	}
+	for _, n := range byAge(nodes) {
+		if n.root() {
+			s.judge(n, newest[n])
+		}
+	}
+	for i := range s.in.Policy.Rules {
+		rule := &s.in.Policy.Rules[i]
+		if rule.Keep != nil && rule.Keep.Bytes != nil && len(byRule[rule]) > 0 {
+			s.fit(nodes, *rule.Keep.Bytes, rule.Name, func(n *node) bool { return n.rule == rule && !newest[n] })
+		}
+	}
+}
+
+// byAge are nodes, the longest unused first.
+func byAge(nodes []*node) []*node {
+	sorted := slices.Clone(nodes)
+	slices.SortStableFunc(sorted, func(a, b *node) int { return a.used.Compare(b.used) })
+	return sorted
+}
+
+// markNewest marks those that a rule keeps for being the newest.
+func markNewest(rule *policy.Rule, matched []*node, newest map[*node]bool) {
+	if rule.Keep == nil {
+		return
+	}
+	mark := func(most *int, at func(*node) time.Time) {
+		if most == nil {
+			return
+		}
+		sorted := slices.Clone(matched)
+		slices.SortStableFunc(sorted, func(a, b *node) int { return at(b).Compare(at(a)) })
+		for _, n := range sorted[:min(*most, len(sorted))] {
+			newest[n] = true
+		}
+	}
+	mark(rule.Keep.NewestByPush, func(n *node) time.Time { return n.manifest.Pushed })
+	mark(rule.Keep.NewestByPull, func(n *node) time.Time { return n.verdict.Pulled })
+}
+
+// judge is the verdict of a root by its own rule.
+func (s *simulation) judge(n *node, newest bool) {
+	switch {
+	case n.rule == nil:
+		return
+	case n.rule.Protect:
+		n.stays(Protected, "", fmt.Sprintf("rule %s protects it", n.rule.Name))
+		return
+	case n.rule.Keep == nil:
+		n.stays(WithinBounds, "", fmt.Sprintf("rule %s has no bounds", n.rule.Name))
+		return
+	}
+	reason, why := n.beyond(s.in.Now)
+	switch {
+	case reason == "":
+		n.stays(WithinBounds, "", "unused for "+human.Span(n.verdict.Age)+", within the bounds of its rule")
+	case newest:
+		n.stays(Newest, "", "among the newest that rule "+n.rule.Name+" keeps")
+	default:
+		s.remove(n, reason, why)
+	}
+}
+
+// beyond is the first bound of its rule that a manifest is beyond.
+func (n *node) beyond(now time.Time) (reason Reason, why string) {
+	k := n.rule.Keep
+	over := func(bound *time.Duration, since time.Time) bool {
+		return bound != nil && !since.IsZero() && now.Sub(since) > *bound
+	}
+	switch {
+	case over(k.Age, n.used):
+		return Age, fmt.Sprintf("unused for %s; %s keeps %s", human.Span(n.verdict.Age), n.rule.Name, human.Span(*k.Age))
+	case over(k.PushAge, n.manifest.Pushed):
+		return PushAge, fmt.Sprintf("pushed %s ago; %s keeps %s", human.Span(now.Sub(n.manifest.Pushed)), n.rule.Name, human.Span(*k.PushAge))
+	case over(k.CreateAge, n.manifest.Created):
+		return CreateAge, fmt.Sprintf("made %s ago; %s keeps %s", human.Span(now.Sub(n.manifest.Created)), n.rule.Name, human.Span(*k.CreateAge))
+	case k.Age == nil && k.PushAge == nil && k.CreateAge == nil && k.Bytes == nil && (k.NewestByPush != nil || k.NewestByPull != nil):
+		return Surplus, fmt.Sprintf("not among the newest that %s keeps", n.rule.Name)
+	}
+	return "", ""
+}
+
+func (n *node) stays(reason Reason, by, why string) {
+	n.verdict.Reason, n.verdict.KeptBy, n.verdict.Explain = reason, by, why
+}
+
+// remove takes out a root, and what lives only with it.
+func (s *simulation) remove(n *node, reason Reason, why string) {
+	n.decided = true
+	if allGone(n.owners) { // else it goes with the last of them
+		s.goes(n, reason, why)
+	}
+}
+
+func allGone(nodes []*node) bool {
+	return !slices.ContainsFunc(nodes, func(n *node) bool { return !n.gone })
+}
+
+func (s *simulation) goes(n *node, reason Reason, why string) {
+	n.gone = true
+	n.verdict.Remove, n.verdict.Reason, n.verdict.Explain, n.verdict.KeptBy = true, reason, why, ""
+	s.order = append(s.order, n)
+	for _, d := range n.dependents {
+		if !d.gone && allGone(d.owners) && (len(d.tags) == 0 || d.decided) {
+			s.goes(d, Family, "goes with "+string(n.manifest.Digest))
+		}
+	}
+}
+
+// fit removes roots, the longest unused first, until what nodes reach takes at most so
+// many bytes.
+func (s *simulation) fit(nodes []*node, most int64, name string, mayGo func(*node) bool) {
+	held, total := holders{}, int64(0)
+	for _, n := range nodes {
+		if !n.gone {
+			total += held.add(n)
+		}
+	}
+	for _, n := range byAge(nodes) {
+		if total <= most {
+			return
+		}
+		if n.gone || !n.root() || n.decided || !mayGo(n) || n.rule == nil || n.rule.Protect || n.verdict.Reason == Newest {
+			continue
+		}
+		from := len(s.order)
+		s.remove(n, Bytes, fmt.Sprintf("beyond %s, the longest unused; %s keeps %s", human.Size(most), name, human.Size(most)))
+		for _, gone := range s.order[from:] {
+			bytes, _ := held.remove(gone)
+			total -= bytes
+		}
+	}
+}
+
+// plan makes the plan of what was simulated.
+func (s *simulation) plan() *Plan {
+	s.spend()
+	p := &Plan{Time: s.in.Now, PolicyVersion: s.in.Policy.Version}
+	byRule := map[string]*Amount{}
+	for _, r := range s.in.Policy.Rules {
+		p.Rules = append(p.Rules, RuleAmount{Rule: r.Name})
+	}
+	for i := range p.Rules {
+		byRule[p.Rules[i].Rule] = &p.Rules[i].Amount
+	}
+	var stays []Verdict
+	for _, n := range s.order {
+		one := Amount{Manifests: 1, Blobs: n.verdict.blobs, Bytes: n.verdict.Frees}
+		p.Removes = p.Removes.plus(one)
+		if a := byRule[n.verdict.Rule]; a != nil {
+			*a = a.plus(one)
+		}
+		p.Verdicts = append(p.Verdicts, n.verdict)
+	}
+	held := holders{}
+	for _, n := range s.nodes {
+		if n.gone {
+			continue
+		}
+		n.explain()
+		before := int64(len(held))
+		bytes := held.add(n)
+		p.Keeps = p.Keeps.plus(Amount{Manifests: 1, Blobs: int64(len(held)) - before, Bytes: bytes})
+		stays = append(stays, n.verdict)
+	}
+	p.RemovesAll = p.Removes.Manifests > 0 && p.Keeps.Manifests == 0
+	for _, v := range p.oddities(s.in) {
+		if v.Remove {
+			p.Removes = p.Removes.plus(v.amount())
+			p.Verdicts = append(p.Verdicts, v)
+		} else {
+			stays = append(stays, v)
+		}
+	}
+	for i := range p.Verdicts {
+		p.Verdicts[i].Order = int64(i) + 1
+	}
+	p.Verdicts = append(p.Verdicts, stays...)
+	return p
+}
+
+// spend says what each removal frees, in the order of going, and cuts the plan to its
+// budget.
+func (s *simulation) spend() {
+	held := holders{}
+	for _, n := range s.nodes {
+		held.add(n)
+	}
+	var spent Amount
+	b := s.in.Policy.Budget
+	for i, n := range s.order {
+		bytes, blobs := held.remove(n)
+		spent = spent.plus(Amount{Manifests: 1, Bytes: bytes})
+		if b.Manifests != nil && spent.Manifests > *b.Manifests || b.Bytes != nil && spent.Bytes > *b.Bytes {
+			for _, late := range s.order[i:] {
+				late.gone = false
+				late.verdict.Remove = false
+				late.stays(OverBudget, "", "over the budget of a run: goes in a later one")
+			}
+			s.order = s.order[:i]
+			return
+		}
+		n.verdict.Frees, n.verdict.blobs = bytes, max(0, blobs-1)
+	}
+}
+
+// explain says why a manifest stays that no rule of its own keeps.
+func (n *node) explain() {
+	for _, o := range n.owners {
+		if !o.gone && (len(n.tags) == 0 || n.decided) && n.verdict.Reason != OverBudget {
+			n.stays(Parent, string(o.manifest.Digest), "belongs to "+string(o.manifest.Digest)+", which stays")
+			return
+		}
+	}
+	if n.verdict.Explain == "" {
+		n.stays(NoRule, "", "no rule matches it")
+	}
+}
+
+func (a Amount) plus(b Amount) Amount {
+	return Amount{a.Manifests + b.Manifests, a.Blobs + b.Blobs, a.Bytes + b.Bytes, a.Uploads + b.Uploads}
+}

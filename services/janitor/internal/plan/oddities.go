@@ -1,0 +1,88 @@
+package plan
+
+import (
+	"cmp"
+	"fmt"
+	"slices"
+
+	"github.com/kilnbuild/kiln/pkg/human"
+	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
+)
+
+// oddities are the verdicts on what is no manifest of use: manifests that cannot be read,
+// tags that lead nowhere, uploads, and what no manifest names.
+func (p *Plan) oddities(in Input) (all []Verdict) {
+	doubted := map[string]bool{} // repositories
+	for _, r := range in.Registry.Repositories {
+		for _, d := range r.Doubts {
+			v := Verdict{Repository: r.Name, Kind: Manifest, Digest: string(d.Digest), Bytes: d.Bytes, Explain: d.Message}
+			if d.Bytes == 0 {
+				v.Remove, v.Reason = true, Dangling
+			} else {
+				v.Reason, doubted[r.Name] = Doubt, true
+				p.Warnings = append(p.Warnings, fmt.Sprintf("%s: %s: what no other manifest of this repository names stays", r.Name, d.Message))
+			}
+			all = append(all, v)
+		}
+		for _, tag := range r.Tags {
+			if tag.Digest == "" {
+				all = append(all, Verdict{
+					Repository: r.Name, Kind: Link, Digest: tag.Name, Tags: []string{tag.Name}, Remove: true, Reason: Dangling,
+					Explain: "the tag leads to a manifest that is not there",
+				})
+			}
+		}
+		for _, u := range r.Uploads {
+			all = append(all, uploadVerdict(r.Name, u, in))
+		}
+	}
+	orphans := slices.SortedFunc(slices.Values(in.Registry.Orphans), func(a, b inventory.Orphan) int { return cmp.Compare(a.Digest, b.Digest) })
+	for _, o := range orphans {
+		all = append(all, orphanVerdict(o, doubted, in))
+	}
+	return all
+}
+
+func uploadVerdict(repository string, u inventory.Upload, in Input) Verdict {
+	v := Verdict{
+		Repository: repository, Kind: Upload, Digest: u.ID, Bytes: u.Bytes, Age: in.Now.Sub(u.Changed), Reason: Grace,
+		Explain: "an upload that goes on, or did a short while ago",
+	}
+	if v.Age > in.Policy.UploadAge {
+		v.Remove, v.Reason, v.Frees = true, Abandoned, u.Bytes
+		v.Explain = fmt.Sprintf("nothing came for %s; an upload is abandoned after %s", human.Span(v.Age), human.Span(in.Policy.UploadAge))
+	}
+	return v
+}
+
+// orphanVerdict is that on a blob which no manifest names: it goes when its grace is over,
+// unless a manifest of a repository that has it cannot be read and may name it.
+func orphanVerdict(o inventory.Orphan, doubted map[string]bool, in Input) Verdict {
+	v := Verdict{Kind: Blob, Digest: string(o.Digest), Bytes: o.Bytes, Pushed: o.Changed, Age: in.Now.Sub(o.Changed)}
+	near := slices.IndexFunc(o.Repositories, func(name string) bool { return doubted[name] })
+	switch {
+	case near >= 0:
+		v.Reason, v.Explain = Doubt, "a manifest of "+o.Repositories[near]+" cannot be read and may name it"
+	case v.Age > in.Policy.BlobGrace:
+		v.Remove, v.Reason, v.Frees = true, Unreached, o.Bytes
+		v.Explain = fmt.Sprintf("no manifest names it, and it is %s old; the grace is %s", human.Span(v.Age), human.Span(in.Policy.BlobGrace))
+	default:
+		v.Reason, v.Explain = Grace, fmt.Sprintf("no manifest names it yet; its grace of %s is not over", human.Span(in.Policy.BlobGrace))
+	}
+	return v
+}
+
+// amount is what its removal removes.
+func (v Verdict) amount() Amount {
+	out := Amount{Bytes: v.Frees}
+	switch v.Kind {
+	case Manifest:
+		out.Manifests = 1
+	case Blob:
+		out.Blobs = 1
+	case Upload:
+		out.Uploads = 1
+	case Link:
+	}
+	return out
+}

@@ -1,0 +1,186 @@
+// Package policy says what of a registry stays: ordered rules, of which for each
+// manifest the first that matches decides.
+package policy
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/services/janitor/internal/content"
+)
+
+// Policy is what stays in the registry, and what goes.
+type Policy struct {
+	Version   int64 // 1 is the configured one; 0 was given with a request
+	Updated   time.Time
+	UpdatedBy string
+	Comment   string
+	Rules     []Rule
+	MaxBytes  *int64 // of the whole registry; nil: no bound
+	// BlobGrace is how old what nothing reaches must be to go: longer than any push takes.
+	BlobGrace time.Duration
+	// Quarantine is how long what was removed can be restored.
+	Quarantine time.Duration
+	// UploadAge is how old an upload must be to be abandoned.
+	UploadAge time.Duration
+	// MaxBuildTime is from the removal of a manifest to that of its blobs.
+	MaxBuildTime time.Duration
+	Budget       Budget
+}
+
+// Rule is one rule.
+type Rule struct {
+	Name     string
+	Match    *Match // nil: all
+	Keep     *Keep  // nil: no bounds
+	Protect  bool
+	Disabled bool
+}
+
+// Match says which manifests a rule is about: those for which all that is set holds.
+type Match struct {
+	Repositories []string // globs
+	Tags         []string // globs
+	Digests      []content.Digest
+	Tagging      Tagging
+	Kinds        []content.Kind
+}
+
+// Tagging is whether manifests have tags.
+type Tagging int
+
+// With or without.
+const (
+	Any Tagging = iota
+	Tagged
+	Untagged
+)
+
+// Keep is the bounds of a rule. Ages are nil, and counts, where there is none.
+type Keep struct {
+	Age          *time.Duration // since last use
+	PushAge      *time.Duration
+	CreateAge    *time.Duration
+	NewestByPush *int
+	NewestByPull *int
+	Bytes        *int64 // of each repository
+	DropEmpty    bool   // repositories
+}
+
+// Budget bounds one run. What is left over goes in the next.
+type Budget struct {
+	Time      time.Duration // 0: no bound
+	Manifests *int64
+	Bytes     *int64
+}
+
+// The defaults of the contract.
+const (
+	DefaultBlobGrace    = 24 * time.Hour
+	DefaultQuarantine   = 48 * time.Hour
+	DefaultUploadAge    = 24 * time.Hour
+	DefaultMaxBuildTime = time.Hour
+)
+
+// Default is the policy of a janitor that was told no other: in cache/** what was not
+// used for keepAge goes; elsewhere what has no tag and was not used for as long.
+func Default(keepAge time.Duration) Policy {
+	return Policy{
+		Rules: []Rule{
+			{Name: "cache", Match: &Match{Repositories: []string{"cache/**"}}, Keep: &Keep{Age: &keepAge, DropEmpty: true}},
+			{Name: "untagged", Match: &Match{Tagging: Untagged}, Keep: &Keep{Age: &keepAge}},
+		},
+		BlobGrace: DefaultBlobGrace, Quarantine: DefaultQuarantine, UploadAge: DefaultUploadAge, MaxBuildTime: DefaultMaxBuildTime,
+	}
+}
+
+// Resolve returns the policy as it is applied, without disabled rules. One that does not
+// hold is an INVALID_ARGUMENT fault that names the field.
+func Resolve(p Policy) (Policy, error) {
+	out := p
+	out.Rules = nil
+	names := map[string]bool{}
+	for i, r := range p.Rules {
+		if err := r.check(fmt.Sprintf("rules[%d]", i), names); err != nil {
+			return Policy{}, err
+		}
+		names[r.Name] = true
+		if !r.Disabled {
+			out.Rules = append(out.Rules, r)
+		}
+	}
+	return out, nil
+}
+
+func (r Rule) check(field string, names map[string]bool) error {
+	switch {
+	case r.Name == "":
+		return fault.Invalid(field+".name", "", "is empty", "give each rule a name: verdicts and metrics show it")
+	case names[r.Name]:
+		return fault.Invalid(field+".name", r.Name, "is the name of another rule too", "give each rule its own name")
+	case r.Protect && r.Keep != nil:
+		return fault.Invalid(field+".keep", "", "has bounds, and protect keeps everything", "leave out keep, or protect")
+	}
+	if r.Match != nil {
+		if r.Match.Tagging == Untagged && len(r.Match.Tags) > 0 {
+			return fault.Invalid(field+".match.tags", r.Match.Tags[0], "names tags, and tagging is UNTAGGED: nothing fits", "leave one of the two out")
+		}
+	}
+	return nil
+}
+
+// Fits reports whether a rule is about a manifest of a repository.
+func (r Rule) Fits(repository string, digest content.Digest, tags []string, kind content.Kind) bool {
+	m := r.Match
+	if m == nil {
+		return true
+	}
+	return (len(m.Repositories) == 0 || anyGlob(m.Repositories, repository)) &&
+		(len(m.Tags) == 0 || slices.ContainsFunc(tags, func(tag string) bool { return anyGlob(m.Tags, tag) })) &&
+		(len(m.Digests) == 0 || slices.Contains(m.Digests, digest)) &&
+		(m.Tagging == Any || (m.Tagging == Tagged) == (len(tags) > 0)) &&
+		(len(m.Kinds) == 0 || slices.Contains(m.Kinds, kind))
+}
+
+// Covers reports whether a rule may be about manifests of a repository.
+func (r Rule) Covers(repository string) bool {
+	return r.Match == nil || len(r.Match.Repositories) == 0 || anyGlob(r.Match.Repositories, repository)
+}
+
+func anyGlob(globs []string, name string) bool {
+	return slices.ContainsFunc(globs, func(glob string) bool { return Glob(glob, name) })
+}
+
+// Glob reports whether a name fits a glob: "*" is any run of characters but "/", "**"
+// any run of characters, and all others are themselves.
+func Glob(glob, name string) bool {
+	for glob != "" {
+		switch {
+		case strings.HasPrefix(glob, "**"):
+			rest := strings.TrimLeft(glob, "*")
+			for i := range len(name) + 1 {
+				if Glob(rest, name[i:]) {
+					return true
+				}
+			}
+			return false
+		case glob[0] == '*':
+			for i := range len(name) + 1 {
+				if Glob(glob[1:], name[i:]) {
+					return true
+				}
+				if i < len(name) && name[i] == '/' {
+					return false
+				}
+			}
+			return false
+		case name == "" || glob[0] != name[0]:
+			return false
+		}
+		glob, name = glob[1:], name[1:]
+	}
+	return name == ""
+}

@@ -1,0 +1,48 @@
+package storage
+
+import (
+	"maps"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/kilnbuild/kiln/services/janitor/internal/content"
+)
+
+// known remembers manifests by their digests: they cannot change.
+type known struct {
+	mu  sync.Mutex
+	all map[content.Digest]content.Manifest
+}
+
+func (k *known) get(digest content.Digest) (content.Manifest, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	m, ok := k.all[digest]
+	return m, ok
+}
+
+func (k *known) put(digest content.Digest, m content.Manifest) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.all == nil {
+		k.all = map[content.Digest]content.Manifest{}
+	}
+	k.all[digest] = m
+}
+
+func (k *known) keep(there map[content.Digest]bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	maps.DeleteFunc(k.all, func(d content.Digest, _ content.Manifest) bool { return !there[d] })
+}
+
+// changeTime is when a file was last renamed or changed, where the file system tells.
+func changeTime(info os.FileInfo) time.Time {
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	if !ok {
+		return time.Time{}
+	}
+	return time.Unix(stat.Ctim.Unix())
+}
