@@ -1,23 +1,29 @@
-// Package janitor is Kiln's registry janitor: it says whether a registry is well
-// and what it holds. It does not remove anything yet.
+// Package janitor is Kiln's registry janitor: it says whether a registry is well,
+// what it holds, and what a policy would remove. It does not remove anything yet.
 package janitor
 
 import (
 	"context"
 	"errors"
+	"fmt"
+	"os"
 	"time"
 
+	"github.com/kilnbuild/kiln/pkg/clock"
 	"github.com/kilnbuild/kiln/pkg/lifecycle"
 	"github.com/kilnbuild/kiln/pkg/rpc"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 	janitorv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/janitor/v1"
 	"github.com/kilnbuild/kiln/services/janitor/internal/check"
+	"github.com/kilnbuild/kiln/services/janitor/internal/enforce"
 	"github.com/kilnbuild/kiln/services/janitor/internal/grpcapi"
 	"github.com/kilnbuild/kiln/services/janitor/internal/metrics"
+	"github.com/kilnbuild/kiln/services/janitor/internal/policy"
 	"github.com/kilnbuild/kiln/services/janitor/internal/registry"
 	"github.com/kilnbuild/kiln/services/janitor/internal/storage"
 	"github.com/kilnbuild/kiln/services/janitor/internal/usage"
+	"github.com/kilnbuild/kiln/services/janitor/internal/wire"
 )
 
 // Service is a janitor that is listening, and serves once Run is called.
@@ -40,6 +46,10 @@ func New(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.Teleme
 		}
 	}()
 
+	inForce, err := policyOf(cfg)
+	if err != nil {
+		return nil, err
+	}
 	client, err := registry.New(cfg.GetRegistry(), tel)
 	if err != nil {
 		return nil, err
@@ -51,9 +61,10 @@ func New(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.Teleme
 	// Interfaces that hold no pointer to nothing.
 	var checkedStorage check.Storage
 	var store usage.Store
+	var storageToPlan enforce.Storage
 	if root := cfg.GetRegistry().GetStorageRoot(); root != "" {
 		s := storage.New(root)
-		checkedStorage, store = s, s
+		checkedStorage, store, storageToPlan = s, s, s
 	}
 	tracer := tel.Tracer.Tracer("github.com/kilnbuild/kiln/services/janitor")
 	checker := check.New(client, checkedStorage)
@@ -66,11 +77,26 @@ func New(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.Teleme
 	}
 	interval := cfg.GetCheckInterval().AsDuration()
 	w := &watch{checker: checker, surveyor: surveyor, gauges: gauges, tracer: tracer, log: tel.Logger, every: surveyPause * interval}
-	janitorv1.RegisterJanitorServiceServer(server, grpcapi.NewServer(client.Address(), w, surveyor))
+	engine := enforce.New(enforce.Options{Storage: storageToPlan, Policy: inForce, Tracer: tracer, Now: clock.Now})
+	janitorv1.RegisterJanitorServiceServer(server, grpcapi.NewServer(client.Address(), w, surveyor, engine))
 	server.Depend("registry "+client.Address(), interval, client.Ping)
 	tel.Logger.InfoContext(ctx, "pruning is not scheduled yet: this version removes nothing from the registry",
 		"registry", client.Address(), "keep_age", cfg.GetKeepAge().AsDuration())
 	return &Service{server: server, client: client, surveyor: surveyor, watch: w}, nil
+}
+
+// policyOf is the configured policy: that of policy_file or, without one, that of
+// keep_age.
+func policyOf(cfg *configv1.JanitorConfig) (policy.Policy, error) {
+	file := cfg.GetPolicyFile()
+	if file == "" {
+		return policy.Default(cfg.GetKeepAge().AsDuration()), nil
+	}
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return policy.Policy{}, fmt.Errorf("policy_file: %w", err)
+	}
+	return wire.ReadPolicy(file, string(text))
 }
 
 // surveyPause is how many check intervals pass between two looks at the whole

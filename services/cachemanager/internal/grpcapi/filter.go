@@ -163,3 +163,11 @@ func sortKey(r *cachemanagerv1.Record, field aip.Field) any {
 	}
 	return slices.Concat(fieldOf(r.ProtoReflect(), field), []any{nil})[0]
 }
+
+// lastActive is when a record was last used, or else made.
+func lastActive(r *cachemanagerv1.Record) time.Time {
+	if r.GetLastUseTime() == nil {
+		return r.GetCreateTime().AsTime()
+	}
+	return r.GetLastUseTime().AsTime()
+}

@@ -67,7 +67,7 @@ func (s *Server) ListPins(ctx context.Context, req *cachemanagerv1.ListPinsReque
 	if err != nil {
 		return nil, err
 	}
-	from, err := offsetOf(req.GetPageToken())
+	from, err := aip.Offset(req.GetPageToken())
 	if err != nil {
 		return nil, err
 	}
@@ -82,6 +82,6 @@ func (s *Server) ListPins(ctx context.Context, req *cachemanagerv1.ListPinsReque
 		}
 	}
 	res := &cachemanagerv1.ListPinsResponse{}
-	res.Pins, res.NextPageToken = page(all, from, pageSize(req.GetPageSize()))
+	res.Pins, res.NextPageToken = aip.Page(all, from, aip.PageSize(req.GetPageSize()))
 	return res, nil
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"time"
 
+	"github.com/kilnbuild/kiln/pkg/aip"
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/enforce"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/gc"
@@ -27,8 +28,8 @@ type planPlace struct {
 
 // PlanPrune implements the RPC.
 func (s *Server) PlanPrune(ctx context.Context, req *cachemanagerv1.PlanPruneRequest) (*cachemanagerv1.PlanPruneResponse, error) {
-	at := planPlace{Kept: req.GetWithKept(), Size: pageSize(req.GetPageSize())}
-	if err := readToken(req.GetPageToken(), &at); err != nil {
+	at := planPlace{Kept: req.GetWithKept(), Size: aip.PageSize(req.GetPageSize())}
+	if err := aip.ReadToken(req.GetPageToken(), &at); err != nil {
 		return nil, err
 	}
 	p, err := s.planAt(ctx, req, at)
@@ -42,12 +43,12 @@ func (s *Server) PlanPrune(ctx context.Context, req *cachemanagerv1.PlanPruneReq
 		}
 	}
 	res := &cachemanagerv1.PlanPruneResponse{Plan: wire.PlanProto(p)}
-	part, next := page(shown, at.From, at.Size)
+	part, next := aip.Page(shown, at.From, at.Size)
 	for _, v := range part {
 		res.Verdicts = append(res.Verdicts, wire.VerdictProto(v))
 	}
 	if next != "" {
-		res.NextPageToken = token(planPlace{p.Digest, at.From + len(part), at.Kept, at.Size})
+		res.NextPageToken = aip.Token(planPlace{p.Digest, at.From + len(part), at.Kept, at.Size})
 	}
 	return res, nil
 }

@@ -22,10 +22,10 @@ func (s *Server) ListRuns(ctx context.Context, req *cachemanagerv1.ListRunsReque
 		return nil, err
 	}
 	var at runPlace
-	if err := readToken(req.GetPageToken(), &at); err != nil {
+	if err := aip.ReadToken(req.GetPageToken(), &at); err != nil {
 		return nil, err
 	}
-	size := pageSize(req.GetPageSize())
+	size := aip.PageSize(req.GetPageSize())
 	res := &cachemanagerv1.ListRunsResponse{}
 	for {
 		var before time.Time
@@ -38,7 +38,7 @@ func (s *Server) ListRuns(ctx context.Context, req *cachemanagerv1.ListRunsReque
 		}
 		for _, r := range runs {
 			if len(res.GetRuns()) == size {
-				res.NextPageToken = token(at)
+				res.NextPageToken = aip.Token(at)
 				return res, nil
 			}
 			at = runPlace{r.Started.UnixNano(), r.ID}
@@ -57,7 +57,7 @@ const readAtOnce = 200
 
 // GetRun implements the RPC.
 func (s *Server) GetRun(ctx context.Context, req *cachemanagerv1.GetRunRequest) (*cachemanagerv1.GetRunResponse, error) {
-	from, err := offsetOf(req.GetPageToken())
+	from, err := aip.Offset(req.GetPageToken())
 	if err != nil {
 		return nil, err
 	}
@@ -65,7 +65,7 @@ func (s *Server) GetRun(ctx context.Context, req *cachemanagerv1.GetRunRequest) 
 	if err != nil {
 		return nil, err
 	}
-	size := pageSize(req.GetPageSize())
+	size := aip.PageSize(req.GetPageSize())
 	verdicts, err := s.opts.State.Verdicts(ctx, r.ID, from, size+1)
 	if err != nil {
 		return nil, err
@@ -73,7 +73,7 @@ func (s *Server) GetRun(ctx context.Context, req *cachemanagerv1.GetRunRequest) 
 	res := &cachemanagerv1.GetRunResponse{Run: wire.RunProto(r)}
 	if len(verdicts) > size {
 		verdicts = verdicts[:size]
-		res.NextPageToken = token(from + size)
+		res.NextPageToken = aip.Token(from + size)
 	}
 	for _, v := range verdicts {
 		res.Verdicts = append(res.Verdicts, wire.VerdictProto(v))

@@ -65,13 +65,3 @@ func refsOf(in []*cachemanagerv1.CacheRef) []cache.Ref {
 
 // caller is the identity of who calls, empty without one.
 func caller(ctx context.Context) string { return auth.FromContext(ctx).Name }
-
-// defaultPage is the size of a page for who names none.
-const defaultPage = 50
-
-func pageSize(asked int32) int {
-	if asked == 0 {
-		return defaultPage
-	}
-	return int(asked)
-}

@@ -193,7 +193,7 @@ func (s *Server) ListRecords(ctx context.Context, req *cachemanagerv1.ListRecord
 	if err != nil {
 		return nil, err
 	}
-	from, err := offsetOf(req.GetPageToken())
+	from, err := aip.Offset(req.GetPageToken())
 	if err != nil {
 		return nil, err
 	}
@@ -213,7 +213,7 @@ func (s *Server) ListRecords(ctx context.Context, req *cachemanagerv1.ListRecord
 		return cmp.Or(less(a, b), wire.Ref(a.GetCache()).Compare(wire.Ref(b.GetCache())), cmp.Compare(a.GetId(), b.GetId()))
 	})
 	res := &cachemanagerv1.ListRecordsResponse{}
-	res.Records, res.NextPageToken = page(all, from, pageSize(req.GetPageSize()))
+	res.Records, res.NextPageToken = aip.Page(all, from, aip.PageSize(req.GetPageSize()))
 	for _, m := range missed {
 		res.Missed = append(res.Missed, wire.MissedProto(m))
 	}

@@ -33,6 +33,8 @@ type Manifest struct {
 	Of       Kind
 	Config   Digest // of an image; empty: there is none
 	Subject  Digest // that it refers to (OCI image-spec, "subject"); empty: none
+	// Foreign are layers that live at URLs. A registry may have them all the same.
+	Foreign []Digest
 }
 
 // Kind is what a manifest is of.
@@ -146,7 +148,7 @@ func Parse(digest Digest, served MediaType, raw []byte) (Manifest, error) {
 		case d.child:
 			m.Children = append(m.Children, d.Digest)
 		case len(d.URLs) > 0:
-			// A foreign layer: it lives at its URLs, not in the registry.
+			m.Foreign = append(m.Foreign, d.Digest)
 		default:
 			m.Blobs = append(m.Blobs, Blob{Digest: d.Digest, Bytes: d.Size})
 		}

@@ -25,35 +25,47 @@ func TestParse(t *testing.T) {
 			name: "image",
 			raw: `{"mediaType":"` + string(OCIManifest) + `","config":` + ref("application/vnd.oci.image.config.v1+json", "c", 5) +
 				`,"layers":[` + ref(layer, "1", 10) + `,` + ref(layer, "2", 20) + `]}`,
-			want: Manifest{Kind: OCIManifest, Blobs: []Blob{{digest("c"), 5}, {digest("1"), 10}, {digest("2"), 20}}},
+			want: Manifest{Kind: OCIManifest, Of: Image, Config: digest("c"), Blobs: []Blob{{digest("c"), 5}, {digest("1"), 10}, {digest("2"), 20}}},
 		},
 		{
 			name: "image without layers and without a media type",
 			raw:  `{"config":` + ref("x", "c", 5) + `,"layers":[]}`,
-			want: Manifest{Kind: "served", Blobs: []Blob{{digest("c"), 5}}},
+			want: Manifest{Kind: "served", Of: Artifact, Config: digest("c"), Blobs: []Blob{{digest("c"), 5}}},
 		},
 		{
 			name: "index",
 			raw: `{"mediaType":"` + string(OCIIndex) + `","manifests":[` + ref(string(OCIManifest), "a", 7) + `,` +
 				ref(string(DockerManifest), "b", 8) + `,` + ref("", "d", 9) + `]}`,
-			want: Manifest{Kind: OCIIndex, Children: []Digest{digest("a"), digest("b"), digest("d")}},
+			want: Manifest{Kind: OCIIndex, Of: Index, Children: []Digest{digest("a"), digest("b"), digest("d")}},
 		},
 		{
 			name: "BuildKit's cache in the form of an index",
 			raw: `{"mediaType":"` + string(OCIIndex) + `","manifests":[` + ref(layer, "1", 10) + `,` +
 				ref("application/vnd.buildkit.cacheconfig.v0", "c", 3) + `]}`,
-			want: Manifest{Kind: OCIIndex, Blobs: []Blob{{digest("1"), 10}, {digest("c"), 3}}},
+			want: Manifest{Kind: OCIIndex, Of: Cache, Blobs: []Blob{{digest("1"), 10}, {digest("c"), 3}}},
+		},
+		{
+			name: "BuildKit's cache in the form of an image",
+			raw: `{"mediaType":"` + string(OCIManifest) + `","config":` + ref("application/vnd.buildkit.cacheconfig.v0", "c", 3) +
+				`,"layers":[` + ref(layer, "1", 10) + `]}`,
+			want: Manifest{Kind: OCIManifest, Of: Cache, Config: digest("c"), Blobs: []Blob{{digest("c"), 3}, {digest("1"), 10}}},
+		},
+		{
+			name: "a signature that refers to a subject",
+			raw: `{"mediaType":"` + string(OCIManifest) + `","artifactType":"application/x","config":` + ref("application/vnd.oci.empty.v1+json", "c", 2) +
+				`,"layers":[],"subject":` + ref(string(OCIManifest), "5", 9) + `}`,
+			want: Manifest{Kind: OCIManifest, Of: Referrer, Config: digest("c"), Subject: digest("5"), Blobs: []Blob{{digest("c"), 2}}},
 		},
 		{
 			name: "a foreign layer is not in the registry",
 			raw: `{"mediaType":"` + string(DockerManifest) + `","layers":[{"mediaType":"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip","digest":"` +
 				string(digest("f")) + `","size":9,"urls":["https://example.org/f"]}]}`,
-			want: Manifest{Kind: DockerManifest},
+			want: Manifest{Kind: DockerManifest, Of: Artifact, Foreign: []Digest{digest("f")}},
 		},
 		{
 			name: "artifact",
 			raw:  `{"mediaType":"` + string(OCIArtifact) + `","blobs":[` + ref("text/plain", "1", 4) + `]}`,
-			want: Manifest{Kind: OCIArtifact, Blobs: []Blob{{digest("1"), 4}}},
+			want: Manifest{Kind: OCIArtifact, Of: Artifact, Blobs: []Blob{{digest("1"), 4}}},
 		},
 	}
 	for _, test := range tests {
@@ -79,6 +91,7 @@ func TestParseRefuses(t *testing.T) {
 		"a list":            `[]`,
 		"a bad digest":      `{"layers":[{"digest":"../../etc/passwd","size":1}]}`,
 		"a negative size":   `{"layers":[` + ref("x", "1", -1) + `]}`,
+		"a bad subject":     `{"layers":[],"subject":{"digest":"x"}}`,
 		"a digest is short": `{"layers":[{"digest":"sha256:abc","size":1}]}`,
 	}
 	for name, raw := range tests {

@@ -32,11 +32,12 @@ type Server struct {
 	address  string
 	checker  Checker
 	surveyor Surveyor
+	engine   Engine
 }
 
 // NewServer returns a server about the registry at an address.
-func NewServer(address string, checker Checker, surveyor Surveyor) *Server {
-	return &Server{address: address, checker: checker, surveyor: surveyor}
+func NewServer(address string, checker Checker, surveyor Surveyor, engine Engine) *Server {
+	return &Server{address: address, checker: checker, surveyor: surveyor, engine: engine}
 }
 
 // CheckRegistry implements the RPC.

@@ -15,13 +15,17 @@ import (
 func Make(in Input) *Plan {
 	s := newSimulation(in)
 	for _, repository := range s.repositories() {
-		s.decide(repository)
+		if in.within(repository[0].repository) {
+			s.decide(repository)
+		}
 	}
 	if in.Policy.MaxBytes != nil {
-		s.fit(s.nodes, *in.Policy.MaxBytes, "max_bytes", func(n *node) bool { return n.rule != nil })
+		s.fit(s.nodes, *in.Policy.MaxBytes, "max_bytes", func(n *node) bool { return in.within(n.repository) })
 	}
 	return s.plan()
 }
+
+func (in Input) within(repository string) bool { return in.Within == nil || in.Within(repository) }
 
 // repositories are the nodes by repository.
 func (s *simulation) repositories() (all [][]*node) {
@@ -194,7 +198,7 @@ func (s *simulation) plan() *Plan {
 	}
 	var stays []Verdict
 	for _, n := range s.order {
-		one := Amount{Manifests: 1, Blobs: n.verdict.blobs, Bytes: n.verdict.Frees}
+		one := n.verdict.Amount()
 		p.Removes = p.Removes.plus(one)
 		if a := byRule[n.verdict.Rule]; a != nil {
 			*a = a.plus(one)
@@ -203,7 +207,7 @@ func (s *simulation) plan() *Plan {
 	}
 	held := holders{}
 	for _, n := range s.nodes {
-		if n.gone {
+		if n.gone || !s.in.within(n.repository) {
 			continue
 		}
 		n.explain()
@@ -215,7 +219,7 @@ func (s *simulation) plan() *Plan {
 	p.RemovesAll = p.Removes.Manifests > 0 && p.Keeps.Manifests == 0
 	for _, v := range p.oddities(s.in) {
 		if v.Remove {
-			p.Removes = p.Removes.plus(v.amount())
+			p.Removes = p.Removes.plus(v.Amount())
 			p.Verdicts = append(p.Verdicts, v)
 		} else {
 			stays = append(stays, v)

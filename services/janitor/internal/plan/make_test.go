@@ -94,7 +94,7 @@ func TestMake(t *testing.T) {
 		},
 		"the first rule that matches decides": {
 			rules: []policy.Rule{
-				{Name: "cache", Match: &policy.Match{Repositories: []string{"cache/**"}}, Keep: week}, {Name: "untagged", Match: &policy.Match{Tagging: policy.Untagged}, Keep: week},
+				{Name: "cache", Match: &policy.Match{Repositories: policy.Globs("cache/**")}, Keep: week}, {Name: "untagged", Match: &policy.Match{Tagging: policy.Untagged}, Keep: week},
 			},
 			repos: []inventory.Repository{
 				repo("app", []inventory.Tag{tag("v1", "old")}, man("old", 30), man("untagged", 30)),
@@ -103,7 +103,7 @@ func TestMake(t *testing.T) {
 			want: "untagged(age) c(age) | old(no_rule)", frees: 2,
 		},
 		"protected by tag": {
-			rules: []policy.Rule{{Name: "p", Match: &policy.Match{Tags: []string{"v*"}}, Protect: true}, {Name: "r", Keep: week}},
+			rules: []policy.Rule{{Name: "p", Match: &policy.Match{Tags: policy.Globs("v*")}, Protect: true}, {Name: "r", Keep: week}},
 			repos: []inventory.Repository{repo("a", []inventory.Tag{tag("v1", "x"), tag("main", "y")}, man("x", 30), man("y", 30))},
 			want:  "y(age) | x(protected)", frees: 1,
 		},
@@ -121,7 +121,7 @@ func TestMake(t *testing.T) {
 			want: "| i(within_bounds) p(parent:i)",
 		},
 		"a part with a tag of its own has a life of its own": {
-			rules: []policy.Rule{{Name: "p", Match: &policy.Match{Tags: []string{"keep"}}, Protect: true}, {Name: "r", Keep: week}},
+			rules: []policy.Rule{{Name: "p", Match: &policy.Match{Tags: policy.Globs("keep")}, Protect: true}, {Name: "r", Keep: week}},
 			repos: []inventory.Repository{repo("a", []inventory.Tag{tag("keep", "p"), tag("amd64", "q")}, index("i", 30, "p", "q"), man("p", 30), man("q", 40))},
 			want:  "i(age) q(family) | p(protected)", frees: 2,
 		},
@@ -152,7 +152,7 @@ func TestMake(t *testing.T) {
 			want: "z(bytes) x(bytes) | y(within_bounds)", frees: 1 + 1 + 50,
 		},
 		"bytes of the registry, but not of what no rule matches": {
-			rules: []policy.Rule{{Name: "cache", Match: &policy.Match{Repositories: []string{"cache/*"}}, Keep: week}}, max: ptr(int64(60)),
+			rules: []policy.Rule{{Name: "cache", Match: &policy.Match{Repositories: policy.Globs("cache/*")}, Keep: week}}, max: ptr(int64(60)),
 			repos: []inventory.Repository{repo("app", nil, man("x", 50, "b50")), repo("cache/c", nil, man("y", 1, "c50"), man("z", 2, "d50"))},
 			want:  "z(bytes) y(bytes) | x(no_rule)", frees: 102,
 		},
@@ -170,5 +170,49 @@ func TestMake(t *testing.T) {
 				t.Errorf("frees %d, want %d", p.Removes.Bytes, c.frees)
 			}
 		})
+	}
+}
+
+// A plan for some repositories leaves the others alone, and frees nothing that they hold.
+func TestWithin(t *testing.T) {
+	in := plan.Input{
+		Registry: inventory.Registry{
+			Repositories: []inventory.Repository{repo("a", nil, man("x", 9, "s100", "t5")), repo("b", nil, man("y", 9, "s100"))},
+			Orphans:      []inventory.Orphan{{Digest: "o", Bytes: 7}},
+		},
+		Policy: policy.Policy{Rules: []policy.Rule{{Name: "r", Keep: &policy.Keep{Age: ptr(7 * day)}}}}, Now: now,
+		Within: func(repository string) bool { return repository == "a" },
+	}
+	if p := plan.Make(in); said(p) != "x(age) |" || p.Removes.Bytes != 6 || !p.RemovesAll {
+		t.Errorf("%s, %+v", said(p), p.Removes)
+	}
+}
+
+// What is no manifest of use: each with its verdict.
+func TestOddities(t *testing.T) {
+	p := plan.Make(plan.Input{
+		Registry: inventory.Registry{
+			Repositories: []inventory.Repository{
+				{
+					Name: "a", Tags: []inventory.Tag{{Name: "nowhere"}},
+					Doubts: []inventory.Doubt{{Digest: "empty", Message: "is empty"}, {Digest: "bad", Bytes: 5, Message: "is no JSON"}},
+				},
+				{Name: "b", Uploads: []inventory.Upload{{ID: "old", Bytes: 9, Changed: now.Add(-25 * time.Hour)}, {ID: "new", Changed: now.Add(-time.Hour)}}},
+			},
+			Orphans: []inventory.Orphan{
+				{Digest: "o2", Bytes: 20, Changed: now.Add(-48 * time.Hour)},
+				{Digest: "o1", Bytes: 10, Changed: now.Add(-48 * time.Hour), Repositories: []string{"b"}},
+				{Digest: "fresh", Bytes: 30, Changed: now.Add(-time.Hour)},
+				{Digest: "near", Bytes: 40, Changed: now.Add(-48 * time.Hour), Repositories: []string{"a", "b"}},
+			},
+		},
+		Policy: policy.Default(7 * day), Now: now,
+	})
+	want := "empty(dangling) nowhere(dangling) old(abandoned) o1(unreached) o2(unreached) | bad(doubt) new(grace) fresh(grace) near(doubt)"
+	if diff := cmp.Diff(want, said(p)); diff != "" {
+		t.Error(diff)
+	}
+	if p.Removes != (plan.Amount{Manifests: 1, Blobs: 2, Bytes: 39, Uploads: 1}) || len(p.Warnings) != 1 {
+		t.Errorf("%+v, %v", p.Removes, p.Warnings)
 	}
 }

@@ -14,6 +14,9 @@ import (
 func (p *Plan) oddities(in Input) (all []Verdict) {
 	doubted := map[string]bool{} // repositories
 	for _, r := range in.Registry.Repositories {
+		if !in.within(r.Name) {
+			continue
+		}
 		for _, d := range r.Doubts {
 			v := Verdict{Repository: r.Name, Kind: Manifest, Digest: string(d.Digest), Bytes: d.Bytes, Explain: d.Message}
 			if d.Bytes == 0 {
@@ -35,6 +38,9 @@ func (p *Plan) oddities(in Input) (all []Verdict) {
 		for _, u := range r.Uploads {
 			all = append(all, uploadVerdict(r.Name, u, in))
 		}
+	}
+	if in.Within != nil {
+		return all // what no manifest names belongs to no repository
 	}
 	orphans := slices.SortedFunc(slices.Values(in.Registry.Orphans), func(a, b inventory.Orphan) int { return cmp.Compare(a.Digest, b.Digest) })
 	for _, o := range orphans {
@@ -72,14 +78,14 @@ func orphanVerdict(o inventory.Orphan, doubted map[string]bool, in Input) Verdic
 	return v
 }
 
-// amount is what its removal removes.
-func (v Verdict) amount() Amount {
-	out := Amount{Bytes: v.Frees}
+// Amount is what its removal removes.
+func (v Verdict) Amount() Amount {
+	out := Amount{Bytes: v.Frees, Blobs: v.blobs}
 	switch v.Kind {
 	case Manifest:
 		out.Manifests = 1
 	case Blob:
-		out.Blobs = 1
+		out.Blobs++
 	case Upload:
 		out.Uploads = 1
 	case Link:

@@ -15,6 +15,9 @@ type Input struct {
 	Registry inventory.Registry
 	Policy   policy.Policy // resolved: see policy.Resolve
 	Now      time.Time     // ages are counted to it
+	// Within says which repositories the plan is about; the others only hold what they
+	// share with these. nil: all, and what no manifest names.
+	Within func(repository string) bool
 	// Pulled is when a manifest was last pulled, or imported by a build; zero: not
 	// known of. nil: nothing is known.
 	Pulled func(repository string, digest content.Digest) time.Time

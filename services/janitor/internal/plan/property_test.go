@@ -54,11 +54,11 @@ func drawPolicy(t *rapid.T) policy.Policy {
 		r := policy.Rule{Name: fmt.Sprint("r", i)}
 		switch rapid.IntRange(0, 3).Draw(t, "match") {
 		case 0:
-			r.Match = &policy.Match{Repositories: []string{"cache/**"}}
+			r.Match = &policy.Match{Repositories: policy.Globs("cache/**")}
 		case 1:
 			r.Match = &policy.Match{Tagging: policy.Untagged}
 		case 2:
-			r.Match = &policy.Match{Tags: []string{"t1*", "t3"}}
+			r.Match = &policy.Match{Tags: policy.Globs("t1*", "t3")}
 		}
 		switch rapid.IntRange(0, 4).Draw(t, "keep") {
 		case 0:

@@ -4,6 +4,7 @@ package policy
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -42,8 +43,8 @@ type Rule struct {
 
 // Match says which manifests a rule is about: those for which all that is set holds.
 type Match struct {
-	Repositories []string // globs
-	Tags         []string // globs
+	Repositories []Glob
+	Tags         []Glob
 	Digests      []content.Digest
 	Tagging      Tagging
 	Kinds        []content.Kind
@@ -90,7 +91,7 @@ const (
 func Default(keepAge time.Duration) Policy {
 	return Policy{
 		Rules: []Rule{
-			{Name: "cache", Match: &Match{Repositories: []string{"cache/**"}}, Keep: &Keep{Age: &keepAge, DropEmpty: true}},
+			{Name: "cache", Match: &Match{Repositories: Globs("cache/**")}, Keep: &Keep{Age: &keepAge, DropEmpty: true}},
 			{Name: "untagged", Match: &Match{Tagging: Untagged}, Keep: &Keep{Age: &keepAge}},
 		},
 		BlobGrace: DefaultBlobGrace, Quarantine: DefaultQuarantine, UploadAge: DefaultUploadAge, MaxBuildTime: DefaultMaxBuildTime,
@@ -126,7 +127,7 @@ func (r Rule) check(field string, names map[string]bool) error {
 	}
 	if r.Match != nil {
 		if r.Match.Tagging == Untagged && len(r.Match.Tags) > 0 {
-			return fault.Invalid(field+".match.tags", r.Match.Tags[0], "names tags, and tagging is UNTAGGED: nothing fits", "leave one of the two out")
+			return fault.Invalid(field+".match.tags", r.Match.Tags[0].String(), "names tags, and tagging is UNTAGGED: nothing fits", "leave one of the two out")
 		}
 	}
 	return nil
@@ -150,37 +151,28 @@ func (r Rule) Covers(repository string) bool {
 	return r.Match == nil || len(r.Match.Repositories) == 0 || anyGlob(r.Match.Repositories, repository)
 }
 
-func anyGlob(globs []string, name string) bool {
-	return slices.ContainsFunc(globs, func(glob string) bool { return Glob(glob, name) })
+// Glob is a pattern of names: "*" is any run of characters but "/", "**" any run of
+// characters, and all others are themselves.
+type Glob struct {
+	text string
+	form *regexp.Regexp // which takes time that is linear in the name
 }
 
-// Glob reports whether a name fits a glob: "*" is any run of characters but "/", "**"
-// any run of characters, and all others are themselves.
-func Glob(glob, name string) bool {
-	for glob != "" {
-		switch {
-		case strings.HasPrefix(glob, "**"):
-			rest := strings.TrimLeft(glob, "*")
-			for i := range len(name) + 1 {
-				if Glob(rest, name[i:]) {
-					return true
-				}
-			}
-			return false
-		case glob[0] == '*':
-			for i := range len(name) + 1 {
-				if Glob(glob[1:], name[i:]) {
-					return true
-				}
-				if i < len(name) && name[i] == '/' {
-					return false
-				}
-			}
-			return false
-		case name == "" || glob[0] != name[0]:
-			return false
-		}
-		glob, name = glob[1:], name[1:]
+// Globs are those that are written so.
+func Globs(texts ...string) (all []Glob) {
+	for _, text := range texts {
+		form := strings.NewReplacer(`\*\*`, `.*`, `\*`, `[^/]*`).Replace(regexp.QuoteMeta(strings.ToValidUTF8(text, "\uFFFD")))
+		all = append(all, Glob{text, regexp.MustCompile(`(?s)^` + form + `$`)})
 	}
-	return name == ""
+	return all
+}
+
+// String is how it is written.
+func (g Glob) String() string { return g.text }
+
+// Fits reports whether a name fits.
+func (g Glob) Fits(name string) bool { return g.form.MatchString(name) }
+
+func anyGlob(globs []Glob, name string) bool {
+	return slices.ContainsFunc(globs, func(g Glob) bool { return g.Fits(name) })
 }

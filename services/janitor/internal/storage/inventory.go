@@ -293,8 +293,8 @@ func (s *Storage) orphans(ctx context.Context, shards [][]string, r inventory.Re
 			for _, b := range m.Blobs {
 				named[b.Digest] = true
 			}
-			for _, child := range m.Children { // which may be blobs, of no revision
-				named[child] = true
+			for _, other := range slices.Concat(m.Children, m.Foreign) { // which may be here, and of no revision
+				named[other] = true
 			}
 		}
 		for _, d := range repository.Doubts {

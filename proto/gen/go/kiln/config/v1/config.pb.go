@@ -1079,11 +1079,15 @@ type JanitorConfig struct {
 	Log *LogConfig `protobuf:"bytes,2,opt,name=log,proto3" json:"log,omitempty"`
 	// The registry that the janitor keeps.
 	Registry *RegistryConfig `protobuf:"bytes,3,opt,name=registry,proto3" json:"registry,omitempty"`
-	// A cache reference neither pushed nor pulled for longer goes. Held, and not
-	// yet enforced: this version does not schedule pruning. Default: 168h.
+	// What is in cache/** and was neither pushed nor pulled for longer goes, and
+	// elsewhere what has no tag. Planned, and not yet carried out: this version
+	// removes nothing. Default: 168h.
 	KeepAge *durationpb.Duration `protobuf:"bytes,4,opt,name=keep_age,json=keepAge,proto3" json:"keep_age,omitempty"`
 	// How often the registry is checked for the health status. Default: 15s.
 	CheckInterval *durationpb.Duration `protobuf:"bytes,5,opt,name=check_interval,json=checkInterval,proto3" json:"check_interval,omitempty"`
+	// File with the policy, in place of keep_age: YAML with the fields of
+	// kiln.janitor.v1.Policy.
+	PolicyFile    string `protobuf:"bytes,6,opt,name=policy_file,json=policyFile,proto3" json:"policy_file,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1151,6 +1155,13 @@ func (x *JanitorConfig) GetCheckInterval() *durationpb.Duration {
 		return x.CheckInterval
 	}
 	return nil
+}
+
+func (x *JanitorConfig) GetPolicyFile() string {
+	if x != nil {
+		return x.PolicyFile
+	}
+	return ""
 }
 
 // Configuration of one server: gRPC on one address, HTTP on another.
@@ -1843,13 +1854,15 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\vdirectories\x18\t \x03(\v2\x1e.kiln.config.v1.CacheDirectoryB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\vdirectories\"s\n" +
 	"\x0eCacheDirectory\x12\x1f\n" +
 	"\x04path\x18\x01 \x01(\tB\v\xbaH\br\x06\x18\x80 :\x01/R\x04path\x12@\n" +
-	"\x05grace\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80\xe7\x84\x0f2\x00R\x05grace\"\xce\x02\n" +
+	"\x05grace\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80\xe7\x84\x0f2\x00R\x05grace\"\xf9\x02\n" +
 	"\rJanitorConfig\x124\n" +
 	"\x06server\x18\x01 \x01(\v2\x1c.kiln.config.v1.ServerConfigR\x06server\x12+\n" +
 	"\x03log\x18\x02 \x01(\v2\x19.kiln.config.v1.LogConfigR\x03log\x12:\n" +
 	"\bregistry\x18\x03 \x01(\v2\x1e.kiln.config.v1.RegistryConfigR\bregistry\x12H\n" +
 	"\bkeep_age\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x06\b\x80\x86\xb0\x96\x012\x02\b\x01R\akeepAge\x12T\n" +
-	"\x0echeck_interval\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xc2\xd7/R\rcheckInterval\"\x99\x02\n" +
+	"\x0echeck_interval\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xc2\xd7/R\rcheckInterval\x12)\n" +
+	"\vpolicy_file\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\n" +
+	"policyFile\"\x99\x02\n" +
 	"\fServerConfig\x12 \n" +
 	"\x06listen\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06listen\x12)\n" +
 	"\vhttp_listen\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\n" +

@@ -183,6 +183,8 @@ const (
 	VerdictReason_VERDICT_REASON_ABANDONED VerdictReason = 18
 	// Goes: it leads nowhere.
 	VerdictReason_VERDICT_REASON_DANGLING VerdictReason = 19
+	// Goes: not among the newest, which are all that its rule keeps.
+	VerdictReason_VERDICT_REASON_SURPLUS VerdictReason = 20
 )
 
 // Enum value maps for VerdictReason.
@@ -208,6 +210,7 @@ var (
 		17: "VERDICT_REASON_DOUBT",
 		18: "VERDICT_REASON_ABANDONED",
 		19: "VERDICT_REASON_DANGLING",
+		20: "VERDICT_REASON_SURPLUS",
 	}
 	VerdictReason_value = map[string]int32{
 		"VERDICT_REASON_UNSPECIFIED":   0,
@@ -230,6 +233,7 @@ var (
 		"VERDICT_REASON_DOUBT":         17,
 		"VERDICT_REASON_ABANDONED":     18,
 		"VERDICT_REASON_DANGLING":      19,
+		"VERDICT_REASON_SURPLUS":       20,
 	}
 )
 
@@ -928,7 +932,7 @@ const file_kiln_janitor_v1_plan_proto_rawDesc = "" +
 	"\rVerdictAction\x12\x1e\n" +
 	"\x1aVERDICT_ACTION_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13VERDICT_ACTION_KEEP\x10\x01\x12\x19\n" +
-	"\x15VERDICT_ACTION_REMOVE\x10\x02*\xc5\x04\n" +
+	"\x15VERDICT_ACTION_REMOVE\x10\x02*\xe1\x04\n" +
 	"\rVerdictReason\x12\x1e\n" +
 	"\x1aVERDICT_REASON_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12VERDICT_REASON_AGE\x10\x01\x12\x18\n" +
@@ -950,7 +954,8 @@ const file_kiln_janitor_v1_plan_proto_rawDesc = "" +
 	"\x14VERDICT_REASON_GRACE\x10\x10\x12\x18\n" +
 	"\x14VERDICT_REASON_DOUBT\x10\x11\x12\x1c\n" +
 	"\x18VERDICT_REASON_ABANDONED\x10\x12\x12\x1b\n" +
-	"\x17VERDICT_REASON_DANGLING\x10\x13*@\n" +
+	"\x17VERDICT_REASON_DANGLING\x10\x13\x12\x1a\n" +
+	"\x16VERDICT_REASON_SURPLUS\x10\x14*@\n" +
 	"\x05Reach\x12\x15\n" +
 	"\x11REACH_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rREACH_STORAGE\x10\x01\x12\r\n" +

@@ -540,8 +540,10 @@ func (x *Policy) GetBudget() *Budget {
 }
 
 // One rule. A manifest that it matches goes when it is beyond any bound of
-// `keep` and no newest-N of it holds; index children and referrers live and die
-// with their parents.
+// `keep` and no newest-N of it holds; where newest-N are all that `keep` has, the
+// others go. Index children and referrers live and die with their parents, and
+// so do signatures under cosign's tags; a child with a tag of its own stays as
+// long as either says so.
 type Rule struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its name, unique in the policy; verdicts and metrics name it.

@@ -1,0 +1,71 @@
+package grpcapi
+
+import (
+	"context"
+
+	"github.com/kilnbuild/kiln/pkg/aip"
+	janitorv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/janitor/v1"
+	"github.com/kilnbuild/kiln/services/janitor/internal/enforce"
+	"github.com/kilnbuild/kiln/services/janitor/internal/plan"
+	"github.com/kilnbuild/kiln/services/janitor/internal/policy"
+	"github.com/kilnbuild/kiln/services/janitor/internal/run"
+	"github.com/kilnbuild/kiln/services/janitor/internal/wire"
+)
+
+// Engine plans.
+type Engine interface {
+	Plan(ctx context.Context, ask enforce.Ask) (run.Plan, error)
+	PlanOf(digest string) (run.Plan, error)
+}
+
+// planPlace is what the page token of a plan holds.
+type planPlace struct {
+	Digest string
+	From   int
+	Kept   bool
+	Size   int
+}
+
+// PlanRun implements the RPC.
+func (s *Server) PlanRun(ctx context.Context, req *janitorv1.PlanRunRequest) (*janitorv1.PlanRunResponse, error) {
+	at := planPlace{Kept: req.GetWithKept(), Size: aip.PageSize(req.GetPageSize())}
+	if err := aip.ReadToken(req.GetPageToken(), &at); err != nil {
+		return nil, err
+	}
+	p, err := s.planAt(ctx, req, at)
+	if err != nil {
+		return nil, err
+	}
+	var shown []plan.Verdict
+	for _, v := range p.Verdicts {
+		if v.Remove || at.Kept {
+			shown = append(shown, v)
+		}
+	}
+	res := &janitorv1.PlanRunResponse{Plan: wire.PlanProto(p)}
+	part, next := aip.Page(shown, max(0, at.From), max(1, at.Size))
+	for _, v := range part {
+		res.Verdicts = append(res.Verdicts, wire.VerdictProto(v))
+	}
+	if next != "" {
+		res.NextPageToken = aip.Token(planPlace{p.Digest, at.From + len(part), at.Kept, at.Size})
+	}
+	return res, nil
+}
+
+// planAt makes a plan, or goes on with the one that a page token names.
+func (s *Server) planAt(ctx context.Context, req *janitorv1.PlanRunRequest, at planPlace) (run.Plan, error) {
+	if at.Digest != "" {
+		return s.engine.PlanOf(at.Digest)
+	}
+	ask := enforce.Ask{Repositories: policy.Globs(req.GetRepositories()...)}
+	if req.GetPolicy() != nil {
+		p := wire.Policy(req.GetPolicy())
+		p.Version = 0
+		ask.Policy = &p
+	}
+	if req.GetAt() != nil {
+		ask.At = req.GetAt().AsTime()
+	}
+	return s.engine.Plan(ctx, ask)
+}

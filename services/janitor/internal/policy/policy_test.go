@@ -1,0 +1,76 @@
+package policy_test
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/services/janitor/internal/content"
+	"github.com/kilnbuild/kiln/services/janitor/internal/policy"
+)
+
+func TestGlob(t *testing.T) {
+	for _, c := range []struct {
+		glob, name string
+		want       bool
+	}{
+		{"cache/**", "cache/app", true},
+		{"cache/**", "cache/team/app", true},
+		{"cache/**", "cache", false},
+		{"cache/**", "cached/app", false},
+		{"cache/*", "cache/app", true},
+		{"cache/*", "cache/team/app", false},
+		{"**", "a/b/c", true},
+		{"*", "a/b", false},
+		{"*", "", true},
+		{"v*.*", "v1.2", true},
+		{"v*.*", "v1", false},
+		{"**/app", "team/app", true},
+		{"**/app", "app", false},
+		{"a**z", "a/b/z", true},
+		{"a*b*c", "axbxc", true},
+		{"[a]", "a", false},
+		{"a", "ab", false},
+		{"", "", true},
+	} {
+		if got := policy.Globs(c.glob)[0].Fits(c.name); got != c.want {
+			t.Errorf("%q, %q: %t", c.glob, c.name, got)
+		}
+	}
+}
+
+func FuzzGlob(f *testing.F) {
+	f.Add("cache/**", "cache/app")
+	f.Fuzz(func(t *testing.T, glob, name string) {
+		if !policy.Globs("**")[0].Fits(name) || policy.Globs(glob)[0].Fits(name) && !policy.Globs(glob + "**")[0].Fits(name) {
+			t.Errorf("%q, %q", glob, name)
+		}
+	})
+}
+
+func TestResolve(t *testing.T) {
+	age := time.Hour
+	for name, c := range map[string]struct {
+		rules []policy.Rule
+		field string
+	}{
+		"no name":               {[]policy.Rule{{}}, "rules[0].name"},
+		"two of a name":         {[]policy.Rule{{Name: "a"}, {Name: "a"}}, "rules[1].name"},
+		"protected with bounds": {[]policy.Rule{{Name: "a", Protect: true, Keep: &policy.Keep{Age: &age}}}, "rules[0].keep"},
+		"untagged with tags":    {[]policy.Rule{{Name: "a", Match: &policy.Match{Tagging: policy.Untagged, Tags: policy.Globs("x")}}}, "rules[0].match.tags"},
+	} {
+		_, err := policy.Resolve(policy.Policy{Rules: c.rules})
+		if wrong, ok := errors.AsType[*fault.Error](err); !ok || wrong.Field != c.field || wrong.Remedy == "" {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	p, err := policy.Resolve(policy.Policy{Rules: []policy.Rule{{Name: "a"}, {Name: "b", Disabled: true}}})
+	if err != nil || len(p.Rules) != 1 {
+		t.Errorf("%v, %v", p, err)
+	}
+	if p, err := policy.Resolve(policy.Default(age)); err != nil || len(p.Rules) != 2 || !p.Rules[0].Fits("cache/app", "sha256:1", []string{"main"}, content.Cache) ||
+		p.Rules[1].Fits("app", "sha256:1", []string{"v1"}, content.Image) || !p.Rules[1].Fits("app", "sha256:1", nil, content.Image) {
+		t.Errorf("%v, %v", p, err)
+	}
+}
