@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
 
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	"github.com/kilnbuild/kiln/services/kiln/internal/connect"
@@ -51,19 +52,13 @@ type call struct {
 
 // runE makes what cobra runs: with a client, and with errors that a person can read.
 func runE(conn *connect.Flags, run func(ctx context.Context, c *call, args []string) error) func(*cobra.Command, []string) error {
-	return func(cmd *cobra.Command, args []string) error {
-		cmd.SilenceUsage = true
-		cc, err := conn.Connect()
-		if err != nil {
-			return err
-		}
-		defer func() { _ = cc.Close() }() // nothing is left to lose
+	return conn.RunE(func(cmd *cobra.Command, cc *grpc.ClientConn, args []string) error {
 		c := &call{
 			api: cachemanagerv1.NewCacheManagerServiceClient(cc), in: cmd.InOrStdin(), out: cmd.OutOrStdout(), errOut: cmd.ErrOrStderr(),
 			term: table.TerminalOf(cmd.OutOrStdout()), now: time.Now(),
 		}
-		return conn.Explain(run(cmd.Context(), c, args))
-	}
+		return run(cmd.Context(), c, args)
+	})
 }
 
 // addCaches adds --cache to a command.

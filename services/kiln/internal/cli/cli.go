@@ -8,6 +8,7 @@ import (
 	"github.com/kilnbuild/kiln/services/kiln/internal/build"
 	"github.com/kilnbuild/kiln/services/kiln/internal/builds"
 	"github.com/kilnbuild/kiln/services/kiln/internal/caches"
+	"github.com/kilnbuild/kiln/services/kiln/internal/janitor"
 	"github.com/kilnbuild/kiln/services/kiln/internal/up"
 )
 
@@ -32,6 +33,7 @@ services. The other commands are clients of a builder, wherever it runs.`,
 		builds.Command,
 		caches.Command,
 		caches.CleanCommand,
+		janitor.Command,
 		up.Command,
 		up.DownCommand,
 	} {

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -25,12 +26,17 @@ type Service int
 const (
 	Builder Service = iota
 	CacheManager
+	Janitor
 )
 
 // names are how a service is called, its flag, its variable and its usual address.
 func (s Service) names() (name, flag, variable, address string) {
-	if s == CacheManager {
+	switch s {
+	case CacheManager:
 		return "cache manager", "cache-manager", "KILN_CACHE_MANAGER", "127.0.0.1:50052"
+	case Janitor:
+		return "janitor", "janitor", "KILN_JANITOR", "127.0.0.1:50053"
+	case Builder:
 	}
 	return "builder", "builder", "KILN_BUILDER", "127.0.0.1:50051"
 }
@@ -84,6 +90,20 @@ func (f *Flags) Dial(opts ...client.Option) (*client.Client, error) {
 func (f *Flags) Connect() (*grpc.ClientConn, error) {
 	conn, err := client.Connect(f.Address, f.options()...)
 	return conn, f.explainDial(err)
+}
+
+// RunE makes what cobra runs: with a connection to the service, and with errors that a
+// person can read.
+func (f *Flags) RunE(run func(cmd *cobra.Command, conn *grpc.ClientConn, args []string) error) func(*cobra.Command, []string) error {
+	return func(cmd *cobra.Command, args []string) error {
+		cmd.SilenceUsage = true
+		conn, err := f.Connect()
+		if err != nil {
+			return err
+		}
+		defer func() { _ = conn.Close() }() // nothing is left to lose
+		return f.Explain(run(cmd, conn, args))
+	}
 }
 
 func (f *Flags) options() []client.Option {
