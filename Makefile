@@ -85,7 +85,7 @@ build: ## Build every command into bin/
 
 # The services that tests kill at their failpoints, or whose clock they move.
 build-failpoints:
-	@go build -tags failpoints -ldflags '$(LDFLAGS)' -o $(BIN)/failpoints/ ./services/builder/cmd/... ./services/cachemanager/cmd/...
+	@go build -tags failpoints -ldflags '$(LDFLAGS)' -o $(BIN)/failpoints/ ./services/builder/cmd/... ./services/cachemanager/cmd/... ./services/janitor/cmd/...
 
 .PHONY: generate
 generate: $(DEV_TOOLS) $(GEN_TOOLS) ## Write the generated code and docs/api from the contracts

@@ -32,6 +32,19 @@ type Registry struct {
 	Addr string
 	// Storage is the root directory of its storage.
 	Storage string
+
+	config string // its file
+}
+
+// CollectGarbage runs the registry's own garbage collection of its storage. Nothing may
+// be pushed meanwhile.
+func (r *Registry) CollectGarbage(ctx context.Context) error {
+	path, err := Bin("registry")
+	if err != nil {
+		return err
+	}
+	_, err = Exec(ctx, Command{Name: "registry garbage-collect", Path: path, Args: []string{"garbage-collect", r.config}, Env: OTLPEnv("", "")})
+	return err
 }
 
 var listeningOn = regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)`)
@@ -54,12 +67,12 @@ func (l *Lab) StartRegistry(ctx context.Context, opts RegistryOptions) (*Registr
 	if listen == "" {
 		listen = "127.0.0.1:0"
 	}
-	config := filepath.Join(dir, "config.yml")
-	if err := os.WriteFile(config, []byte(registryYAML(r.Storage, listen, opts)), 0o600); err != nil {
+	r.config = filepath.Join(dir, "config.yml")
+	if err := os.WriteFile(r.config, []byte(registryYAML(r.Storage, listen, opts)), 0o600); err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
 	}
 	r.Process, err = l.Run(Command{
-		Name: filepath.Base(dir), Path: path, Args: []string{"serve", config}, Env: OTLPEnv("", ""),
+		Name: filepath.Base(dir), Path: path, Args: []string{"serve", r.config}, Env: OTLPEnv("", ""),
 	})
 	if err != nil {
 		return nil, err

@@ -108,10 +108,11 @@ func (s *Storage) repositories(ctx context.Context) (all []string, err error) {
 			return nil
 		case strings.HasPrefix(entry.Name(), "_"):
 			name, err := filepath.Rel(root, filepath.Dir(path))
-			if err == nil && (len(all) == 0 || all[len(all)-1] != filepath.ToSlash(name)) {
-				all = append(all, filepath.ToSlash(name))
+			if err != nil {
+				return err
 			}
-			return errors.Join(err, fs.SkipDir)
+			all = append(all, filepath.ToSlash(name))
+			return fs.SkipDir
 		}
 		return nil
 	})
