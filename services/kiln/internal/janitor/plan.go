@@ -44,7 +44,9 @@ Verdict.`,
   kiln janitor plan --repository 'cache/**' --in 24h
   kiln janitor plan --policy stricter.yaml --kept --limit 0`,
 		Args: cobra.NoArgs,
-		RunE: conn.RunE(func(cmd *cobra.Command, cc *grpc.ClientConn, _ []string) error { return o.plan(cmd, janitorv1.NewJanitorServiceClient(cc)) }),
+		RunE: conn.RunE(func(cmd *cobra.Command, cc *grpc.ClientConn, _ []string) error {
+			return o.plan(cmd, janitorv1.NewJanitorServiceClient(cc))
+		}),
 	}
 	cmd.Flags().StringSliceVar(&o.repositories, "repository", nil, "only these `repositories`: globs, as in a policy (default: all)")
 	cmd.Flags().StringVar(&o.policy, "policy", "", "plan by the policy in this `file` (YAML; - is standard input), not by the one in force")
