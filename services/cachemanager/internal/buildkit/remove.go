@@ -5,10 +5,12 @@ import (
 	"fmt"
 	"math"
 	"strings"
+	"sync"
 	"time"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client"
+	"golang.org/x/sync/errgroup"
 )
 
 // Remove removes records, if nothing has used them for a time and nothing is made
@@ -20,16 +22,16 @@ import (
 // was listed is younger than its listing, and BuildKit compares and removes under
 // one lock (cache/manager.go, pruneOnce).
 func (d *Daemon) Remove(ctx context.Context, ids []string, unusedFor time.Duration, freed func(id string, bytes int64)) error {
-	var filters []string
+	var filters, builds []string
 	for _, id := range ids {
-		if ref, ok := strings.CutPrefix(id, historyPrefix); ok {
-			if err := d.forget(ctx, ref); err != nil {
-				return d.explain(ctx, err, "forget a build of its history")
-			}
-			freed(id, NotTold)
-			continue
+		if strings.HasPrefix(id, historyPrefix) {
+			builds = append(builds, id)
+		} else {
+			filters = append(filters, fmt.Sprintf("id==%q", id))
 		}
-		filters = append(filters, fmt.Sprintf("id==%q", id))
+	}
+	if err := d.forgetAll(ctx, builds, freed); err != nil {
+		return d.explain(ctx, err, "forget a build of its history")
 	}
 	if len(filters) == 0 {
 		return nil
@@ -72,6 +74,29 @@ func (d *Daemon) prune(ctx context.Context, freed func(id string, bytes int64), 
 
 // NotTold stands for bytes that the daemon does not tell.
 const NotTold = -1
+
+// forgetAtOnce is how many builds the daemon is told to forget at the same time: it
+// completes the record of each first, which takes a while beside builds.
+const forgetAtOnce = 8
+
+// forgetAll removes builds from the daemon's history.
+func (d *Daemon) forgetAll(ctx context.Context, ids []string, freed func(id string, bytes int64)) error {
+	var mu sync.Mutex
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(forgetAtOnce)
+	for _, id := range ids {
+		group.Go(func() error {
+			if err := d.forget(ctx, strings.TrimPrefix(id, historyPrefix)); err != nil {
+				return err
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			freed(id, NotTold)
+			return nil
+		})
+	}
+	return group.Wait()
+}
 
 // forget removes a build from the daemon's history.
 func (d *Daemon) forget(ctx context.Context, ref string) error {

@@ -394,3 +394,25 @@ func TestOneAtATime(t *testing.T) {
 		t.Errorf("after its end: %v", err)
 	}
 }
+
+// Builds of the history go in small parts, for a run ends after the part under way.
+func TestHistoryGoesInSmallParts(t *testing.T) {
+	var records []cache.Record
+	for i := range 60 {
+		r := old(fmt.Sprintf("history:%02d", i))
+		r.Type = cache.History
+		records = append(records, r)
+	}
+	m := newMemory("d", records...)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	m.before = func(call int) {
+		if call == 2 {
+			cancel()
+		}
+	}
+	e, _ := engine(t, m)
+	if r, _, err := toldIn(ctx, e, force); err != nil || r.State != run.Cancelled || r.Removed.Records != 48 {
+		t.Errorf("%v: %s, %d removed", err, r.State, r.Removed.Records)
+	}
+}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"sync"
 	"time"
 
@@ -30,6 +29,28 @@ type removal struct {
 // chunk is how many records are removed by one call: each call costs the daemon a collection
 // of its metadata, and each id a comparison with each record that is old enough.
 const chunk = 250
+
+// chunkOfHistory is how many builds of a daemon's history are forgotten by one: each costs
+// the daemon as much as dozens of records, and a run ends after a chunk.
+const chunkOfHistory = 24
+
+// chunks are victims in parts, each removed by one call.
+func chunks(victims []plan.Verdict) (parts [][]plan.Verdict) {
+	from, builds := 0, 0
+	for i, v := range victims {
+		if v.Record.Type == cache.History {
+			builds++
+		}
+		if i+1-from == chunk || builds == chunkOfHistory {
+			parts = append(parts, victims[from:i+1])
+			from, builds = i+1, 0
+		}
+	}
+	if from < len(victims) {
+		parts = append(parts, victims[from:])
+	}
+	return parts
+}
 
 func (r *removal) run(ctx context.Context, c Cache) {
 	ctx, span := r.job.engine.Tracer.Start(ctx, "cache prune", trace.WithAttributes(attribute.String("kiln.cache", c.Ref().String())))
@@ -60,7 +81,7 @@ func (r *removal) removeAll(ctx context.Context, c Cache) (err error) {
 		return nil
 	}
 	gone := map[string]bool{}
-	for part := range slices.Chunk(r.victims, chunk) {
+	for _, part := range chunks(r.victims) {
 		if err = context.Cause(ctx); err != nil {
 			break
 		}
