@@ -53,8 +53,6 @@ func TestS4_UsageByProjectAndImage(t *testing.T) {
 	})
 	group.Wait()
 	build("web", "RUN echo again >/again\n", "")
-	time.Sleep(1200 * time.Millisecond) // a listing shows what was reported a second before it
-
 	// owners are the projects of the records whose descriptions contain a text.
 	owners := func(text string) (all []string) {
 		for _, r := range m.records(t) {
@@ -64,6 +62,9 @@ func TestS4_UsageByProjectAndImage(t *testing.T) {
 		}
 		return slices.Compact(slices.Sorted(slices.Values(all)))
 	}
+	// A listing shows what was reported a second before it, and builds are reported in the
+	// order of their ends.
+	labtest.Eventually(t, 20*time.Second, "the last build's record to be its project's", func() bool { return slices.Equal(owners("echo again"), []string{"web"}) })
 	check := func() {
 		t.Helper()
 		for text, want := range map[string]string{
