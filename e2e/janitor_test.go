@@ -185,7 +185,7 @@ func TestS6_DeletesOffAndWrongStorage(t *testing.T) {
 
 	_, err := j.api.CheckRegistry(ctx, &janitorv1.CheckRegistryRequest{Checks: []string{"tea"}})
 	refused(t, err, codes.InvalidArgument, "INVALID_FIELD", "checks")
-	_, err = j.api.PlanRun(ctx, &janitorv1.PlanRunRequest{})
+	_, err = j.api.ListRuns(ctx, &janitorv1.ListRunsRequest{})
 	refused(t, err, codes.Unimplemented, "UNIMPLEMENTED", "")
 }
 
