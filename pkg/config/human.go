@@ -1,6 +1,7 @@
 package config
 
 import (
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -12,6 +13,8 @@ import (
 	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
+
+	"github.com/kilnbuild/kiln/pkg/fault"
 )
 
 // What people write in place of what the decoder reads: sizes like "100GB" (10^9
@@ -147,6 +150,23 @@ type Document struct{ origins map[string]string }
 func (d Document) Place(path string) string {
 	l := loader{origins: d.origins}
 	return l.origin(path)
+}
+
+// Explain says of a fault in a field of the document where in its text that is; the fault is
+// then of the field that the text came in. Others stay as they are.
+func (d Document) Explain(err error, field string) error {
+	wrong, ok := errors.AsType[*fault.Error](err)
+	if !ok || wrong.Kind != fault.InvalidArgument {
+		return err
+	}
+	at := d.Place(wrong.Field)
+	if at == "" {
+		return err
+	}
+	out := *wrong
+	out.Message = at + ": " + wrong.Field + ": " + wrong.Message
+	out.Field = field
+	return &out
 }
 
 // Decode reads a YAML document into msg, and checks its rules, as Load does with a

@@ -136,7 +136,7 @@ func (n named) during(t time.Time) bool {
 func (n named) has(r cache.Record) bool {
 	switch r.Type {
 	case cache.History:
-		ref := strings.TrimPrefix(r.ID, historyPrefix)
+		ref := strings.TrimPrefix(r.ID, cache.HistoryPrefix)
 		return ref == n.build || strings.HasPrefix(ref, n.build+"-") // which is another attempt
 	case cache.SourceLocal, cache.CacheMount:
 		return describe(r.Description, n.names)
@@ -148,9 +148,6 @@ func (n named) has(r cache.Record) bool {
 	}
 	return describe(r.Description, n.cached) // a step that ran has made a record of its own
 }
-
-// historyPrefix begins the ids of records of a daemon's history.
-const historyPrefix = "history:"
 
 // sure reports whether what a record is of tells alone that a build has used it.
 func sure(r cache.Record) bool {

@@ -10,10 +10,6 @@ import (
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
 )
 
-// historyPrefix begins the ids of records of the daemon's history: BuildKit has ids
-// of its own for builds.
-const historyPrefix = "history:"
-
 // history lists the builds of the daemon's history that have ended.
 func (d *Daemon) history(ctx context.Context) ([]cache.Record, error) {
 	stream, err := d.client.ControlClient().ListenBuildHistory(ctx, &controlapi.BuildHistoryRequest{EarlyExit: true})
@@ -37,7 +33,7 @@ func (d *Daemon) history(ctx context.Context) ([]cache.Record, error) {
 
 func historyRecord(build *controlapi.BuildHistoryRecord) cache.Record {
 	r := cache.Record{
-		ID: historyPrefix + build.GetRef(), Type: cache.History, Description: "build in the history",
+		ID: cache.HistoryPrefix + build.GetRef(), Type: cache.History, Description: "build in the history",
 		Created: build.GetCreatedAt().AsTime(), LastUsed: build.GetCompletedAt().AsTime(), UsageCount: 1,
 		InUse: build.GetPinned(), // by a person, who keeps it
 	}

@@ -11,6 +11,8 @@ import (
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
 )
 
 // Remove removes records, if nothing has used them for a time and nothing is made
@@ -24,7 +26,7 @@ import (
 func (d *Daemon) Remove(ctx context.Context, ids []string, unusedFor time.Duration, freed func(id string, bytes int64)) error {
 	var filters, builds []string
 	for _, id := range ids {
-		if strings.HasPrefix(id, historyPrefix) {
+		if strings.HasPrefix(id, cache.HistoryPrefix) {
 			builds = append(builds, id)
 		} else {
 			filters = append(filters, fmt.Sprintf("id==%q", id))
@@ -48,7 +50,7 @@ func (d *Daemon) MakeRoom(ctx context.Context, free int64, except []string, unus
 	opts := []client.PruneOption{client.WithKeepOpt(unusedFor, 0, math.MaxInt64, free)}
 	var all []string // of one filter, all must hold
 	for _, id := range except {
-		if !strings.HasPrefix(id, historyPrefix) {
+		if !strings.HasPrefix(id, cache.HistoryPrefix) {
 			all = append(all, fmt.Sprintf("id!=%q", id))
 		}
 	}
@@ -86,7 +88,7 @@ func (d *Daemon) forgetAll(ctx context.Context, ids []string, freed func(id stri
 	group.SetLimit(forgetAtOnce)
 	for _, id := range ids {
 		group.Go(func() error {
-			if err := d.forget(ctx, strings.TrimPrefix(id, historyPrefix)); err != nil {
+			if err := d.forget(ctx, strings.TrimPrefix(id, cache.HistoryPrefix)); err != nil {
 				return err
 			}
 			mu.Lock()

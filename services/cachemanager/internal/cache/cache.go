@@ -43,6 +43,10 @@ func ParseType(name string) Type {
 	return Unknown
 }
 
+// HistoryPrefix begins the ids of records of type History, before the daemon's name of the
+// build.
+const HistoryPrefix = "history:"
+
 // Ref names one cache: a daemon or a type=local directory, not both.
 type Ref struct {
 	Daemon    string // its name

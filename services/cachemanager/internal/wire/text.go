@@ -1,8 +1,6 @@
 package wire
 
 import (
-	"errors"
-
 	"github.com/kilnbuild/kiln/pkg/config"
 	"github.com/kilnbuild/kiln/pkg/fault"
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
@@ -22,21 +20,5 @@ func ReadPolicy(name, text string) (policy.Policy, error) {
 	if err == nil {
 		_, err = policy.Resolve(p)
 	}
-	return p, placed(err, doc.Place)
-}
-
-// placed says of a fault in a policy where in its text that is.
-func placed(err error, place func(path string) string) error {
-	wrong, ok := errors.AsType[*fault.Error](err)
-	if !ok || wrong.Kind != fault.InvalidArgument {
-		return err
-	}
-	at := place(wrong.Field)
-	if at == "" {
-		return err
-	}
-	out := *wrong
-	out.Message = at + ": " + wrong.Field + ": " + wrong.Message
-	out.Field = "text"
-	return &out
+	return p, doc.Explain(err, "text")
 }

@@ -1,8 +1,6 @@
 package wire
 
 import (
-	"errors"
-
 	"github.com/kilnbuild/kiln/pkg/config"
 	"github.com/kilnbuild/kiln/pkg/fault"
 	janitorv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/janitor/v1"
@@ -19,21 +17,5 @@ func ReadPolicy(name, text string) (policy.Policy, error) {
 		return policy.Policy{}, fault.Invalid("text", "", err.Error(), "mend what stands at these lines and columns; docs/guides/operator.md has examples")
 	}
 	p, err := policy.Resolve(Policy(in))
-	return p, placed(err, doc.Place)
-}
-
-// placed says of a fault in a policy where in its text that is.
-func placed(err error, place func(path string) string) error {
-	wrong, ok := errors.AsType[*fault.Error](err)
-	if !ok || wrong.Kind != fault.InvalidArgument {
-		return err
-	}
-	at := place(wrong.Field)
-	if at == "" {
-		return err
-	}
-	out := *wrong
-	out.Message = at + ": " + wrong.Field + ": " + wrong.Message
-	out.Field = "text"
-	return &out
+	return p, doc.Explain(err, "text")
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"time"
 
@@ -14,10 +13,9 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/kilnbuild/kiln/pkg/config"
-	"github.com/kilnbuild/kiln/pkg/fault"
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	"github.com/kilnbuild/kiln/services/kiln/internal/connect"
+	"github.com/kilnbuild/kiln/services/kiln/internal/policyfile"
 	"github.com/kilnbuild/kiln/services/kiln/internal/show"
 	"github.com/kilnbuild/kiln/services/kiln/internal/table"
 )
@@ -165,30 +163,9 @@ func writeVerdicts(w io.Writer, term table.Terminal, all []*cachemanagerv1.Verdi
 	return t.Write(w, term)
 }
 
-// readText reads a file, or standard input for "-".
-func (c *call) readText(file string) (string, error) {
-	data, err := []byte(nil), error(nil)
-	if file == "-" {
-		data, err = io.ReadAll(c.in)
-	} else {
-		data, err = os.ReadFile(file)
-	}
-	if err != nil {
-		return "", fault.Wrap(err, fault.InvalidArgument, "", "the policy cannot be read", "name a file that there is, or - for standard input")
-	}
-	return string(data), nil
-}
-
 func (c *call) readPolicy(file string) (*cachemanagerv1.Policy, error) {
-	text, err := c.readText(file)
-	if err != nil {
-		return nil, err
-	}
 	p := &cachemanagerv1.Policy{}
-	if _, err := config.Decode(file, text, p); err != nil {
-		return nil, fault.New(fault.InvalidArgument, "", err.Error(), "kiln cache policy get shows one that holds")
-	}
-	return p, nil
+	return p, policyfile.Read(c.in, file, p, "kiln cache policy get shows one that holds")
 }
 
 // jsonLines writes messages, one a line.

@@ -9,6 +9,7 @@ import (
 	"github.com/kilnbuild/kiln/pkg/config"
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	"github.com/kilnbuild/kiln/services/kiln/internal/connect"
+	"github.com/kilnbuild/kiln/services/kiln/internal/policyfile"
 	"github.com/kilnbuild/kiln/services/kiln/internal/show"
 )
 
@@ -62,7 +63,7 @@ and column, and nothing changes. The old versions are kept: policy get --version
   printf 'rules:\n- name: age\n  keep: {age: 24h}\n' | kiln cache policy set -`,
 		Args: cobra.ExactArgs(1),
 		RunE: runE(conn, func(ctx context.Context, c *call, args []string) error {
-			text, err := c.readText(args[0])
+			text, err := policyfile.Text(c.in, args[0])
 			if err != nil {
 				return err
 			}

@@ -3,7 +3,6 @@ package janitor
 import (
 	"fmt"
 	"io"
-	"os"
 	"strings"
 	"time"
 
@@ -11,11 +10,10 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/kilnbuild/kiln/pkg/config"
-	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/pkg/human"
 	janitorv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/janitor/v1"
 	"github.com/kilnbuild/kiln/services/kiln/internal/connect"
+	"github.com/kilnbuild/kiln/services/kiln/internal/policyfile"
 	"github.com/kilnbuild/kiln/services/kiln/internal/show"
 	"github.com/kilnbuild/kiln/services/kiln/internal/table"
 )
@@ -68,8 +66,8 @@ func (o *planOptions) plan(cmd *cobra.Command, api janitorv1.JanitorServiceClien
 		req.At = timestamppb.New(time.Now().Add(o.in))
 	}
 	if o.policy != "" {
-		var err error
-		if req.Policy, err = readPolicy(cmd.InOrStdin(), o.policy); err != nil {
+		req.Policy = &janitorv1.Policy{}
+		if err := policyfile.Read(cmd.InOrStdin(), o.policy, req.Policy, "docs/guides/operator.md has one that holds"); err != nil {
 			return err
 		}
 	}
@@ -102,23 +100,6 @@ func (o *planOptions) plan(cmd *cobra.Command, api janitorv1.JanitorServiceClien
 		return nil
 	}
 	return writePlan(out, cmd.ErrOrStderr(), plan, all)
-}
-
-func readPolicy(in io.Reader, file string) (*janitorv1.Policy, error) {
-	data, err := []byte(nil), error(nil)
-	if file == "-" {
-		data, err = io.ReadAll(in)
-	} else {
-		data, err = os.ReadFile(file)
-	}
-	if err != nil {
-		return nil, fault.Wrap(err, fault.InvalidArgument, "", "the policy cannot be read", "name a file that there is, or - for standard input")
-	}
-	p := &janitorv1.Policy{}
-	if _, err := config.Decode(file, string(data), p); err != nil {
-		return nil, fault.New(fault.InvalidArgument, "", err.Error(), "docs/guides/operator.md has a policy that holds")
-	}
-	return p, nil
 }
 
 func writePlan(out, errOut io.Writer, plan *janitorv1.Plan, all []*janitorv1.Verdict) error {
