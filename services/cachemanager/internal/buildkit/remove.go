@@ -81,10 +81,11 @@ const NotTold = -1
 // completes the record of each first, which takes a while beside builds.
 const forgetAtOnce = 8
 
-// forgetAll removes builds from the daemon's history.
+// forgetAll removes builds from the daemon's history. An error of one does not cut the others,
+// of which it would then not be known whether they are gone.
 func (d *Daemon) forgetAll(ctx context.Context, ids []string, freed func(id string, bytes int64)) error {
 	var mu sync.Mutex
-	group, ctx := errgroup.WithContext(ctx)
+	var group errgroup.Group
 	group.SetLimit(forgetAtOnce)
 	for _, id := range ids {
 		group.Go(func() error {

@@ -147,16 +147,16 @@ func (r *removal) remove(ctx context.Context, c Cache, part []plan.Verdict, gone
 		}
 	}
 	safe := r.unusedFor(part)
-	err := c.Remove(ctx, r.left(part, gone), max(safe, oldest(part)), freed)
-	if ids := r.left(part, gone); err == nil && len(ids) > 0 && oldest(part) > safe {
+	err := c.Remove(ctx, without(part, gone), max(safe, oldest(part)), freed)
+	if ids := without(part, gone); err == nil && len(ids) > 0 && oldest(part) > safe {
 		err = c.Remove(ctx, ids, safe, freed) // the daemon's clock may be behind
 	}
 	r.job.keep(ctx, done)
 	return err
 }
 
-// left are the ids of those that are not gone.
-func (*removal) left(part []plan.Verdict, gone map[string]bool) (ids []string) {
+// without are the ids of those that are not gone.
+func without(part []plan.Verdict, gone map[string]bool) (ids []string) {
 	for _, v := range part {
 		if !gone[v.Record.ID] {
 			ids = append(ids, v.Record.ID)

@@ -44,7 +44,7 @@ func (s *Storage) Inventory(ctx context.Context) (inventory.Registry, error) {
 		return out, err
 	}
 	out.Repositories = make([]inventory.Repository, len(dirs))
-	err = s.inParallel(ctx, len(dirs), func(i int) (err error) {
+	err = inParallel(ctx, len(dirs), func(i int) (err error) {
 		out.Repositories[i], err = s.repository(dirs[i])
 		return err
 	})
@@ -56,8 +56,9 @@ func (s *Storage) Inventory(ctx context.Context) (inventory.Registry, error) {
 	return out, err
 }
 
-// inParallel does something n times, some at once: it is waiting for the disk.
-func (s *Storage) inParallel(ctx context.Context, n int, do func(i int) error) error {
+// inParallel does something n times, some at once: it is waiting for the disk. After an
+// error it begins no more.
+func inParallel(ctx context.Context, n int, do func(i int) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(2 * runtime.GOMAXPROCS(0))
 	for i := range n {
@@ -80,7 +81,7 @@ func (s *Storage) listBlobs(ctx context.Context) (shards [][]string, err error) 
 	}
 	slices.Sort(prefixes)
 	shards = make([][]string, len(prefixes))
-	err = s.inParallel(ctx, len(prefixes), func(i int) (err error) {
+	err = inParallel(ctx, len(prefixes), func(i int) (err error) {
 		shards[i], err = names(s.path("blobs", sha256, prefixes[i]))
 		shards[i] = slices.DeleteFunc(shards[i], func(name string) bool { return !isHex(name) })
 		return err
@@ -362,7 +363,7 @@ func (s *Storage) orphan(digest content.Digest) (*inventory.Orphan, error) {
 // linksTo finds which repositories have links to orphans, and when those were written.
 func (s *Storage) linksTo(ctx context.Context, orphans map[content.Digest]*inventory.Orphan, r inventory.Registry) error {
 	var mu sync.Mutex
-	return s.inParallel(ctx, len(r.Repositories), func(i int) error {
+	return inParallel(ctx, len(r.Repositories), func(i int) error {
 		dir := s.path("repositories", filepath.FromSlash(r.Repositories[i].Name), layersDir, sha256)
 		hexes, err := names(dir)
 		if err != nil {

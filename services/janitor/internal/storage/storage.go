@@ -103,10 +103,6 @@ func (s *Storage) Usage(ctx context.Context, reached func(content.Digest) bool) 
 	return out, nil
 }
 
-// walkers is how many directories are read at the same time: reading them is
-// waiting for the disk.
-const walkers = 4
-
 // blobs adds up blobs/<algorithm>/<two characters>/<hex>/data.
 func (s *Storage) blobs(ctx context.Context, reached func(content.Digest) bool, out *usage.Storage) error {
 	algorithms, err := names(s.path("blobs"))
@@ -114,30 +110,25 @@ func (s *Storage) blobs(ctx context.Context, reached func(content.Digest) bool, 
 		return err
 	}
 	var mu sync.Mutex
-	var errs []error
-	slots := make(chan struct{}, walkers)
-	var wait sync.WaitGroup
 	for _, algorithm := range algorithms {
 		prefixes, err := names(s.path("blobs", algorithm))
 		if err != nil {
 			return err
 		}
-		for _, prefix := range prefixes {
-			slots <- struct{}{}
-			wait.Go(func() {
-				defer func() { <-slots }()
-				part, err := s.shard(ctx, algorithm, prefix, reached)
-				mu.Lock()
-				defer mu.Unlock()
-				errs = append(errs, err)
-				out.Blobs += part.Blobs
-				out.BlobBytes += part.BlobBytes
-				out.UntaggedBytes += part.UntaggedBytes
-			})
+		err = inParallel(ctx, len(prefixes), func(i int) error {
+			part, err := s.shard(ctx, algorithm, prefixes[i], reached)
+			mu.Lock()
+			defer mu.Unlock()
+			out.Blobs += part.Blobs
+			out.BlobBytes += part.BlobBytes
+			out.UntaggedBytes += part.UntaggedBytes
+			return err
+		})
+		if err != nil {
+			return err
 		}
 	}
-	wait.Wait()
-	return errors.Join(errs...)
+	return nil
 }
 
 // shard adds up the blobs whose digests begin alike.
