@@ -22,6 +22,9 @@ const (
 	reportsAtOnce = 300
 )
 
+// unreadReports gives up what no listing has asked for.
+const unreadReports = "UPDATE reports SET body = NULL WHERE body IS NOT NULL AND received < ?"
+
 // AddReport keeps what a build was. One that is kept already stays as it is.
 func (s *Store) AddReport(ctx context.Context, b attribution.Build, now time.Time) error {
 	body, err := json.Marshal(b)
@@ -40,7 +43,7 @@ func (s *Store) AddReport(ctx context.Context, b attribution.Build, now time.Tim
 			_, err = tx.ExecContext(ctx, "DELETE FROM reports WHERE ended < ?", now.Add(-reportsFor).UnixNano())
 		}
 		if err == nil {
-			_, err = tx.ExecContext(ctx, "UPDATE reports SET body = NULL WHERE body IS NOT NULL AND received < ?", now.Add(-unreadFor).UnixNano())
+			_, err = tx.ExecContext(ctx, unreadReports, now.Add(-unreadFor).UnixNano())
 		}
 		return err
 	})
@@ -53,9 +56,15 @@ func (s *Store) Reported(ctx context.Context, workers []string, before time.Time
 		args = append(args, w)
 	}
 	args = append(args, before.UnixNano(), reportsAtOnce)
-	all, err := read(ctx, s.db, decodeReport, "SELECT body FROM reports WHERE build IN (SELECT build FROM report_workers WHERE worker IN (?"+
-		strings.Repeat(", ?", len(workers)-1)+")) AND body IS NOT NULL AND received < ? ORDER BY received LIMIT ?", args...)
+	all, err := read(ctx, s.db, decodeReport, pendingReports(len(workers)), args...)
 	return all, explain(err)
+}
+
+// pendingReports asks for what was not learned from of so many workers. It goes by the
+// reports that are pending, and not by all that a worker ever had.
+func pendingReports(workers int) string {
+	return "SELECT body FROM reports WHERE body IS NOT NULL AND EXISTS (SELECT 1 FROM report_workers w WHERE w.build = reports.build AND w.worker IN (?" +
+		strings.Repeat(", ?", workers-1) + ")) AND received < ? ORDER BY received LIMIT ?"
 }
 
 func decodeReport(body []byte) (b attribution.Build, err error) {
