@@ -185,6 +185,8 @@ func TestS6_DeletesOffAndWrongStorage(t *testing.T) {
 
 	_, err := j.api.CheckRegistry(ctx, &janitorv1.CheckRegistryRequest{Checks: []string{"tea"}})
 	refused(t, err, codes.InvalidArgument, "INVALID_FIELD", "checks")
+	_, err = j.api.PlanRun(ctx, &janitorv1.PlanRunRequest{})
+	refused(t, err, codes.FailedPrecondition, "WRONG_STATE", "")
 	_, err = j.api.ListRuns(ctx, &janitorv1.ListRunsRequest{})
 	refused(t, err, codes.Unimplemented, "UNIMPLEMENTED", "")
 }

@@ -77,7 +77,7 @@ func New(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.Teleme
 	}
 	interval := cfg.GetCheckInterval().AsDuration()
 	w := &watch{checker: checker, surveyor: surveyor, gauges: gauges, tracer: tracer, log: tel.Logger, every: surveyPause * interval}
-	engine := enforce.New(enforce.Options{Storage: storageToPlan, Policy: inForce, Tracer: tracer, Now: clock.Now})
+	engine := enforce.New(enforce.Options{Storage: storageToPlan, Checker: checker, Policy: inForce, Tracer: tracer, Now: clock.Now})
 	janitorv1.RegisterJanitorServiceServer(server, grpcapi.NewServer(client.Address(), w, surveyor, engine))
 	server.Depend("registry "+client.Address(), interval, client.Ping)
 	tel.Logger.InfoContext(ctx, "pruning is not scheduled yet: this version removes nothing from the registry",

@@ -218,6 +218,18 @@ func (r *run) disk(context.Context) Result {
 	return judgeDisk(storage.Root(), disk, err, r.foreign(storage))
 }
 
+// Foreign is an error when the storage is not the registry's, as far as the registry
+// answers.
+func (c *Checker) Foreign(ctx context.Context) error {
+	if c.storage == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	r := &run{checker: c, repositories: func() ([]string, error) { return c.registry.Repositories(ctx) }}
+	return r.foreign(c.storage)
+}
+
 // foreign is an error when the storage is not the registry's. It looks at a few
 // repositories: the last of a busy registry may just have gone.
 func (r *run) foreign(storage Storage) error {

@@ -27,9 +27,16 @@ type Storage interface {
 	Inventory(ctx context.Context) (inventory.Registry, error)
 }
 
+// Checker knows whether the storage is the registry's.
+type Checker interface {
+	// Foreign is an error when it is not, as far as the registry answers.
+	Foreign(ctx context.Context) error
+}
+
 // Options is what an engine is made of.
 type Options struct {
 	Storage Storage // nil: out of reach
+	Checker Checker
 	Policy  policy.Policy
 	Tracer  trace.Tracer
 	Now     func() time.Time // that ages are counted to
@@ -39,11 +46,12 @@ type Options struct {
 type Engine struct {
 	Options
 
-	plans plans
+	plans   plans
+	looking chan struct{} // has room for one look at the storage
 }
 
 // New returns an engine. Its policy is a resolved one.
-func New(opts Options) *Engine { return &Engine{Options: opts} }
+func New(opts Options) *Engine { return &Engine{Options: opts, looking: make(chan struct{}, 1)} }
 
 // Ask says what to plan.
 type Ask struct {
@@ -79,15 +87,9 @@ func (e *Engine) Plan(ctx context.Context, ask Ask) (_ run.Plan, err error) {
 		return run.Plan{}, fault.New(fault.Unimplemented, "UNIMPLEMENTED", "this version plans with the registry's storage only",
 			"run the janitor where the storage is, and set registry.storage_root")
 	}
-	ctx, cancel := context.WithTimeout(ctx, planTimeout)
-	defer cancel()
-	registry, err := e.Storage.Inventory(ctx)
+	registry, err := e.look(ctx)
 	if err != nil {
-		if ctx.Err() != nil {
-			return run.Plan{}, context.Cause(ctx)
-		}
-		return run.Plan{}, fault.Wrap(err, fault.Unavailable, "REGISTRY_UNAVAILABLE", "the registry's storage cannot be read",
-			"let the janitor's user read it, and check registry.storage_root")
+		return run.Plan{}, err
 	}
 	now := e.Now()
 	made := run.Plan{Created: now, Expires: now.Add(planLasts), Hypothetical: !ask.At.IsZero()}
@@ -106,6 +108,32 @@ func (e *Engine) Plan(ctx context.Context, ask Ask) (_ run.Plan, err error) {
 		attribute.Int64("kiln.plan.bytes", made.Removes.Bytes))
 	e.plans.put(made)
 	return made, nil
+}
+
+// look looks at the storage, one look at a time: each keeps the disk busy.
+func (e *Engine) look(ctx context.Context) (inventory.Registry, error) {
+	ctx, cancel := context.WithTimeout(ctx, planTimeout)
+	defer cancel()
+	select {
+	case e.looking <- struct{}{}:
+		defer func() { <-e.looking }()
+	case <-ctx.Done():
+		return inventory.Registry{}, context.Cause(ctx)
+	}
+	if err := e.Checker.Foreign(ctx); err != nil {
+		return inventory.Registry{}, fault.Wrap(err, fault.FailedPrecondition, "WRONG_STATE", "registry.storage_root is not the registry's storage",
+			"set it to the registry's storage.filesystem.rootdirectory")
+	}
+	registry, err := e.Storage.Inventory(ctx)
+	switch {
+	case err == nil:
+		return registry, nil
+	case ctx.Err() != nil:
+		return registry, context.Cause(ctx)
+	default:
+		return registry, fault.Wrap(err, fault.Unavailable, "REGISTRY_UNAVAILABLE", "the registry's storage cannot be read",
+			"let the janitor's user read it, and check registry.storage_root")
+	}
 }
 
 // digest is over all that would go, in order, and when the plan was made: two plans have

@@ -72,6 +72,9 @@ func drawPolicy(t *rapid.T) policy.Policy {
 		}
 		p.Rules = append(p.Rules, r)
 	}
+	if rapid.IntRange(0, 3).Draw(t, "budget") == 0 {
+		p.Budget.Manifests = ptr(int64(rapid.IntRange(0, 6).Draw(t, "most")))
+	}
 	if rapid.Bool().Draw(t, "bounded") {
 		p.MaxBytes = ptr(int64(rapid.IntRange(0, 60).Draw(t, "max")))
 	}
@@ -131,6 +134,9 @@ func TestPlansHold(t *testing.T) {
 					t.Fatalf("%s: %s stays, and %s, which refers to it, goes: %s", r.Name, m.Subject, m.Digest, said(p))
 				}
 			}
+		}
+		if most := in.Policy.Budget.Manifests; most != nil && p.Removes.Manifests > *most {
+			t.Fatalf("%d go, with a budget of %d", p.Removes.Manifests, *most)
 		}
 		all := bytesOf(in.Registry, func(string, content.Digest) bool { return true })
 		left := bytesOf(in.Registry, kept)

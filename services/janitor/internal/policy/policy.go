@@ -122,6 +122,10 @@ func (r Rule) check(field string, names map[string]bool) error {
 		return fault.Invalid(field+".name", "", "is empty", "give each rule a name: verdicts and metrics show it")
 	case names[r.Name]:
 		return fault.Invalid(field+".name", r.Name, "is the name of another rule too", "give each rule its own name")
+	case r.Keep != nil && r.Keep.CreateAge != nil:
+		return notYet(field+".keep.create_age", "configurations of images are not read yet", "use push_age or age")
+	case r.Keep != nil && r.Keep.NewestByPull != nil:
+		return notYet(field+".keep.newest_by_pull", "pulls are not known yet", "use newest_by_push")
 	case r.Protect && r.Keep != nil:
 		return fault.Invalid(field+".keep", "", "has bounds, and protect keeps everything", "leave out keep, or protect")
 	}
@@ -131,6 +135,13 @@ func (r Rule) check(field string, names map[string]bool) error {
 		}
 	}
 	return nil
+}
+
+// notYet refuses what a rule cannot hold to: it would keep all, in silence.
+func notYet(field, message, remedy string) error {
+	err := fault.New(fault.Unimplemented, "UNIMPLEMENTED", message, remedy)
+	err.Field = field
+	return err
 }
 
 // Fits reports whether a rule is about a manifest of a repository.

@@ -58,6 +58,8 @@ func TestResolve(t *testing.T) {
 		"no name":               {[]policy.Rule{{}}, "rules[0].name"},
 		"two of a name":         {[]policy.Rule{{Name: "a"}, {Name: "a"}}, "rules[1].name"},
 		"protected with bounds": {[]policy.Rule{{Name: "a", Protect: true, Keep: &policy.Keep{Age: &age}}}, "rules[0].keep"},
+		"made how long ago":     {[]policy.Rule{{Name: "a", Keep: &policy.Keep{CreateAge: &age}}}, "rules[0].keep.create_age"},
+		"newest by pull":        {[]policy.Rule{{Name: "a", Keep: &policy.Keep{NewestByPull: new(int)}}}, "rules[0].keep.newest_by_pull"},
 		"untagged with tags":    {[]policy.Rule{{Name: "a", Match: &policy.Match{Tagging: policy.Untagged, Tags: policy.Globs("x")}}}, "rules[0].match.tags"},
 	} {
 		_, err := policy.Resolve(policy.Policy{Rules: c.rules})

@@ -39,7 +39,7 @@ func TestSessionsBelongToOne(t *testing.T) {
 			},
 			"release": func(t *rapid.T) {
 				if len(open) == 0 {
-					t.Skip("nothing is open")
+					return
 				}
 				at := rapid.IntRange(0, len(open)-1).Draw(t, "at")
 				open[at].release()

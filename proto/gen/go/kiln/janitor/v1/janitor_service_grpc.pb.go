@@ -62,7 +62,8 @@ type JanitorServiceClient interface {
 	// Says exactly what a policy would remove now, and why, and why what stays,
 	// stays. Changes nothing. The plan's digest can be given to Run.
 	//
-	// Errors: INVALID_ARGUMENT for a policy that does not hold; UNAVAILABLE
+	// Errors: INVALID_ARGUMENT for a policy that does not hold; FAILED_PRECONDITION
+	// (WRONG_STATE) when the storage is not the registry's; UNAVAILABLE
 	// (REGISTRY_UNAVAILABLE) when the registry or its storage does not answer.
 	PlanRun(ctx context.Context, in *PlanRunRequest, opts ...grpc.CallOption) (*PlanRunResponse, error)
 	// Carries out a plan, or plans by a policy and carries that out, and streams
@@ -390,7 +391,8 @@ type JanitorServiceServer interface {
 	// Says exactly what a policy would remove now, and why, and why what stays,
 	// stays. Changes nothing. The plan's digest can be given to Run.
 	//
-	// Errors: INVALID_ARGUMENT for a policy that does not hold; UNAVAILABLE
+	// Errors: INVALID_ARGUMENT for a policy that does not hold; FAILED_PRECONDITION
+	// (WRONG_STATE) when the storage is not the registry's; UNAVAILABLE
 	// (REGISTRY_UNAVAILABLE) when the registry or its storage does not answer.
 	PlanRun(context.Context, *PlanRunRequest) (*PlanRunResponse, error)
 	// Carries out a plan, or plans by a policy and carries that out, and streams

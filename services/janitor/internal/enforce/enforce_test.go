@@ -1,0 +1,132 @@
+package enforce_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.opentelemetry.io/otel/trace/noop"
+
+	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/services/janitor/internal/content"
+	"github.com/kilnbuild/kiln/services/janitor/internal/enforce"
+	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
+	"github.com/kilnbuild/kiln/services/janitor/internal/policy"
+)
+
+var now = time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
+
+// memory is a storage, and what knows whose it is.
+type memory struct {
+	registry inventory.Registry
+	err      error
+	foreign  error
+	block    chan struct{} // nil: it answers at once
+	looks    int
+}
+
+func (m *memory) Inventory(context.Context) (inventory.Registry, error) {
+	if m.looks++; m.block != nil {
+		<-m.block
+	}
+	return m.registry, m.err
+}
+
+func (m *memory) Foreign(context.Context) error { return m.foreign }
+
+func manifest(digest string) inventory.Manifest {
+	m := inventory.Manifest{Pushed: now.Add(-9 * 24 * time.Hour)}
+	m.Digest, m.Of, m.Bytes = content.Digest(digest), content.Image, 1
+	return m
+}
+
+func engine(m *memory) *enforce.Engine {
+	at := now
+	opts := enforce.Options{Policy: policy.Default(7 * 24 * time.Hour), Tracer: noop.NewTracerProvider().Tracer(""), Now: func() time.Time {
+		at = at.Add(time.Second)
+		return at
+	}}
+	if m != nil {
+		opts.Storage, opts.Checker = m, m
+	}
+	return enforce.New(opts)
+}
+
+func kind(t *testing.T, err error, want fault.Kind) {
+	t.Helper()
+	if e, ok := errors.AsType[*fault.Error](err); !ok || e.Kind != want || e.Remedy == "" {
+		t.Errorf("%v, want %s", err, want)
+	}
+}
+
+func TestPlan(t *testing.T) {
+	m := &memory{registry: inventory.Registry{Repositories: []inventory.Repository{
+		{Name: "cache/a", Manifests: []inventory.Manifest{manifest("x"), manifest("y")}}, {Name: "cache/b", Manifests: []inventory.Manifest{manifest("x")}},
+	}}}
+	e := engine(m)
+	p, err := e.Plan(t.Context(), enforce.Ask{})
+	if err != nil || p.Removes.Manifests != 3 || p.Hypothetical || !p.Expires.After(p.Created) {
+		t.Fatalf("%+v, %v", p, err)
+	}
+	if kept, err := e.PlanOf(p.Digest); err != nil || kept.Digest != p.Digest || len(kept.Verdicts) != 3 {
+		t.Errorf("%+v, %v", kept, err)
+	}
+	some, err := e.Plan(t.Context(), enforce.Ask{Repositories: policy.Globs("cache/a")})
+	if err != nil || some.Removes.Manifests != 2 || some.Removes.Bytes != 1 || some.Digest == p.Digest {
+		t.Errorf("%+v, %v: x is held by cache/b", some, err)
+	}
+	earlier, err := e.Plan(t.Context(), enforce.Ask{At: now.Add(-5 * 24 * time.Hour)})
+	if err != nil || earlier.Removes.Manifests != 0 || !earlier.Hypothetical {
+		t.Errorf("%+v, %v", earlier, err)
+	}
+	for range 8 {
+		if _, err := e.Plan(t.Context(), enforce.Ask{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, err = e.PlanOf(p.Digest)
+	kind(t, err, fault.NotFound)
+}
+
+func TestPlanIsRefused(t *testing.T) {
+	ctx := t.Context()
+	_, err := engine(nil).Plan(ctx, enforce.Ask{})
+	kind(t, err, fault.Unimplemented)
+	m := &memory{foreign: errors.New("it has another's")}
+	_, err = engine(m).Plan(ctx, enforce.Ask{})
+	if kind(t, err, fault.FailedPrecondition); m.looks != 0 {
+		t.Error("it was looked at")
+	}
+	_, err = engine(&memory{err: errors.New("no such disk")}).Plan(ctx, enforce.Ask{})
+	kind(t, err, fault.Unavailable)
+	_, err = engine(&memory{}).Plan(ctx, enforce.Ask{Policy: &policy.Policy{Rules: []policy.Rule{{}}}})
+	kind(t, err, fault.InvalidArgument)
+}
+
+// Looks at the storage wait for one another, as long as their callers do.
+func TestOneLookAtATime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &memory{block: make(chan struct{})}
+		e := engine(m)
+		first := make(chan error, 1)
+		go func() {
+			_, err := e.Plan(t.Context(), enforce.Ask{})
+			first <- err
+		}()
+		synctest.Wait() // it is under way
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		if _, err := e.Plan(ctx, enforce.Ask{}); !errors.Is(err, context.DeadlineExceeded) || m.looks != 1 {
+			t.Errorf("%v, %d looks", err, m.looks)
+		}
+		close(m.block)
+		if err := <-first; err != nil {
+			t.Error(err)
+		}
+		if _, err := e.Plan(t.Context(), enforce.Ask{}); err != nil || m.looks != 2 {
+			t.Errorf("%v, %d looks", err, m.looks)
+		}
+	})
+}
