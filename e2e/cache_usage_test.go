@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -90,6 +91,20 @@ func TestS4_UsageByProjectAndImage(t *testing.T) {
 	}
 	if images := usage.GetCaches()[0].GetImages(); len(images) != 1 || images[0].GetImage() != image || images[0].GetTotal().GetRecords() < 4 {
 		t.Errorf("%v", images)
+	}
+
+	// As an operator sees it.
+	kiln := func(args ...string) string {
+		t.Helper()
+		return labtest.Must(lab.Exec(labtest.Context(t, time.Minute), lab.Command{
+			Path: labtest.Must(lab.Bin("kiln"))(t), Args: append([]string{"cache", "du"}, args...), Env: []string{"KILN_CACHE_MANAGER=" + m.Addr},
+		}))(t).Stdout
+	}
+	if out := kiln("--by", "project"); !regexp.MustCompile(`(?m)^web +\d+ .* of 7 \(`).MatchString(out) || !strings.Contains(out, "(not known)") {
+		t.Error(out)
+	}
+	if out := kiln("--by", "image"); !strings.Contains(out, image) {
+		t.Error(out)
 	}
 
 	// It is known after a restart too.

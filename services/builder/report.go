@@ -59,7 +59,10 @@ func report(rec build.Record, graph []build.StepEvent, workers []string) *cachem
 		BuildId: rec.ID, Project: rec.Project, WorkerIds: workers, EndTime: timestamppb.New(rec.Ended),
 		CachedSteps: int64(rec.Steps.Cached), TotalSteps: int64(rec.Steps.Total), Images: rec.Tags[:min(len(rec.Tags), maxImages)],
 	}
-	for _, s := range graph[:min(len(graph), maxSteps)] {
+	for _, s := range graph {
+		if s.State != build.StepDone && s.State != build.StepCached || len(req.Steps) == maxSteps {
+			continue // it has no result
+		}
 		step := &cachemanagerv1.ReportedStep{
 			Digest: s.Digest, Name: strings.ToValidUTF8(s.Name[:min(len(s.Name), maxStepName)], ""), Cached: s.State == build.StepCached,
 		}

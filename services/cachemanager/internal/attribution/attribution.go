@@ -54,22 +54,12 @@ const (
 	maxSteps = 10
 )
 
-// by adds a build, and reports whether that is news.
-func (u *Use) by(b Build) bool {
-	changed := insert(&u.Projects, b.Project, maxNames)
-	for _, image := range b.Images {
-		changed = insert(&u.Images, image, maxNames) || changed
-	}
-	return changed
-}
-
-// add adds what is known of a record that is made upon this one, and reports whether
-// that is news.
-func (u *Use) add(child Use) (changed bool) {
-	for _, p := range child.Projects {
+// add adds projects and images, and reports whether any of them is news.
+func (u *Use) add(projects, images []string) (changed bool) {
+	for _, p := range projects {
 		changed = insert(&u.Projects, p, maxNames) || changed
 	}
-	for _, image := range child.Images {
+	for _, image := range images {
 		changed = insert(&u.Images, image, maxNames) || changed
 	}
 	return changed
@@ -112,7 +102,7 @@ type learning struct {
 
 func (l learning) used(id string, b Build, step string) {
 	use := l.uses[id]
-	changed := use.by(b)
+	changed := use.add([]string{b.Project}, b.Images)
 	if step != "" {
 		changed = insert(&use.Steps, step, maxSteps) || changed
 	}
@@ -122,51 +112,68 @@ func (l learning) used(id string, b Build, step string) {
 	}
 }
 
-// made finds the steps that made records.
+// ran is a step that ran for a build.
+type ran struct {
+	Step
+	build Build
+}
+
+// made finds the steps that made records: a record is a step's when no other step fits it
+// and no other record of the same description fits the step. Builds that run at the same
+// time may be reported later, or never.
 func (l learning) made(records []cache.Record, builds []Build) {
-	type ran struct {
-		Step
-		build Build
-	}
-	var steps []ran
-	for _, b := range builds {
-		for _, s := range b.Steps {
-			if !s.Cached && !s.Start.IsZero() && !s.End.IsZero() {
-				steps = append(steps, ran{s, b})
-			}
-		}
-	}
-	slices.SortFunc(steps, func(a, b ran) int { return a.Start.Compare(b.Start) })
-	var longest time.Duration
-	for _, s := range steps {
-		longest = max(longest, s.End.Sub(s.Start))
-	}
+	steps, longest := stepsOf(builds)
+	fits := map[string][]ran{}  // by record
+	results := map[string]int{} // records by step and description
 	for _, r := range records {
-		if len(l.uses[r.ID].Steps) > 0 || !made(r) {
+		if len(l.uses[r.ID].Steps) > 0 || !hasStep(r) {
 			continue
 		}
 		from, _ := slices.BinarySearchFunc(steps, r.Created.Add(-longest-blur), func(s ran, t time.Time) int { return s.Start.Compare(t) })
-		var fits []ran // all that say the same step are one
 		for _, s := range steps[from:] {
 			if s.Start.After(r.Created.Add(blur)) {
 				break
 			}
-			if !s.End.Before(r.Created.Add(-blur)) && describes(r.Description, s.Name) {
-				fits = append(fits, s)
+			if s.End.Before(r.Created.Add(-blur)) || !describes(r.Description, s.Name) {
+				continue
 			}
+			if !slices.ContainsFunc(fits[r.ID], func(o ran) bool { return o.Digest == s.Digest }) { // builds may share a step
+				results[s.Digest+r.Description]++
+			}
+			fits[r.ID] = append(fits[r.ID], s)
 		}
-		if len(fits) > 0 && !slices.ContainsFunc(fits, func(s ran) bool { return s.Digest != fits[0].Digest }) {
-			for _, s := range fits {
-				l.used(r.ID, s.build, s.Digest)
+	}
+	for _, r := range records {
+		all := fits[r.ID]
+		if len(all) == 0 || results[all[0].Digest+r.Description] > 1 || slices.ContainsFunc(all, func(s ran) bool { return s.Digest != all[0].Digest }) {
+			continue
+		}
+		for _, s := range all {
+			l.used(r.ID, s.build, s.Digest)
+		}
+	}
+}
+
+// stepsOf are the steps that ran, by their start, and the time that the longest took.
+func stepsOf(builds []Build) (steps []ran, longest time.Duration) {
+	for _, b := range builds {
+		for _, s := range b.Steps {
+			if !s.Cached && !s.Start.IsZero() && !s.End.IsZero() {
+				steps = append(steps, ran{s, b})
+				longest = max(longest, s.End.Sub(s.Start))
 			}
 		}
 	}
+	slices.SortFunc(steps, func(a, b ran) int { return a.Start.Compare(b.Start) })
+	return steps, longest
 }
 
 // found finds the records that builds have used without making them.
 func (l learning) found(records []cache.Record, builds []Build) {
 	byStep := map[string][]string{} // ids of records
+	alike := map[string]int{}       // records by description
 	for _, r := range records {
+		alike[r.Description]++
 		for _, step := range l.uses[r.ID].Steps {
 			byStep[step] = append(byStep[step], r.ID)
 		}
@@ -180,11 +187,23 @@ func (l learning) found(records []cache.Record, builds []Build) {
 			}
 		}
 	}
+	during := make([]map[string]int, len(builds)) // records by description, last used in the time of the build
+	for i, n := range all {
+		during[i] = map[string]int{}
+		for _, r := range records {
+			if n.during(r.LastUsed) {
+				during[i][r.Description]++
+			}
+		}
+	}
 	for _, r := range records {
 		certain := sure(r)
+		if !certain && r.Type == cache.Regular && alike[r.Description] > 1 {
+			continue // its text does not tell it from others
+		}
 		var users []Build
 		for i, n := range all {
-			if (certain || n.during(r.LastUsed)) && n.has(r) {
+			if (certain || n.during(r.LastUsed) && during[i][r.Description] == 1) && n.has(r) {
 				users = append(users, builds[i])
 			}
 		}
@@ -212,7 +231,7 @@ func (l learning) upwards(records []cache.Record) {
 				continue
 			}
 			use := l.uses[id]
-			if use.add(l.uses[r.ID]) {
+			if child := l.uses[r.ID]; use.add(child.Projects, child.Images) {
 				l.uses[id] = use
 				l.news[id] = true
 				up(parent)

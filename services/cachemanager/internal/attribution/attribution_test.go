@@ -86,6 +86,19 @@ func TestWhatOneBuildUses(t *testing.T) {
 	}
 }
 
+// A build that goes on, or that nobody reports, has made a record of the same text while the
+// step of a reported one ran: neither of the two is said to be that one's.
+func TestBuildThatIsNotReported(t *testing.T) {
+	records := []cache.Record{
+		{ID: "own", Type: cache.Regular, Description: "mount / from exec sh -c make", Created: at(90)},
+		{ID: "other's", Type: cache.Regular, Description: "mount / from exec sh -c make", Created: at(40)},
+	}
+	uses := attribution.Uses{}
+	if changed := uses.Learn(records, []attribution.Build{{ID: "1", Project: "a", Steps: []attribution.Step{step("[2/2] RUN make", 0, 100)}}}); len(changed) > 0 {
+		t.Error(uses)
+	}
+}
+
 // Two steps of the same text that ran at the same time leave a doubt, and nothing is
 // said; one step that two builds waited for is of both.
 func TestDoubt(t *testing.T) {
@@ -136,28 +149,54 @@ func TestNoProjectGetsWhatIsNotItsOwn(t *testing.T) {
 			}
 			builds = append(builds, b)
 		}
+		// A record is surely its step's when no other step of its text ran as it was made, and
+		// no other record of its text was made while the step ran.
+		made := func(i int) int { return int(records[i].Created.Sub(noon).Milliseconds()) }
+		within := func(i, step int) bool {
+			return commands[step] == commands[i] && spans[step][0]-6 <= made(i) && made(i) <= spans[step][1]+6
+		}
 		for i, r := range records {
-			made, fits := int(r.Created.Sub(noon).Milliseconds()), 0
-			for j, span := range spans {
-				if span[0]-6 <= made && made <= span[1]+6 && commands[j] == commands[i] {
+			fits := 0
+			for j := range records {
+				if within(i, j) {
+					fits++
+				}
+				if within(j, i) {
 					fits++
 				}
 			}
 			known := truths[r.ID]
-			known.alone = fits == 1
+			known.alone = fits == 2
 			truths[r.ID] = known
 		}
+		// Some are reported later than others, and some never are.
 		uses := attribution.Uses{}
-		uses.Learn(records, builds)
+		together := rapid.Bool().Draw(t, "together")
+		if together {
+			uses.Learn(records, builds)
+		} else {
+			for _, i := range rapid.Permutation(indexes(len(builds))).Draw(t, "order") {
+				if rapid.Bool().Draw(t, "reported") {
+					uses.Learn(records, builds[i:i+1])
+				}
+			}
+		}
 		for _, r := range records {
 			for _, p := range uses[r.ID].Projects {
 				if !truths[r.ID].projects[p] {
 					t.Fatalf("%s has %v, and is of %v", r.ID, uses[r.ID].Projects, truths[r.ID].projects)
 				}
 			}
-			if truths[r.ID].alone && len(uses[r.ID].Projects) == 0 {
+			if together && truths[r.ID].alone && len(uses[r.ID].Projects) == 0 {
 				t.Fatalf("%s is nobody's", r.ID)
 			}
 		}
 	})
+}
+
+func indexes(n int) (all []int) {
+	for i := range n {
+		all = append(all, i)
+	}
+	return all
 }

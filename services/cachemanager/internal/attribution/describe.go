@@ -23,8 +23,8 @@ const (
 	ofURL     = "http url "
 )
 
-// made reports whether a record is one that a step makes while it runs.
-func made(r cache.Record) bool {
+// hasStep reports whether a record is one that a step makes while it runs.
+func hasStep(r cache.Record) bool {
 	return r.Type == cache.Regular || r.Type == cache.CacheMount || r.Type == cache.SourceLocal
 }
 

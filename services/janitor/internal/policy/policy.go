@@ -139,7 +139,7 @@ func (r Rule) check(field string, names map[string]bool) error {
 
 // notYet refuses what a rule cannot hold to: it would keep all, in silence.
 func notYet(field, message, remedy string) error {
-	err := fault.New(fault.Unimplemented, "UNIMPLEMENTED", message, remedy)
+	err := fault.New(fault.Unimplemented, "UNIMPLEMENTED", field+": "+message, remedy)
 	err.Field = field
 	return err
 }

@@ -43,7 +43,8 @@ type ReportBuildRequest struct {
 	CachedSteps int64 `protobuf:"varint,6,opt,name=cached_steps,json=cachedSteps,proto3" json:"cached_steps,omitempty"`
 	// How many steps it had.
 	TotalSteps int64 `protobuf:"varint,7,opt,name=total_steps,json=totalSteps,proto3" json:"total_steps,omitempty"`
-	// What the daemon did for it, its bookkeeping included, in any order.
+	// What the daemon did for it and that has a result, its bookkeeping included, in
+	// any order.
 	Steps         []*ReportedStep `protobuf:"bytes,8,rep,name=steps,proto3" json:"steps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
