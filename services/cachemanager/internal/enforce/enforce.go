@@ -66,8 +66,8 @@ type Sweeper interface {
 
 // State is what outlives the process.
 type State interface {
-	// Policy returns the policy in force.
-	Policy(ctx context.Context) (policy.Policy, error)
+	// PolicyInForce returns the policy in force.
+	PolicyInForce(ctx context.Context) (policy.Policy, error)
 	// Pins returns the pins that have not expired.
 	Pins(ctx context.Context, now time.Time) ([]policy.Pin, error)
 	// AddSample keeps what a cache held at a time, for forecasts.

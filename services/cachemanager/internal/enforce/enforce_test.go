@@ -254,7 +254,7 @@ func TestEndsAfterTheChunk(t *testing.T) {
 			if err != nil || r.State != c.want || r.Removed.Records != 500 || len(m.records) != 150 {
 				t.Errorf("%v: %s, %d removed, %d left, %v", err, r.State, r.Removed.Records, len(m.records), r.Err)
 			}
-			if kept, err := s.Run(t.Context(), r.ID); err != nil || kept.State != c.want {
+			if kept, err := s.RunOf(t.Context(), r.ID); err != nil || kept.State != c.want {
 				t.Errorf("kept: %+v, %v", kept, err)
 			}
 		})

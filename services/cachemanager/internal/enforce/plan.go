@@ -47,7 +47,7 @@ func (e *Engine) policy(ctx context.Context, given *policy.Policy) (policy.Polic
 	if given != nil {
 		return policy.Resolve(*given)
 	}
-	inForce, err := e.State.Policy(ctx)
+	inForce, err := e.State.PolicyInForce(ctx)
 	if err != nil {
 		return policy.Policy{}, err
 	}

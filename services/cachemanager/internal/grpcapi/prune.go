@@ -151,7 +151,7 @@ func (s *Server) follow(ctx context.Context, r run.Run, send func(enforce.Event)
 		return err
 	}
 	for from := 0; ; {
-		r, err := s.opts.State.Run(ctx, r.ID) // before its verdicts: none comes after its end
+		r, err := s.opts.State.RunOf(ctx, r.ID) // before its verdicts: none comes after its end
 		if err != nil {
 			return err
 		}

@@ -61,7 +61,7 @@ func (s *Server) GetRun(ctx context.Context, req *cachemanagerv1.GetRunRequest) 
 	if err != nil {
 		return nil, err
 	}
-	r, err := s.opts.State.Run(ctx, req.GetRunId())
+	r, err := s.opts.State.RunOf(ctx, req.GetRunId())
 	if err != nil {
 		return nil, err
 	}

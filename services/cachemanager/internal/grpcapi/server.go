@@ -32,7 +32,7 @@ type State interface {
 	Samples(ctx context.Context, ref cache.Ref) ([]growth.Sample, error)
 	PlanOf(ctx context.Context, digest string) (run.Plan, error)
 	Runs(ctx context.Context, size int, before time.Time, beforeID string) ([]run.Run, error)
-	Run(ctx context.Context, id string) (run.Run, error)
+	RunOf(ctx context.Context, id string) (run.Run, error)
 	Verdicts(ctx context.Context, id string, from, size int) ([]plan.Verdict, error)
 }
 

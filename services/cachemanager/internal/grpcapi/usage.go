@@ -75,7 +75,7 @@ func (s *Server) usage(ctx context.Context, refs []cache.Ref) (*cachemanagerv1.U
 }
 
 func (s *Server) usageOf(ctx context.Context, listings []cache.Listing, missed []run.Missed) (*cachemanagerv1.Usage, error) {
-	p, err := s.opts.State.Policy(ctx)
+	p, err := s.opts.State.PolicyInForce(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -9,7 +9,7 @@ import (
 
 // Store keeps the versions of the policy.
 type Store interface {
-	Policy(ctx context.Context) (Policy, error)
+	PolicyInForce(ctx context.Context) (Policy, error)
 	// SetPolicy puts a new version into force, and returns it. When expected is not 0
 	// and not the version in force, it is an ABORTED fault.
 	SetPolicy(ctx context.Context, p Policy, expected int64) (Policy, error)
@@ -40,7 +40,7 @@ func Update(ctx context.Context, store Store, c Change, now time.Time) (Policy, 
 	if !c.Dry {
 		return store.SetPolicy(ctx, p, c.Expected)
 	}
-	current, err := store.Policy(ctx)
+	current, err := store.PolicyInForce(ctx)
 	p.Version = current.Version + 1
 	return p, err
 }

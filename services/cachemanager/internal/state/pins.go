@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/pkg/runlog"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/policy"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/wire"
 )
@@ -83,7 +84,7 @@ func (s *Store) Pins(ctx context.Context, now time.Time) ([]policy.Pin, error) {
 			return err
 		}
 		var err error
-		all, err = read(ctx, tx, wire.DecodePin, "SELECT body FROM pins ORDER BY created DESC, id")
+		all, err = runlog.Read(ctx, tx, wire.DecodePin, "SELECT body FROM pins ORDER BY created DESC, id")
 		return err
 	})
 	return all, err

@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/pkg/runlog"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/attribution"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/usage"
@@ -56,7 +57,7 @@ func (s *Store) Reported(ctx context.Context, workers []string, before time.Time
 		args = append(args, w)
 	}
 	args = append(args, before.UnixNano(), reportsAtOnce)
-	all, err := read(ctx, s.db, decodeReport, pendingReports(len(workers)), args...)
+	all, err := runlog.Read(ctx, s.db, decodeReport, pendingReports(len(workers)), args...)
 	return all, explain(err)
 }
 

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/kilnbuild/kiln/pkg/runlog"
 	"github.com/kilnbuild/kiln/pkg/sqlitedb"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/run"
 )
@@ -22,6 +23,8 @@ var migrations embed.FS
 // Store is the state in a SQLite database.
 type Store struct {
 	db *sql.DB
+	runs
+	policies
 
 	mu    sync.Mutex
 	plans map[string]*kept // by digest; they last for minutes, and are in memory only
@@ -44,11 +47,12 @@ func Open(ctx context.Context, path string) (_ *Store, err error) {
 	if err != nil {
 		return nil, explain(err)
 	}
-	s := &Store{db: db, plans: map[string]*kept{}}
+	kept, in := map[string]*kept{}, runlog.Database{DB: db, Explain: explain}
+	s := &Store{db: db, runs: runsIn(in), policies: policiesIn(in), plans: kept}
 	if err := sqlitedb.Migrate(ctx, db, migrations, "migrations"); err != nil {
 		return nil, errors.Join(explain(err), db.Close())
 	}
-	if err := s.interrupt(ctx); err != nil {
+	if err := s.Interrupt(ctx, interrupted); err != nil {
 		return nil, errors.Join(explain(err), db.Close())
 	}
 	return s, nil
@@ -61,42 +65,7 @@ func explain(err error) error { return sqlitedb.Explain("cache runs", err) }
 
 // change makes a change in one transaction.
 func (s *Store) change(ctx context.Context, apply func(tx *sql.Tx) error) error {
-	tx, err := s.db.BeginTx(ctx, nil)
-	if err != nil {
-		return explain(err)
-	}
-	defer func() { _ = tx.Rollback() }() // Does nothing after Commit.
-	if err := apply(tx); err != nil {
-		return explain(err)
-	}
-	return explain(tx.Commit())
-}
-
-// queryer is a database or a transaction.
-type queryer interface {
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-}
-
-// read reads the rows of a query, whose one column is what decode reads.
-func read[V any](ctx context.Context, from queryer, decode func([]byte) (V, error), query string, args ...any) (_ []V, err error) {
-	rows, err := from.QueryContext(ctx, query, args...)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, rows.Close()) }()
-	var all []V
-	for rows.Next() {
-		var body []byte
-		if err := rows.Scan(&body); err != nil {
-			return nil, err
-		}
-		v, err := decode(body)
-		if err != nil {
-			return nil, err
-		}
-		all = append(all, v)
-	}
-	return all, rows.Err()
+	return s.runs.Change(ctx, apply)
 }
 
 // nullable is NULL for the zero time.
@@ -114,3 +83,6 @@ func named(requestID string) any {
 	}
 	return requestID
 }
+
+// missing reports whether a row was not there.
+func missing(err error) bool { return errors.Is(err, sql.ErrNoRows) }

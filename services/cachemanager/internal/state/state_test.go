@@ -80,7 +80,7 @@ func TestPolicies(t *testing.T) {
 	if err := s.Configure(ctx, configured, now); err != nil {
 		t.Fatal(err)
 	}
-	first := must(s.Policy(ctx))(t)
+	first := must(s.PolicyInForce(ctx))(t)
 	if first.Version != 1 || !first.Updated.Equal(now) || len(first.Rules) != 2 {
 		t.Errorf("%+v", first)
 	}
@@ -91,7 +91,7 @@ func TestPolicies(t *testing.T) {
 	if diff := cmp.Diff(wanted, second, byText); diff != "" {
 		t.Error(diff)
 	}
-	if diff := cmp.Diff(wanted, must(s.Policy(ctx))(t), byText); diff != "" {
+	if diff := cmp.Diff(wanted, must(s.PolicyInForce(ctx))(t), byText); diff != "" {
 		t.Error("as it is stored:", diff)
 	}
 	_, err := s.SetPolicy(ctx, wanted, 1)
@@ -101,10 +101,10 @@ func TestPolicies(t *testing.T) {
 
 	// The configuration counts again only when it has changed.
 	again := open(t, path)
-	if err := again.Configure(ctx, configured, now); err != nil || must(again.Policy(ctx))(t).Version != 2 {
+	if err := again.Configure(ctx, configured, now); err != nil || must(again.PolicyInForce(ctx))(t).Version != 2 {
 		t.Error("an old configuration replaced what was set", err)
 	}
-	if err := again.Configure(ctx, policy.Default(time.Hour, 100), now); err != nil || must(again.Policy(ctx))(t).Version != 3 {
+	if err := again.Configure(ctx, policy.Default(time.Hour, 100), now); err != nil || must(again.PolicyInForce(ctx))(t).Version != 3 {
 		t.Error("a new configuration does not count", err)
 	}
 	if old := must(again.PolicyVersion(ctx, 1))(t); len(old.Rules) != 2 || *old.Rules[0].Keep.Age != 48*time.Hour {

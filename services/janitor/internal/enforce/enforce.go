@@ -24,7 +24,7 @@ import (
 // Storage is what is asked of the registry's storage here.
 type Storage interface {
 	// Inventory is what is stored now.
-	Inventory(ctx context.Context) (inventory.Registry, error)
+	Inventory(ctx context.Context, look inventory.Look) (inventory.Registry, error)
 }
 
 // Checker knows whether the storage is the registry's.
@@ -124,7 +124,7 @@ func (e *Engine) look(ctx context.Context) (inventory.Registry, error) {
 		return inventory.Registry{}, fault.Wrap(err, fault.FailedPrecondition, "WRONG_STATE", "registry.storage_root is not the registry's storage",
 			"set it to the registry's storage.filesystem.rootdirectory")
 	}
-	registry, err := e.Storage.Inventory(ctx)
+	registry, err := e.Storage.Inventory(ctx, inventory.Look{})
 	switch {
 	case err == nil:
 		return registry, nil

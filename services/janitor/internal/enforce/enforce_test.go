@@ -27,7 +27,7 @@ type memory struct {
 	looks    int
 }
 
-func (m *memory) Inventory(context.Context) (inventory.Registry, error) {
+func (m *memory) Inventory(context.Context, inventory.Look) (inventory.Registry, error) {
 	if m.looks++; m.block != nil {
 		<-m.block
 	}

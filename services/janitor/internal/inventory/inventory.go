@@ -8,6 +8,16 @@ import (
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
 )
 
+// Look says how to look at the storage.
+type Look struct {
+	// Created asks when what manifests are of was made, which takes to read their
+	// configurations.
+	Created bool
+	// Removed are manifests that runs have removed: what they name is told from other
+	// orphans.
+	Removed []Removed
+}
+
 // Registry is what a registry held at one time.
 type Registry struct {
 	Time         time.Time    // by the janitor's clock, taken before it was looked at
@@ -24,11 +34,14 @@ type Repository struct {
 	// Doubts are manifests that are there and cannot be read: what they reach is not
 	// known.
 	Doubts []Doubt
+	// Dangling are links to blobs that are not there.
+	Dangling []Link
 }
 
 // Manifest is a manifest of a repository.
 type Manifest struct {
 	content.Manifest
+	Linked time.Time // when its revision was last written
 	Pushed time.Time // when its revision or a tag of it was last written
 	// Created is when what it is of was made, by its configuration. Zero: not known.
 	Created time.Time
@@ -38,6 +51,7 @@ type Manifest struct {
 type Tag struct {
 	Name   string
 	Digest content.Digest // empty: it leads nowhere
+	Lost   content.Digest // that it leads to, and is not there
 	Moved  time.Time      // when it was last written
 }
 
@@ -53,6 +67,7 @@ type Doubt struct {
 	Digest  content.Digest
 	Bytes   int64 // 0: it is empty, and reaches nothing
 	Missing bool  // its revision is there, and its bytes are not
+	Linked  time.Time
 	Message string
 }
 
@@ -64,4 +79,27 @@ type Orphan struct {
 	Changed time.Time
 	// Repositories are those that have a link to it, sorted.
 	Repositories []string
+	// Removed is when the last manifest that named it was removed by a run. Zero: not
+	// known of.
+	Removed time.Time
+}
+
+// Link is a link of a repository to a blob.
+type Link struct {
+	Digest content.Digest
+	Linked time.Time
+}
+
+// Removed is a manifest that a run has removed, and whose bytes are there still.
+type Removed struct {
+	Digest content.Digest
+	At     time.Time
+}
+
+// Lack is something that a manifest names and that is not there.
+type Lack struct {
+	Repository string
+	Manifest   content.Digest // that names it
+	Digest     content.Digest
+	Child      bool // a manifest of an index; else a blob
 }

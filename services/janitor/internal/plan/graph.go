@@ -28,6 +28,7 @@ type node struct {
 	rule       *policy.Rule // the first that matches; nil: none
 	verdict    Verdict
 	used       time.Time // last push or pull, of it or of a child
+	lease      string    // id; empty: none
 	gone       bool
 	decided    bool // by its own rule, of a root
 }
@@ -48,7 +49,7 @@ func newSimulation(in Input) *simulation {
 	}
 	for _, n := range s.nodes {
 		n.rule = s.ruleOf(n)
-		n.verdict.Age = in.Now.Sub(n.used)
+		n.settle(in)
 		if n.rule != nil {
 			n.verdict.Rule = n.rule.Name
 		}
@@ -64,12 +65,6 @@ func (s *simulation) add(r *inventory.Repository) {
 		m := &r.Manifests[i]
 		n := &node{repository: r.Name, manifest: m, used: m.Pushed}
 		n.verdict = Verdict{Repository: r.Name, Kind: Manifest, Digest: string(m.Digest), Of: m.Of, Bytes: m.Bytes, Pushed: m.Pushed, Reason: NoRule}
-		if s.in.Pulled != nil {
-			n.verdict.Pulled = s.in.Pulled(r.Name, m.Digest)
-		}
-		if n.verdict.Pulled.After(n.used) {
-			n.used = n.verdict.Pulled
-		}
 		byDigest[m.Digest] = n
 		nodes = append(nodes, n)
 	}
@@ -102,11 +97,41 @@ func (s *simulation) add(r *inventory.Repository) {
 		n.tags = append(n.tags, tag.Name)
 	}
 	for _, n := range nodes {
+		n.use(s.in)
+	}
+	for _, n := range nodes {
 		for _, child := range n.manifest.Children { // to use a part is to use the whole
 			if part := byDigest[child]; part != nil && part.used.After(n.used) {
 				n.used = part.used
 			}
 		}
+	}
+}
+
+// use takes in what is known of its uses and leases.
+func (n *node) use(in Input) {
+	if in.Uses != nil {
+		pushed, pulled := in.Uses.Last(n.repository, n.manifest.Digest, n.verdict.Tags)
+		n.verdict.Pulled = pulled
+		for _, at := range []time.Time{pushed, pulled} {
+			if at.After(n.used) {
+				n.used = at
+			}
+		}
+	}
+	if in.Leases != nil {
+		n.lease = in.Leases.Lease(n.repository, n.manifest.Digest, n.verdict.Tags)
+	}
+}
+
+// settle says how long it was unused, without the time that nobody listened.
+func (n *node) settle(in Input) {
+	n.verdict.Age = in.Now.Sub(n.used)
+	if in.Uses != nil {
+		n.verdict.Age = max(0, n.verdict.Age-in.Uses.Away(n.used))
+	}
+	for _, o := range n.owners {
+		n.verdict.Owners = append(n.verdict.Owners, o.manifest.Digest)
 	}
 }
 

@@ -94,6 +94,9 @@ func markNewest(rule *policy.Rule, matched []*node, newest map[*node]bool) {
 // judge is the verdict of a root by its own rule.
 func (s *simulation) judge(n *node, newest bool) {
 	switch {
+	case n.lease != "":
+		n.stays(Leased, n.lease, "a build uses it: lease "+n.lease)
+		return
 	case n.rule == nil:
 		return
 	case n.rule.Protect:
@@ -121,7 +124,7 @@ func (n *node) beyond(now time.Time) (reason Reason, why string) {
 		return bound != nil && !since.IsZero() && now.Sub(since) > *bound
 	}
 	switch {
-	case over(k.Age, n.used):
+	case k.Age != nil && n.verdict.Age > *k.Age:
 		return Age, fmt.Sprintf("unused for %s; %s keeps %s", human.Span(n.verdict.Age), n.rule.Name, human.Span(*k.Age))
 	case over(k.PushAge, n.manifest.Pushed):
 		return PushAge, fmt.Sprintf("pushed %s ago; %s keeps %s", human.Span(now.Sub(n.manifest.Pushed)), n.rule.Name, human.Span(*k.PushAge))
@@ -154,7 +157,7 @@ func (s *simulation) goes(n *node, reason Reason, why string) {
 	n.verdict.Remove, n.verdict.Reason, n.verdict.Explain, n.verdict.KeptBy = true, reason, why, ""
 	s.order = append(s.order, n)
 	for _, d := range n.dependents {
-		if !d.gone && allGone(d.owners) && (len(d.tags) == 0 || d.decided) {
+		if !d.gone && d.lease == "" && allGone(d.owners) && (len(d.tags) == 0 || d.decided) {
 			s.goes(d, Family, "goes with "+string(n.manifest.Digest))
 		}
 	}
@@ -173,7 +176,7 @@ func (s *simulation) fit(nodes []*node, most int64, name string, mayGo func(*nod
 		if total <= most {
 			return
 		}
-		if n.gone || !n.root() || n.decided || !mayGo(n) || n.rule == nil || n.rule.Protect || n.verdict.Reason == Newest {
+		if n.gone || !n.root() || n.decided || n.lease != "" || !mayGo(n) || n.rule == nil || n.rule.Protect || n.verdict.Reason == Newest {
 			continue
 		}
 		from := len(s.order)
@@ -259,6 +262,10 @@ func (s *simulation) spend() {
 
 // explain says why a manifest stays that no rule of its own keeps.
 func (n *node) explain() {
+	if n.lease != "" {
+		n.stays(Leased, n.lease, "a build uses it: lease "+n.lease)
+		return
+	}
 	for _, o := range n.owners {
 		if !o.gone && (len(n.tags) == 0 || n.decided) && n.verdict.Reason != OverBudget {
 			n.stays(Parent, string(o.manifest.Digest), "belongs to "+string(o.manifest.Digest)+", which stays")

@@ -18,12 +18,17 @@ func (p *Plan) oddities(in Input) (all []Verdict) {
 			continue
 		}
 		for _, d := range r.Doubts {
-			v := Verdict{Repository: r.Name, Kind: Manifest, Digest: string(d.Digest), Bytes: d.Bytes, Explain: d.Message}
-			if d.Bytes == 0 {
-				v.Remove, v.Reason = true, Dangling
-			} else {
-				v.Reason, doubted[r.Name] = Doubt, true
+			v := doubtVerdict(r, d, in)
+			if v.Reason == Doubt {
+				doubted[r.Name] = true
 				p.Warnings = append(p.Warnings, fmt.Sprintf("%s: %s: what no other manifest of this repository names stays", r.Name, d.Message))
+			}
+			all = append(all, v)
+		}
+		for _, l := range r.Dangling {
+			v := Verdict{Repository: r.Name, Kind: Link, Digest: string(l.Digest), Pushed: l.Linked, Age: in.Now.Sub(l.Linked), Reason: Grace, Explain: "a link to a blob that is not there; its grace is not over"}
+			if v.Age > in.Policy.BlobGrace {
+				v.Remove, v.Reason, v.Explain = true, Dangling, "it leads to a blob that is not there"
 			}
 			all = append(all, v)
 		}
@@ -49,6 +54,26 @@ func (p *Plan) oddities(in Input) (all []Verdict) {
 	return all
 }
 
+// doubtVerdict is that on a manifest which cannot be read: one without bytes reaches
+// nothing, and goes when no push of it can be under way.
+func doubtVerdict(r inventory.Repository, d inventory.Doubt, in Input) Verdict {
+	v := Verdict{Repository: r.Name, Kind: Manifest, Digest: string(d.Digest), Bytes: d.Bytes, Pushed: d.Linked, Age: in.Now.Sub(d.Linked), Explain: d.Message}
+	for _, tag := range r.Tags {
+		if tag.Digest == d.Digest {
+			v.Tags = append(v.Tags, tag.Name)
+		}
+	}
+	switch {
+	case d.Bytes > 0:
+		v.Reason = Doubt
+	case v.Age > in.Policy.BlobGrace:
+		v.Remove, v.Reason = true, Dangling
+	default:
+		v.Reason = Grace
+	}
+	return v
+}
+
 func uploadVerdict(repository string, u inventory.Upload, in Input) Verdict {
 	v := Verdict{
 		Repository: repository, Kind: Upload, Digest: u.ID, Bytes: u.Bytes, Age: in.Now.Sub(u.Changed), Reason: Grace,
@@ -66,7 +91,18 @@ func uploadVerdict(repository string, u inventory.Upload, in Input) Verdict {
 func orphanVerdict(o inventory.Orphan, doubted map[string]bool, in Input) Verdict {
 	v := Verdict{Kind: Blob, Digest: string(o.Digest), Bytes: o.Bytes, Pushed: o.Changed, Age: in.Now.Sub(o.Changed)}
 	near := slices.IndexFunc(o.Repositories, func(name string) bool { return doubted[name] })
+	lease := ""
+	for _, name := range o.Repositories {
+		if in.Leases != nil && lease == "" {
+			lease = in.Leases.Export(name)
+		}
+	}
+	sinceRemoved := in.Now.Sub(o.Removed)
 	switch {
+	case lease != "":
+		v.Reason, v.KeptBy, v.Explain = Leased, lease, "a build writes to a repository that has it: lease "+lease
+	case !o.Removed.IsZero() && sinceRemoved < in.Policy.MaxBuildTime:
+		v.Reason, v.Explain = Grace, fmt.Sprintf("its manifest was removed %s ago; builds that have read that may want it for %s", human.Span(sinceRemoved), human.Span(in.Policy.MaxBuildTime))
 	case near >= 0:
 		v.Reason, v.Explain = Doubt, "a manifest of "+o.Repositories[near]+" cannot be read and may name it"
 	case v.Age > in.Policy.BlobGrace:

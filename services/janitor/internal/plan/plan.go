@@ -18,9 +18,28 @@ type Input struct {
 	// Within says which repositories the plan is about; the others only hold what they
 	// share with these. nil: all, and what no manifest names.
 	Within func(repository string) bool
-	// Pulled is when a manifest was last pulled, or imported by a build; zero: not
-	// known of. nil: nothing is known.
-	Pulled func(repository string, digest content.Digest) time.Time
+	// Uses is what is known of uses but for what the registry's storage says.
+	Uses Uses
+	// Leases is what is in use now.
+	Leases Leases
+}
+
+// Uses knows of uses. A nil one knows of none.
+type Uses interface {
+	// Last is when a manifest, by its digest or a tag of it, was last pushed, and when it was
+	// last pulled or imported by a build; zero: not known of.
+	Last(repository string, digest content.Digest, tags []string) (pushed, pulled time.Time)
+	// Away is for how long since a time nobody listened to uses: so much longer may
+	// manifests be unused.
+	Away(since time.Time) time.Duration
+}
+
+// Leases knows of leases. A nil one knows of none.
+type Leases interface {
+	// Lease is the id of a lease on a manifest, by its digest or a tag of it; empty: none.
+	Lease(repository string, digest content.Digest, tags []string) string
+	// Export is the id of a lease of a build that writes to a repository; empty: none.
+	Export(repository string) string
 }
 
 // Plan is what would be done.
@@ -79,6 +98,9 @@ type Verdict struct {
 	Frees   int64  // bytes, after what goes before it
 	blobs   int64  // that its removal frees, itself left out
 	KeptBy  string // digest, or id of the lease
+	// Owners are the manifests of the repository that it is a part of or refers to: while
+	// one of them stays, it stays.
+	Owners []content.Digest
 }
 
 // Reason is why something goes or stays.
@@ -103,4 +125,7 @@ const (
 	OverBudget   Reason = "budget"        // stays: the budget of the run is spent
 	Grace        Reason = "grace"         // stays: nothing reaches it, and its grace is not over
 	Doubt        Reason = "doubt"         // stays: something near it cannot be read
+	Leased       Reason = "leased"        // stays: KeptBy is the lease
+	UsedSince    Reason = "used_since"    // stays: pushed, pulled or moved since the plan
+	Gone         Reason = "gone"          // was gone before the run came to it
 )

@@ -74,7 +74,7 @@ func (l laid) tag(repository, name string, digest content.Digest) string {
 
 func (l laid) inventory(s *storage.Storage) inventory.Registry {
 	l.t.Helper()
-	r, err := s.Inventory(l.t.Context())
+	r, err := s.Inventory(l.t.Context(), inventory.Look{})
 	if err != nil {
 		l.t.Fatal(err)
 	}

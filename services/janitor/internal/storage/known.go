@@ -14,6 +14,8 @@ import (
 type known struct {
 	mu  sync.Mutex
 	all map[content.Digest]content.Manifest
+	// when is when configurations say that they were made.
+	when map[content.Digest]time.Time
 }
 
 func (k *known) get(digest content.Digest) (content.Manifest, bool) {
@@ -32,10 +34,31 @@ func (k *known) put(digest content.Digest, m content.Manifest) {
 	k.all[digest] = m
 }
 
+func (k *known) made(config content.Digest) (time.Time, bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	at, ok := k.when[config]
+	return at, ok
+}
+
+func (k *known) putMade(config content.Digest, at time.Time) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.when == nil {
+		k.when = map[content.Digest]time.Time{}
+	}
+	k.when[config] = at
+}
+
 func (k *known) keep(there map[content.Digest]bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	maps.DeleteFunc(k.all, func(d content.Digest, _ content.Manifest) bool { return !there[d] })
+	configs := map[content.Digest]bool{}
+	maps.DeleteFunc(k.all, func(d content.Digest, m content.Manifest) bool {
+		configs[m.Config] = configs[m.Config] || there[d]
+		return !there[d]
+	})
+	maps.DeleteFunc(k.when, func(d content.Digest, _ time.Time) bool { return !configs[d] })
 }
 
 // changeTime is when a file was last renamed or changed, where the file system tells.

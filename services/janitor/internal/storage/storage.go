@@ -75,6 +75,31 @@ func readable(dir string) error {
 	return errors.Join(err, f.Close())
 }
 
+// repositoryDir is the directory of a repository.
+func (s *Storage) repositoryDir(name string) string {
+	return s.path("repositories", filepath.FromSlash(name))
+}
+
+// linksDir is the directory of a repository's links of one kind: "_layers", or
+// "_manifests/revisions".
+func (s *Storage) linksDir(repository, kind string) string {
+	return filepath.Join(s.repositoryDir(repository), filepath.FromSlash(kind), sha256)
+}
+
+// link is the file of one link.
+func (s *Storage) link(repository, kind string, digest content.Digest) string {
+	return filepath.Join(s.linksDir(repository, kind), hexOf(digest), "link")
+}
+
+func isSHA256(d content.Digest) bool {
+	return strings.HasPrefix(string(d), sha256+":") && isHex(hexOf(d))
+}
+
+func hexOf(d content.Digest) string {
+	_, hex, _ := strings.Cut(string(d), ":")
+	return hex
+}
+
 // Has says whether the repository is there.
 func (s *Storage) Has(repository string) (bool, error) {
 	if !filepath.IsLocal(repository) {

@@ -1,0 +1,255 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/kilnbuild/kiln/services/janitor/internal/content"
+	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
+	"github.com/kilnbuild/kiln/services/janitor/internal/quarantine"
+)
+
+// Wanted is what of the digests that a run has taken is wanted again: what has a link that
+// a push or mount has made since it was taken, and what a manifest names that is not among
+// those that were marked. All repositories are looked at, by the names of their
+// directories alone.
+func (s *Storage) Wanted(ctx context.Context, marked inventory.Registry, taken func(content.Digest) bool) ([]inventory.Lack, error) {
+	repositories, err := s.repositories(ctx)
+	if err != nil {
+		return nil, err
+	}
+	known := make(map[string]map[content.Digest]bool, len(marked.Repositories))
+	for _, r := range marked.Repositories {
+		of := make(map[content.Digest]bool, len(r.Manifests))
+		for _, m := range r.Manifests {
+			of[m.Digest] = true
+		}
+		for _, d := range r.Doubts {
+			of[d.Digest] = !d.Missing
+		}
+		known[r.Name] = of
+	}
+	found := make([][]inventory.Lack, len(repositories))
+	err = inParallel(ctx, len(repositories), func(i int) (err error) {
+		found[i], err = s.wantedIn(repositories[i], known[repositories[i]], taken)
+		return err
+	})
+	return slices.Concat(found...), err
+}
+
+func (s *Storage) wantedIn(repository string, known map[content.Digest]bool, taken func(content.Digest) bool) (all []inventory.Lack, _ error) {
+	layers, err := names(s.linksDir(repository, layersDir))
+	if err != nil {
+		return nil, err
+	}
+	for _, hex := range layers {
+		if d := content.Digest(sha256 + ":" + hex); taken(d) {
+			if linked, err := exists(s.link(repository, layersDir, d)); err != nil {
+				return nil, err
+			} else if linked {
+				all = append(all, inventory.Lack{Repository: repository, Digest: d})
+			}
+		}
+	}
+	revisions, err := names(s.linksDir(repository, revisionsDir))
+	if err != nil {
+		return nil, err
+	}
+	for _, hex := range revisions {
+		d := content.Digest(sha256 + ":" + hex)
+		if !isHex(hex) || known[d] && !taken(d) {
+			continue
+		}
+		linked, err := exists(s.link(repository, revisionsDir, d))
+		if err != nil {
+			return nil, err
+		}
+		if !linked {
+			continue
+		}
+		if taken(d) {
+			all = append(all, inventory.Lack{Repository: repository, Manifest: d, Digest: d, Child: true})
+		}
+		m, doubt, err := s.manifest(d)
+		switch {
+		case err != nil:
+			return nil, err
+		case doubt != nil && doubt.Bytes > 0:
+			return nil, fmt.Errorf("%s: %s", repository, doubt.Message) // it may name anything
+		case doubt != nil:
+			continue // its bytes are wanted first
+		}
+		all = append(all, s.namesTaken(repository, m, taken)...)
+	}
+	return all, nil
+}
+
+// namesTaken is what of a manifest is taken.
+func (s *Storage) namesTaken(repository string, m content.Manifest, taken func(content.Digest) bool) (all []inventory.Lack) {
+	for d := range reaches(m) {
+		if taken(d) {
+			all = append(all, inventory.Lack{Repository: repository, Manifest: m.Digest, Digest: d, Child: slices.Contains(m.Children, d)})
+		}
+	}
+	return all
+}
+
+// Mend brings back from the quarantines what is lacking. It reports whether it is there
+// now.
+func (s *Storage) Mend(l inventory.Lack) (bool, error) {
+	runs, err := s.runs()
+	if err != nil {
+		return false, err
+	}
+	slices.Reverse(runs) // the last that took it
+	there, err := exists(s.data(l.Digest))
+	for i := 0; i < len(runs) && err == nil && !there; i++ {
+		there, err = (&Quarantine{storage: s, run: runs[i]}).Return(l.Digest)
+	}
+	if err != nil || !there {
+		return false, err
+	}
+	kind := layersDir
+	if l.Child {
+		kind = revisionsDir
+	}
+	link := s.link(l.Repository, kind, l.Digest)
+	there, err = exists(link)
+	for i := 0; i < len(runs) && err == nil && !there; i++ {
+		_, _, err = giveBack((&Quarantine{storage: s, run: runs[i]}).in(link), link)
+		if err == nil {
+			there, err = exists(link)
+		}
+	}
+	if err != nil || there || l.Manifest == "" || l.Child {
+		return there, err
+	}
+	return true, writeLink(link, l.Digest) // a manifest of this repository names it
+}
+
+// writeLink makes a link where there is none.
+func writeLink(path string, digest content.Digest) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return denied(err)
+	}
+	temporary := path + "." + uuid.NewString() + ".tmp"
+	if err := os.WriteFile(temporary, []byte(digest), 0o644); err != nil { //nolint:gosec // as the registry does
+		return denied(err)
+	}
+	_, occupied, err := giveBack(temporary, path)
+	if occupied || err != nil {
+		err = errors.Join(err, os.Remove(temporary))
+	}
+	return err
+}
+
+// Restore brings back what an entry names, with all that it needs. What was restored counts
+// as pushed at a time. present is that the registry has it again meanwhile; missing that a
+// part of it was purged.
+func (s *Storage) Restore(e quarantine.Entry, at time.Time) (present, missing bool, err error) {
+	q := &Quarantine{storage: s, run: e.Run}
+	place := s.place(e)
+	switch {
+	case e.Kind == "blob":
+		if present, err = exists(s.data(content.Digest(e.Digest))); err == nil {
+			_, err = q.Return(content.Digest(e.Digest))
+		}
+		if err == nil {
+			err = q.Show(content.Digest(e.Digest), e.Linked)
+		}
+		return present, false, err
+	case e.Kind != "manifest":
+		_, present, err = giveBack(q.in(place), place)
+		return present, false, err
+	}
+	if err := s.restoreNeeds(e.Repository, content.Digest(e.Digest), map[content.Digest]bool{}); err != nil {
+		if errors.Is(err, errPurged) {
+			return false, true, nil
+		}
+		return false, false, err
+	}
+	_, present, err = giveBack(q.in(place), place)
+	if err != nil {
+		return present, false, err
+	}
+	if !present {
+		err = os.Chtimes(place, at, at)
+	}
+	for _, tag := range e.Tags {
+		current := filepath.Join(s.tagDir(e.Repository, tag), "current", "link")
+		if err == nil {
+			_, _, err = giveBack(q.in(current), current)
+		}
+		index := filepath.Join(s.tagDir(e.Repository, tag), "index", sha256)
+		hexes, listed := names(q.in(index))
+		err = errors.Join(err, listed)
+		for _, hex := range hexes {
+			if err == nil {
+				_, _, err = giveBack(filepath.Join(q.in(index), hex, "link"), filepath.Join(index, hex, "link"))
+			}
+		}
+	}
+	return present, false, err
+}
+
+// errPurged is that what a manifest needs is nowhere any more.
+var errPurged = errors.New("it was purged")
+
+// restoreNeeds brings back the bytes of a manifest and all that it names.
+func (s *Storage) restoreNeeds(repository string, digest content.Digest, seen map[content.Digest]bool) error {
+	if seen[digest] {
+		return nil
+	}
+	seen[digest] = true
+	// Its own link is the last to come back, so that nobody sees half of it.
+	if err := s.restoreData(digest); err != nil {
+		return err
+	}
+	m, doubt, err := s.manifest(digest)
+	if err != nil || doubt != nil {
+		return err
+	}
+	for _, b := range m.Blobs {
+		there, err := s.Mend(inventory.Lack{Repository: repository, Manifest: digest, Digest: b.Digest})
+		if err != nil {
+			return err
+		}
+		if !there {
+			return errPurged
+		}
+	}
+	for _, child := range m.Children {
+		if err := s.restoreNeeds(repository, child, seen); err != nil {
+			return err
+		}
+		if there, err := s.Mend(inventory.Lack{Repository: repository, Manifest: digest, Digest: child, Child: true}); err != nil || !there {
+			return errors.Join(err, errPurged)
+		}
+	}
+	return nil
+}
+
+// restoreData brings back the bytes of a blob.
+func (s *Storage) restoreData(digest content.Digest) error {
+	there, err := exists(s.data(digest))
+	if err != nil || there {
+		return err
+	}
+	runs, err := s.runs()
+	if err != nil {
+		return err
+	}
+	for _, run := range runs {
+		if there, err := (&Quarantine{storage: s, run: run}).Return(digest); err != nil || there {
+			return err
+		}
+	}
+	return errPurged
+}

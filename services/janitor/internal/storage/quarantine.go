@@ -1,0 +1,258 @@
+package storage
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/kilnbuild/kiln/services/janitor/internal/content"
+	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
+	"github.com/kilnbuild/kiln/services/janitor/internal/quarantine"
+)
+
+// Quarantine is what one run has taken. It is a tree like that of the registry, so that
+// what is in it says where it belongs, and a journal. Each thing is taken by a rename, and
+// looked at once it is taken: when it is not as it was when the run decided on it, it goes
+// back. So a push at that moment is not lost.
+type Quarantine struct {
+	storage *Storage
+	run     string
+	journal *os.File
+}
+
+func (q *Quarantine) dir() string { return q.storage.own("quarantine", q.run) }
+
+// in is where something of the registry's tree is, or would be, in the quarantine.
+func (q *Quarantine) in(path string) string {
+	relative := strings.TrimPrefix(path, q.storage.path()+string(filepath.Separator))
+	return filepath.Join(q.dir(), "tree", relative)
+}
+
+// Manifest takes a manifest out of its repository, and those tags of it. taken is false
+// when it was pushed meanwhile, or is gone.
+func (q *Quarantine) Manifest(repository string, digest content.Digest, linked time.Time, tags []inventory.Tag) (taken bool, err error) {
+	s := q.storage
+	link := s.link(repository, revisionsDir, digest)
+	taken, err = q.takeIf(link, func(info os.FileInfo, _ string) bool { return info.ModTime().Equal(linked) })
+	if err != nil || !taken {
+		return false, err
+	}
+	tidy(filepath.Dir(link), s.linksDir(repository, revisionsDir))
+	for _, tag := range tags {
+		if err := q.Tag(repository, tag.Name, digest, tag.Moved); err != nil {
+			return true, err
+		}
+	}
+	return true, nil
+}
+
+// Tag takes a tag that leads to a digest, unless it was moved meanwhile.
+func (q *Quarantine) Tag(repository, tag string, digest content.Digest, moved time.Time) error {
+	dir := q.storage.tagDir(repository, tag)
+	current := filepath.Join(dir, "current", "link")
+	taken, err := q.takeIf(current, func(info os.FileInfo, text string) bool {
+		return info.ModTime().Equal(moved) && (digest == "" || text == string(digest))
+	})
+	if err != nil || !taken {
+		return err
+	}
+	// What the tag led to before. A push of the tag at this moment writes there first.
+	entries := filepath.Join(dir, "index", sha256)
+	hexes, err := names(entries)
+	if err != nil {
+		return err
+	}
+	for _, hex := range hexes {
+		entry := filepath.Join(entries, hex, "link")
+		if _, err := q.takeIf(entry, func(info os.FileInfo, _ string) bool { return !info.ModTime().After(moved) }); err != nil {
+			return err
+		}
+		tidy(filepath.Dir(entry), filepath.Dir(dir))
+	}
+	tidy(filepath.Dir(current), filepath.Dir(dir))
+	return nil
+}
+
+// takeIf takes a link that is as it should be by its file and its text.
+func (q *Quarantine) takeIf(path string, is func(info os.FileInfo, text string) bool) (bool, error) {
+	to := q.in(path)
+	if there, err := takeable(path, is); err != nil || !there {
+		return false, err
+	}
+	if taken, err := take(path, to); err != nil || !taken {
+		return false, err
+	}
+	same, err := takeable(to, is)
+	if err != nil || same {
+		return same, err
+	}
+	if _, occupied, err := giveBack(to, path); err != nil || !occupied {
+		return false, err
+	}
+	return false, os.Remove(to) // a newer one is there
+}
+
+func takeable(path string, is func(info os.FileInfo, text string) bool) (bool, error) {
+	text, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && is(info, strings.TrimSpace(string(text))), err
+}
+
+// Hide takes the links to a blob that nothing names, so that pushes upload it again.
+// hidden is false when a push or mount has linked it meanwhile.
+func (q *Quarantine) Hide(o inventory.Orphan) (hidden bool, err error) {
+	hidden = true
+	for _, repository := range o.Repositories {
+		taken, err := q.Link(repository, o.Digest, o.Changed)
+		if err != nil {
+			return false, err
+		}
+		hidden = hidden && taken
+	}
+	return hidden, nil
+}
+
+// Link takes a repository's link to a blob, unless it is newer than that.
+func (q *Quarantine) Link(repository string, digest content.Digest, changed time.Time) (bool, error) {
+	link := q.storage.link(repository, layersDir, digest)
+	taken, err := q.takeIf(link, func(info os.FileInfo, _ string) bool { return !info.ModTime().After(changed) })
+	if taken {
+		tidy(filepath.Dir(link), q.storage.linksDir(repository, layersDir))
+	}
+	return taken, err
+}
+
+// Blob takes the bytes of a blob; false when they are gone, or were written meanwhile.
+func (q *Quarantine) Blob(o inventory.Orphan) (bool, error) {
+	is, err := q.storage.orphan(o.Digest)
+	if err != nil || is == nil || is.Changed.After(o.Changed) {
+		return false, err
+	}
+	dir := filepath.Dir(q.storage.data(o.Digest))
+	return take(dir, q.in(dir))
+}
+
+// Upload takes an upload that was abandoned, unless it goes on.
+func (q *Quarantine) Upload(repository string, u inventory.Upload) (bool, error) {
+	is, err := q.storage.upload(repository, u.ID)
+	if err != nil || is.Changed.After(u.Changed) {
+		return false, err
+	}
+	dir := filepath.Join(q.storage.repositoryDir(repository), uploadsDir, u.ID)
+	return take(dir, q.in(dir))
+}
+
+// Show puts back the links to a blob that Hide has taken.
+func (q *Quarantine) Show(digest content.Digest, repositories []string) error {
+	for _, repository := range repositories {
+		link := q.storage.link(repository, layersDir, digest)
+		if _, occupied, err := giveBack(q.in(link), link); err != nil {
+			return err
+		} else if occupied {
+			_ = os.Remove(q.in(link)) // a newer one is there
+		}
+	}
+	return nil
+}
+
+// Return puts back the bytes of a blob. Bytes that were uploaded anew stay, and the copy
+// goes. It reports whether the blob is there now.
+func (q *Quarantine) Return(digest content.Digest) (bool, error) {
+	data := q.storage.data(digest)
+	dir := filepath.Dir(data)
+	given, occupied, err := giveBack(q.in(dir), dir)
+	if err != nil || given {
+		return given, err
+	}
+	if occupied { // by a push that has its bytes there, or is about to
+		if _, _, err := giveBack(q.in(data), data); err != nil {
+			return false, err
+		}
+		if err := os.RemoveAll(q.in(dir)); err != nil {
+			return false, err
+		}
+	}
+	return exists(data)
+}
+
+// Holds reports whether something is in the quarantine still.
+func (q *Quarantine) Holds(e quarantine.Entry) (bool, error) { return exists(q.in(q.storage.place(e))) }
+
+// place is where the thing of an entry belongs.
+func (s *Storage) place(e quarantine.Entry) string {
+	digest := content.Digest(e.Digest)
+	switch {
+	case e.Kind == "blob":
+		return filepath.Dir(s.data(digest))
+	case e.Kind == "upload":
+		return filepath.Join(s.repositoryDir(e.Repository), uploadsDir, e.Digest)
+	case e.Kind == "manifest":
+		return s.link(e.Repository, revisionsDir, digest)
+	case len(e.Tags) > 0:
+		return filepath.Join(s.tagDir(e.Repository, e.Tags[0]), "current", "link")
+	default:
+		return s.link(e.Repository, layersDir, digest)
+	}
+}
+
+func (s *Storage) tagDir(repository, tag string) string {
+	return filepath.Join(s.repositoryDir(repository), manifestsDir, "tags", tag)
+}
+
+// runs are the ids of runs that have a quarantine, the oldest first by their names.
+func (s *Storage) runs() ([]string, error) {
+	all, err := names(s.own("quarantine"))
+	slices.Sort(all)
+	return slices.DeleteFunc(all, func(name string) bool { return strings.HasPrefix(name, ".") }), err
+}
+
+// Purge removes the quarantines of runs for good.
+func (s *Storage) Purge(ctx context.Context, runs []string) error {
+	for _, run := range runs {
+		// Out of sight first: what is half gone cannot be restored.
+		if _, err := take(s.own("quarantine", run), s.own("quarantine", ".purge-"+run)); err != nil {
+			return denied(err)
+		}
+	}
+	all, err := names(s.own("quarantine"))
+	if err != nil {
+		return err
+	}
+	for _, name := range all {
+		if !strings.HasPrefix(name, ".purge-") {
+			continue
+		}
+		if err := removeAll(ctx, s.own("quarantine", name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeAll removes a tree, its branches at once.
+func removeAll(ctx context.Context, dir string) error {
+	blobs := filepath.Join(dir, "tree", "blobs", sha256)
+	prefixes, err := names(blobs)
+	if err != nil {
+		return err
+	}
+	err = inParallel(ctx, len(prefixes), func(i int) error { return os.RemoveAll(filepath.Join(blobs, prefixes[i])) })
+	if err != nil {
+		return denied(err)
+	}
+	return os.RemoveAll(dir)
+}
