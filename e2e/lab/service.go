@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 )
@@ -113,9 +114,23 @@ func (l *Lab) StartCacheManager(ctx context.Context, cfg *configv1.CacheManagerC
 	})
 }
 
-// StartJanitor runs kiln-janitor as StartBuilder runs the builder.
+// StartJanitor runs kiln-janitor as StartBuilder runs the builder. Unless it is told
+// otherwise, no run starts by itself, and runs do not wait long.
 func (l *Lab) StartJanitor(ctx context.Context, cfg *configv1.JanitorConfig, opts ServiceOptions) (*Service, error) {
 	cfg = proto.CloneOf(cfg)
+	if cfg.GetStateDir() == "" {
+		dir, err := l.subdir("janitor-state")
+		if err != nil {
+			return nil, err
+		}
+		cfg.StateDir = dir
+	}
+	if cfg.GetSchedule() == nil {
+		cfg.Schedule = &configv1.ScheduleConfig{Cron: "off"}
+	}
+	if cfg.GetSettle() == nil {
+		cfg.Settle = durationpb.New(100 * time.Millisecond)
+	}
 	return l.startService(ctx, "kiln-janitor", cfg, opts, func(s *configv1.ServerConfig) *configv1.ServerConfig {
 		cfg.Server = withDefaults(cfg.GetServer(), s)
 		return cfg.GetServer()

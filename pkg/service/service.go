@@ -3,6 +3,7 @@
 package service
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -30,6 +31,8 @@ const flushTimeout = 5 * time.Second
 type Spec[M proto.Message] struct {
 	// Name of the command and of the service in telemetry: "kiln-builder".
 	Name string
+	// Use is how a subcommand is called: "run". Empty: Name.
+	Use string
 	// Short is the help in one line.
 	Short string
 	// EnvPrefix begins its variables: "KILN_BUILDER".
@@ -57,7 +60,7 @@ func Command[M proto.Message](spec Spec[M]) *cobra.Command {
 		print bool
 	)
 	cmd := &cobra.Command{
-		Use:           spec.Name,
+		Use:           cmp.Or(spec.Use, spec.Name),
 		Short:         spec.Short,
 		Long:          longHelp(spec.Short, spec.EnvPrefix),
 		Example:       spec.Example,

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/kilnbuild/kiln/pkg/service"
+	"github.com/kilnbuild/kiln/pkg/statedir"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 )
@@ -35,17 +36,32 @@ func Complete(cfg *configv1.JanitorConfig) *configv1.JanitorConfig {
 	if out.CheckInterval == nil {
 		out.CheckInterval = durationpb.New(15 * time.Second)
 	}
+	out.StateDir = cmp.Or(out.StateDir, statedir.Default("janitor"))
+	if out.Settle == nil {
+		out.Settle = durationpb.New(5 * time.Second)
+	}
+	if out.Schedule == nil {
+		out.Schedule = &configv1.ScheduleConfig{}
+	}
+	out.Schedule.Cron = cmp.Or(out.Schedule.Cron, "23 * * * *")
+	out.Schedule.TimeZone = cmp.Or(out.Schedule.TimeZone, "UTC")
+	if out.Schedule.Jitter == nil {
+		out.Schedule.Jitter = durationpb.New(5 * time.Minute)
+	}
 	return out
 }
 
 // Command is the kiln-janitor command.
 func Command() *cobra.Command {
-	return service.Command(service.Spec[*configv1.JanitorConfig]{
+	spec := service.Spec[*configv1.JanitorConfig]{
 		Name:      "kiln-janitor",
-		Short:     "Watches a registry: whether it is well, and what it holds",
+		Short:     "Keeps a registry to a policy: what was not used for 7 days goes, blobs included",
 		EnvPrefix: "KILN_JANITOR",
-		Example: `  # With a registry at localhost:5000:
-  kiln-janitor
+		Example: `  # With a registry at localhost:5000, whose storage is on this host:
+  kiln-janitor --set registry.storage_root=/var/lib/registry
+
+  # One run, for a timer or a CronJob:
+  kiln-janitor run --once --set registry.storage_root=/var/lib/registry
 
   # With another one, whose storage is on this host:
   kiln-janitor --set registry.address=localhost:5001 --set registry.storage_root=/var/lib/registry
@@ -60,5 +76,8 @@ func Command() *cobra.Command {
 			}
 			return s.Run(ctx)
 		},
-	})
+	}
+	cmd := service.Command(spec)
+	cmd.AddCommand(runCommand(spec))
+	return cmd
 }

@@ -1,13 +1,13 @@
-// Package janitor is Kiln's registry janitor: it says whether a registry is well,
-// what it holds, and what a policy would remove. It does not remove anything yet.
+// Package janitor is Kiln's registry janitor: it says whether a registry is well and what
+// it holds, and keeps it to a policy, blobs included, while pushes and pulls go on.
 package janitor
 
 import (
 	"context"
 	"errors"
-	"fmt"
-	"os"
 	"time"
+
+	"github.com/google/uuid"
 
 	"github.com/kilnbuild/kiln/pkg/clock"
 	"github.com/kilnbuild/kiln/pkg/lifecycle"
@@ -15,23 +15,16 @@ import (
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 	janitorv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/janitor/v1"
-	"github.com/kilnbuild/kiln/services/janitor/internal/check"
-	"github.com/kilnbuild/kiln/services/janitor/internal/enforce"
 	"github.com/kilnbuild/kiln/services/janitor/internal/grpcapi"
-	"github.com/kilnbuild/kiln/services/janitor/internal/metrics"
-	"github.com/kilnbuild/kiln/services/janitor/internal/policy"
-	"github.com/kilnbuild/kiln/services/janitor/internal/registry"
-	"github.com/kilnbuild/kiln/services/janitor/internal/storage"
-	"github.com/kilnbuild/kiln/services/janitor/internal/usage"
-	"github.com/kilnbuild/kiln/services/janitor/internal/wire"
+	"github.com/kilnbuild/kiln/services/janitor/internal/lastuse"
 )
 
 // Service is a janitor that is listening, and serves once Run is called.
 type Service struct {
-	server   *rpc.Server
-	client   *registry.Client
-	surveyor *usage.Surveyor
-	watch    *watch
+	*parts
+	server *rpc.Server
+	watch  *watch
+	end    context.CancelFunc // of the runs under way
 }
 
 // New makes a janitor from its configuration, whose unset fields get their
@@ -39,64 +32,40 @@ type Service struct {
 // the making only. A janitor that is not Run must be closed.
 func New(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.Telemetry) (_ *Service, err error) {
 	cfg = Complete(cfg)
-	var undo lifecycle.Stack
+	p, err := newParts(ctx, cfg, tel, true)
+	if err != nil {
+		return nil, err
+	}
+	s := &Service{parts: p}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, undo.Close(context.WithoutCancel(ctx)))
+			err = errors.Join(err, p.close(context.WithoutCancel(ctx)))
 		}
 	}()
-
-	inForce, err := policyOf(cfg)
+	s.server, err = rpc.NewServer(rpc.ServerOptions{Name: "kiln-janitor", Config: cfg.GetServer(), Telemetry: tel})
 	if err != nil {
 		return nil, err
 	}
-	client, err := registry.New(cfg.GetRegistry(), tel)
-	if err != nil {
-		return nil, err
-	}
-	gauges, err := metrics.New(tel.Meter)
-	if err != nil {
-		return nil, err
-	}
-	// Interfaces that hold no pointer to nothing.
-	var checkedStorage check.Storage
-	var store usage.Store
-	var storageToPlan enforce.Storage
-	if root := cfg.GetRegistry().GetStorageRoot(); root != "" {
-		s := storage.New(root)
-		checkedStorage, store, storageToPlan = s, s, s
-	}
-	tracer := tel.Tracer.Tracer("github.com/kilnbuild/kiln/services/janitor")
-	checker := check.New(client, checkedStorage)
-	surveyor := usage.NewSurveyor(client, store, gauges, tracer)
-	undo.Push("surveyor", func(context.Context) error { surveyor.Close(); return nil })
-
-	server, err := rpc.NewServer(rpc.ServerOptions{Name: "kiln-janitor", Config: cfg.GetServer(), Telemetry: tel})
-	if err != nil {
-		return nil, err
-	}
+	p.undo.Push("server", func(context.Context) error { return s.server.Close() })
 	interval := cfg.GetCheckInterval().AsDuration()
-	w := &watch{checker: checker, surveyor: surveyor, gauges: gauges, tracer: tracer, log: tel.Logger, every: surveyPause * interval}
-	engine := enforce.New(enforce.Options{Storage: storageToPlan, Checker: checker, Policy: inForce, Tracer: tracer, Now: clock.Now})
-	janitorv1.RegisterJanitorServiceServer(server, grpcapi.NewServer(client.Address(), w, surveyor, engine))
-	server.Depend("registry "+client.Address(), interval, client.Ping)
-	tel.Logger.InfoContext(ctx, "pruning is not scheduled yet: this version removes nothing from the registry",
-		"registry", client.Address(), "keep_age", cfg.GetKeepAge().AsDuration())
-	return &Service{server: server, client: client, surveyor: surveyor, watch: w}, nil
-}
-
-// policyOf is the configured policy: that of policy_file or, without one, that of
-// keep_age.
-func policyOf(cfg *configv1.JanitorConfig) (policy.Policy, error) {
-	file := cfg.GetPolicyFile()
-	if file == "" {
-		return policy.Default(cfg.GetKeepAge().AsDuration()), nil
+	s.watch = &watch{checker: p.checker, surveyor: p.surveyor, gauges: p.gauges, tracer: p.tracer, log: tel.Logger, every: surveyPause * interval}
+	life, end := context.WithCancel(context.Background()) // runs outlive the calls that start them
+	s.end = end
+	p.undo.Push("runs", func(context.Context) error { end(); p.engine.Wait(); return nil })
+	janitorv1.RegisterJanitorServiceServer(s.server, grpcapi.NewServer(grpcapi.Options{
+		Address: p.client.Address(), Names: lastuse.Registry{Address: p.client.Address(), Names: cfg.GetRegistryNames()}, Checker: s.watch, Surveyor: p.surveyor,
+		Engine: p.engine, Schedule: p.schedule, State: p.store, Life: life, NewID: uuid.NewString, Now: clock.Now,
+	}))
+	s.server.Depend("registry "+p.client.Address(), interval, p.client.Ping)
+	if p.storage != nil {
+		s.server.Depend("storage of the registry", interval, func(context.Context) error { return p.storage.Writable() })
 	}
-	text, err := os.ReadFile(file)
-	if err != nil {
-		return policy.Policy{}, fmt.Errorf("policy_file: %w", err)
+	if p.listener != nil {
+		s.server.HandleHTTP("/registry-events", p.listener)
 	}
-	return wire.ReadPolicy(file, string(text))
+	tel.Logger.InfoContext(ctx, "the registry is kept to a policy", "registry", p.client.Address(), "storage_root", cfg.GetRegistry().GetStorageRoot(),
+		"cron", cfg.GetSchedule().GetCron(), "notifications", p.listener != nil)
+	return s, nil
 }
 
 // surveyPause is how many check intervals pass between two looks at the whole
@@ -110,21 +79,38 @@ func (s *Service) Addr() string { return s.server.Addr() }
 func (s *Service) HTTPAddr() string { return s.server.HTTPAddr() }
 
 // Close gives up what New took. It is for a janitor that never ran.
-func (s *Service) Close() error {
-	s.release()
-	return s.server.Close()
-}
+func (s *Service) Close() error { return s.close(context.Background()) }
 
-func (s *Service) release() {
-	s.surveyor.Close()
-	s.client.Close()
-}
-
-// Run serves, and watches the registry, until ctx ends.
+// Run serves, watches the registry, and keeps it to the policy, until ctx ends.
 func (s *Service) Run(ctx context.Context) error {
-	defer s.release()
-	return lifecycle.Run(ctx,
+	err := lifecycle.Run(ctx,
 		lifecycle.Task{Name: "server", Run: s.server.Run},
 		lifecycle.Task{Name: "watch", Run: s.watch.run},
+		lifecycle.Task{Name: "schedule", Run: s.schedule.Run},
+		lifecycle.Task{Name: "runs", Run: func(ctx context.Context) error { <-ctx.Done(); s.end(); return nil }},
+		lifecycle.Task{Name: "listener", Run: s.beat},
 	)
+	return errors.Join(err, s.Close())
 }
+
+// beatEvery is how often it is noted that the listener is there.
+const beatEvery = 20 * time.Second
+
+// beat notes that the listener is there, until ctx ends.
+func (s *Service) beat(ctx context.Context) error {
+	tick := time.NewTicker(beatEvery)
+	defer tick.Stop()
+	for s.listener != nil {
+		if err := s.store.Beat(ctx, clock.Now(), time.Now()); err != nil && ctx.Err() == nil {
+			s.log.ErrorContext(ctx, "that notifications are listened to cannot be kept", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+	<-ctx.Done()
+	return nil
+}
+

@@ -39,7 +39,7 @@ func TestNewRefuses(t *testing.T) {
 		"registry.address":       {Address: "no host"},
 		"registry.password_file": {Username: "joe"},
 	} {
-		_, err := New(t.Context(), &configv1.JanitorConfig{Registry: registry}, telemetry.Discard())
+		_, err := New(t.Context(), &configv1.JanitorConfig{Registry: registry, StateDir: t.TempDir()}, telemetry.Discard())
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %s", err, want)
 		}
@@ -53,7 +53,7 @@ func TestWithoutRegistry(t *testing.T) {
 	s, err := New(t.Context(), &configv1.JanitorConfig{
 		Server: &configv1.ServerConfig{Listen: "127.0.0.1:0", HttpListen: "127.0.0.1:0"},
 		// The port of the discard protocol, on which nothing listens.
-		Registry: &configv1.RegistryConfig{Address: "127.0.0.1:9", StorageRoot: t.TempDir()},
+		Registry: &configv1.RegistryConfig{Address: "127.0.0.1:9", StorageRoot: t.TempDir()}, StateDir: t.TempDir(),
 	}, telemetry.Discard())
 	if err != nil {
 		t.Fatal(err)
@@ -81,14 +81,14 @@ func TestWithoutRegistry(t *testing.T) {
 			t.Errorf("%s: %s", c.GetName(), c.GetState())
 		}
 	}
-	if len(res.GetChecks()) != 6 || res.GetState() != janitorv1.CheckState_CHECK_STATE_FAIL {
+	if len(res.GetChecks()) != 8 || res.GetState() != janitorv1.CheckState_CHECK_STATE_FAIL {
 		t.Errorf("%v", res)
 	}
 	if _, err := client.GetUsage(ctx, &janitorv1.GetUsageRequest{}); status.Code(err) != codes.Unavailable {
 		t.Errorf("GetUsage: %v", err)
 	}
-	if _, err := client.GetPolicy(ctx, &janitorv1.GetPolicyRequest{}); status.Code(err) != codes.Unimplemented {
-		t.Errorf("GetPolicy: %v", err)
+	if p, err := client.GetPolicy(ctx, &janitorv1.GetPolicyRequest{}); err != nil || p.GetPolicy().GetVersion() != 1 {
+		t.Errorf("GetPolicy: %v, %v", p, err)
 	}
 	health, err := grpc_health_v1.NewHealthClient(conn).Check(ctx, &grpc_health_v1.HealthCheckRequest{})
 	if err != nil || health.GetStatus() != grpc_health_v1.HealthCheckResponse_NOT_SERVING {

@@ -56,7 +56,7 @@ const surveyShare = 20
 func (w *watch) once(ctx context.Context, was []check.State) []check.State {
 	ctx, span := w.tracer.Start(ctx, "registry watch")
 	defer span.End()
-	report, err := w.Check(ctx, nil)
+	report, err := w.Check(ctx, check.Passive())
 	if err != nil {
 		return was // The end.
 	}

@@ -187,7 +187,7 @@ func TestRunsOutliveTheProcess(t *testing.T) {
 	}
 
 	again := open(t, path)
-	got := must(again.Run(ctx, "a"))(t)
+	got := must(again.RunOf(ctx, "a"))(t)
 	if got.Err == nil || got.Caches[1].Err == nil {
 		t.Errorf("the errors are lost: %v, %v", got.Err, got.Caches[1].Err)
 	}
@@ -201,14 +201,14 @@ func TestRunsOutliveTheProcess(t *testing.T) {
 	if part := must(again.Verdicts(ctx, "a", 1, 1))(t); len(part) != 1 || part[0].Record.ID != "v2" {
 		t.Errorf("%+v", part)
 	}
-	if cut := must(again.Run(ctx, "b"))(t); cut.State != run.Interrupted || cut.Ended.IsZero() || cut.Err == nil {
+	if cut := must(again.RunOf(ctx, "b"))(t); cut.State != run.Interrupted || cut.Ended.IsZero() || cut.Err == nil {
 		t.Errorf("a run that was under way: %+v", cut)
 	}
 	known, started, err := again.StartRun(ctx, run.Run{ID: "c", State: run.Running, Trigger: run.Demand, Started: now, RequestID: "q-a"})
 	if err != nil || started || known.ID != "a" {
 		t.Errorf("the same request: %v, %v, %v", known.ID, started, err)
 	}
-	_, err = again.Run(ctx, "z")
+	_, err = again.RunOf(ctx, "z")
 	kind(t, err, fault.NotFound)
 }
 

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/services/janitor/internal/canary"
 )
 
 // State is what a check found. A higher one is worse.
@@ -60,10 +61,19 @@ const (
 	Catalog   = "catalog"
 	Delete    = "delete"
 	DiskSpace = "disk"
+	Cache     = "descriptor_cache"
+	Notify    = "notifications"
 )
 
 // Names are the names of all checks, in the order in which they are done.
-func Names() []string { return []string{Reachable, Auth, Latency, Catalog, Delete, DiskSpace} }
+func Names() []string {
+	return []string{Reachable, Auth, Latency, Catalog, Delete, DiskSpace, Cache, Notify}
+}
+
+// Passive are the names of those that push nothing to the registry.
+func Passive() []string {
+	return slices.DeleteFunc(Names(), func(name string) bool { return name == Cache || name == Notify })
+}
 
 // Registry is what is asked of a registry here.
 type Registry interface {
@@ -98,15 +108,45 @@ const (
 	timeout      = 10 * time.Second
 )
 
+// Canary finds out how the registry caches, and how long its notifications take.
+type Canary interface {
+	Sing(ctx context.Context) (canary.Found, error)
+}
+
 // Checker checks one registry.
 type Checker struct {
 	registry Registry
 	storage  Storage // nil: out of reach
+	canary   Canary  // nil: without a storage
+	listens  bool    // notifications are configured
 }
 
-// New returns a checker. A nil storage is out of reach.
-func New(registry Registry, storage Storage) *Checker {
-	return &Checker{registry: registry, storage: storage}
+// New returns a checker. A nil storage is out of reach, and then there is no canary.
+func New(registry Registry, storage Storage, bird Canary, listens bool) *Checker {
+	return &Checker{registry: registry, storage: storage, canary: bird, listens: listens}
+}
+
+// Caches reports whether the registry remembers blobs that were taken from its storage.
+func (c *Checker) Caches(ctx context.Context) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, 6*timeout)
+	defer cancel()
+	found, err := c.canary.Sing(ctx)
+	return found.Caches, err
+}
+
+// Deaf is an error when notifications are configured and do not arrive: then it is not
+// known what was used.
+func (c *Checker) Deaf(ctx context.Context) error {
+	if !c.listens {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 6*timeout)
+	defer cancel()
+	found, err := c.canary.Sing(ctx)
+	if err == nil && found.Deaf {
+		err = fault.New(fault.FailedPrecondition, "WRONG_STATE", "the registry's notifications do not arrive, so it is not known what was used; nothing is removed", notifyRemedy)
+	}
+	return err
 }
 
 // Check does the checks of these names, or all when there is none. A name that
@@ -114,7 +154,7 @@ func New(registry Registry, storage Storage) *Checker {
 func (c *Checker) Check(ctx context.Context, names []string) (Report, error) {
 	for _, name := range names {
 		if !slices.Contains(Names(), name) {
-			return Report{}, fault.Invalid("checks", name, "there is no such check", "name some of reachable, auth, latency, catalog, delete, disk, or none for all")
+			return Report{}, fault.Invalid("checks", name, "there is no such check", "name some of reachable, auth, latency, catalog, delete, disk, descriptor_cache, notifications, or none for all")
 		}
 	}
 	run := &run{checker: c, repositories: sync.OnceValues(func() ([]string, error) {
@@ -126,7 +166,7 @@ func (c *Checker) Check(ctx context.Context, names []string) (Report, error) {
 	reachable := timed(ctx, reachTimeout, Reachable, run.reachable)
 	run.away = reachable.State == Fail
 	steps := map[string]func(context.Context) Result{
-		Auth: run.auth, Latency: run.latency, Catalog: run.catalog, Delete: run.delete, DiskSpace: run.disk,
+		Auth: run.auth, Latency: run.latency, Catalog: run.catalog, Delete: run.delete, DiskSpace: run.disk, Cache: run.cache, Notify: run.notifications,
 	}
 	var results []Result
 	for _, name := range Names() {
@@ -139,7 +179,7 @@ func (c *Checker) Check(ctx context.Context, names []string) (Report, error) {
 				Name: name, State: Unknown, Message: "the registry does not answer", Remedy: reachable.Remedy,
 			})
 		default:
-			results = append(results, timed(ctx, timeout, name, steps[name]))
+			results = append(results, timed(ctx, 2*timeout, name, steps[name]))
 		}
 	}
 	return Report{State: worst(results), Results: results, Time: started}, ctx.Err()
@@ -246,4 +286,21 @@ func (r *run) foreign(storage Storage) error {
 		}
 	}
 	return errForeign{repositories[0]}
+}
+
+func (r *run) cache(ctx context.Context) Result {
+	if r.checker.canary == nil {
+		return judgeCache(canary.Found{}, errNoStorage)
+	}
+	return judgeCache(r.checker.canary.Sing(ctx))
+}
+
+func (r *run) notifications(ctx context.Context) Result {
+	if !r.checker.listens {
+		return Result{State: Warn, Message: "the registry's notifications are not configured: pulls are not known of", Remedy: notifyRemedy}
+	}
+	if r.checker.canary == nil {
+		return judgeNotifications(canary.Found{}, errNoStorage)
+	}
+	return judgeNotifications(r.checker.canary.Sing(ctx))
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/services/janitor/internal/canary"
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
 )
 
@@ -138,4 +139,38 @@ func size(bytes int64) string {
 		precision = 0
 	}
 	return strconv.FormatFloat(value, 'f', precision, 64) + " " + units[unit]
+}
+
+// notifyRemedy is what makes notifications arrive.
+const notifyRemedy = "name notifications.secret_file, and have the registry send notifications to the janitor's /registry-events with that secret: deploy/registry/config.yml shows how"
+
+var errNoStorage = errors.New("it takes the registry's storage to find that out")
+
+func judgeCache(found canary.Found, err error) Result {
+	switch {
+	case errors.Is(err, errNoStorage):
+		return failed(Unknown, err, "set registry.storage_root where the janitor can reach it")
+	case err != nil:
+		return failed(Fail, err, remedyOf(err, "look at the registry's log"))
+	case found.Caches:
+		return Result{State: Warn, Message: "the registry remembers blobs that are gone (storage.cache.blobdescriptor): runs remove manifests and no blobs, or it would take pushes that cannot be pulled", Remedy: "leave storage.cache out of the registry's configuration: deploy/registry/config.yml is one that is safe"}
+	}
+	return Result{Message: "the registry looks for each blob in its storage"}
+}
+
+// slowNotifications is what notifications may take.
+const slowNotifications = 2 * time.Second
+
+func judgeNotifications(found canary.Found, err error) Result {
+	switch {
+	case errors.Is(err, errNoStorage):
+		return failed(Unknown, err, "set registry.storage_root where the janitor can reach it")
+	case err != nil:
+		return failed(Unknown, err, remedyOf(err, "look at the registry's log"))
+	case found.Deaf:
+		return Result{State: Fail, Message: fmt.Sprintf("no notification of a push came within %s: runs remove nothing", found.Lag.Round(time.Millisecond)), Remedy: notifyRemedy}
+	case found.Lag > slowNotifications:
+		return Result{State: Warn, Message: "a notification takes " + found.Lag.Round(time.Millisecond).String(), Remedy: "look at the load of the registry and of the janitor"}
+	}
+	return Result{Message: "a notification takes " + found.Lag.Round(time.Millisecond).String()}
 }

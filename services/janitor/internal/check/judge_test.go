@@ -98,7 +98,7 @@ func TestSize(t *testing.T) {
 }
 
 func TestCheckRefusesUnknownNames(t *testing.T) {
-	_, err := New(nil, nil).Check(t.Context(), []string{"reachable", "tea"})
+	_, err := New(nil, nil, nil, false).Check(t.Context(), []string{"reachable", "tea"})
 	if fault.KindOf(err) != fault.InvalidArgument {
 		t.Errorf("got %v", err)
 	}

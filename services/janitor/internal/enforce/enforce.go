@@ -1,23 +1,24 @@
-// Package enforce keeps a registry to a policy: it looks at what is stored and plans. It
-// does not remove anything yet.
+// Package enforce keeps a registry to a policy: it looks at what is stored, plans, removes
+// manifests, sweeps what nothing reaches any more into a quarantine, and proves that what
+// is left is whole.
 package enforce
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
-	"fmt"
-	"slices"
+	"log/slog"
+	"sync"
 	"time"
 
-	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
 
-	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/services/janitor/internal/content"
 	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
+	"github.com/kilnbuild/kiln/services/janitor/internal/lastuse"
+	"github.com/kilnbuild/kiln/services/janitor/internal/lease"
 	"github.com/kilnbuild/kiln/services/janitor/internal/plan"
 	"github.com/kilnbuild/kiln/services/janitor/internal/policy"
+	"github.com/kilnbuild/kiln/services/janitor/internal/quarantine"
 	"github.com/kilnbuild/kiln/services/janitor/internal/run"
 )
 
@@ -25,130 +26,132 @@ import (
 type Storage interface {
 	// Inventory is what is stored now.
 	Inventory(ctx context.Context, look inventory.Look) (inventory.Registry, error)
+	// Lacks are what manifests of an inventory name and is not there.
+	Lacks(ctx context.Context, r inventory.Registry) ([]inventory.Lack, error)
+	// Wanted is what of the digests that a run has taken is linked again, or named by a
+	// manifest that was not marked.
+	Wanted(ctx context.Context, marked inventory.Registry, taken func(content.Digest) bool) ([]inventory.Lack, error)
+	// Mend brings back from the quarantines what is lacking, and reports whether it is there.
+	Mend(l inventory.Lack) (bool, error)
+
+	// Lock makes this janitor the only one that runs on the storage. The context that it
+	// returns ends when the lock is lost. Taken, it is an ALREADY_EXISTS fault.
+	Lock(ctx context.Context, run string) (held context.Context, unlock func(), err error)
+	// Begin makes the quarantine of a run, and Resume opens that of one that has begun.
+	Begin(head quarantine.Head) (Quarantine, error)
+	Resume(run string) (Quarantine, error)
+	// Journals are those of all runs, the oldest first.
+	Journals() ([]quarantine.Journal, error)
+	// Holds reports whether what an entry names is in quarantine.
+	Holds(e quarantine.Entry) (bool, error)
+	// Restore brings back what an entry names with all that it needs, as if pushed at a time.
+	Restore(e quarantine.Entry, at time.Time) (present, missing bool, err error)
+	// Purge removes what entries name, and PurgeRuns all of runs, for good.
+	Purge(entries []quarantine.Entry) error
+	PurgeRuns(ctx context.Context, runs []string) error
 }
 
-// Checker knows whether the storage is the registry's.
+// Quarantine is what one run takes. Each thing is taken only if it is as it was when the
+// run decided on it.
+type Quarantine interface {
+	// Note writes to the journal, and returns when that lasts.
+	Note(lines ...quarantine.Line) error
+	// Manifest takes a manifest and those tags of it; Tag one that leads nowhere.
+	Manifest(repository string, digest content.Digest, linked time.Time, tags []inventory.Tag) (taken bool, err error)
+	Tag(repository, tag string, digest content.Digest, moved time.Time) error
+	Upload(repository string, u inventory.Upload) (bool, error)
+	Link(repository string, digest content.Digest, changed time.Time) (bool, error)
+	// Hide takes the links to a blob, and Show puts them back.
+	Hide(o inventory.Orphan) (hidden bool, err error)
+	Show(digest content.Digest, repositories []string) error
+	// Blob takes the bytes of a blob, and Return puts them back.
+	Blob(o inventory.Orphan) (bool, error)
+	Return(digest content.Digest) (bool, error)
+	// Undo puts back a manifest that was taken by half.
+	Undo(e quarantine.Entry) error
+	// Same reports whether the link of a manifest is as it was.
+	Same(repository string, digest content.Digest, linked time.Time) (bool, error)
+	// DropEmpty removes a repository in which nothing is but links to blobs that are older
+	// than a time.
+	DropEmpty(repository string, before time.Time) error
+	Close() error
+}
+
+// Registry is what is asked of the registry's API here.
+type Registry interface {
+	// DeleteManifest deletes a manifest and its tags; one that is gone is no error.
+	DeleteManifest(ctx context.Context, repository string, digest content.Digest) error
+}
+
+// Checker knows the registry.
 type Checker interface {
-	// Foreign is an error when it is not, as far as the registry answers.
+	// Foreign is an error when the storage is not the registry's, as far as that answers.
 	Foreign(ctx context.Context) error
+	// Caches reports whether the registry remembers blobs that were taken from its storage.
+	Caches(ctx context.Context) (bool, error)
+	// Deaf is an error when notifications are configured and do not arrive.
+	Deaf(ctx context.Context) error
+}
+
+// State is what outlives the process.
+type State interface {
+	PolicyInForce(ctx context.Context) (policy.Policy, error)
+	// Uses is all that is known of uses, and Leases those that have not ended.
+	Uses(ctx context.Context) (*lastuse.Book, error)
+	Leases(ctx context.Context, now time.Time) (lease.Set, error)
+	// StartRun keeps a run that begins. With a request id that a run has already, it
+	// keeps nothing and returns that run and false.
+	StartRun(ctx context.Context, r run.Run) (_ run.Run, started bool, _ error)
+	// TakeUp keeps a run that is under way again.
+	TakeUp(ctx context.Context, r run.Run) error
+	AddVerdicts(ctx context.Context, id string, verdicts []plan.Verdict) error
+	FinishRun(ctx context.Context, r run.Run) error
+}
+
+// Metrics counts runs.
+type Metrics interface {
+	RunEnded(ctx context.Context, r run.Run)
+	// Quarantined takes what is in quarantine.
+	Quarantined(ctx context.Context, blobs, bytes int64)
 }
 
 // Options is what an engine is made of.
 type Options struct {
-	Storage Storage // nil: out of reach
-	Checker Checker
-	Policy  policy.Policy
-	Tracer  trace.Tracer
-	Now     func() time.Time // that ages are counted to
+	Storage  Storage // nil: out of reach
+	Registry Registry
+	Checker  Checker
+	State    State
+	Metrics  Metrics
+	Log      *slog.Logger
+	Tracer   trace.Tracer
+	NewID    func() string
+	Now      func() time.Time // that ages are counted to
+	// Settle is how long runs wait for requests that were under way.
+	Settle time.Duration
+	// Listens says that uses are told by notifications: without them ages count from uses
+	// that builds tell of, and from pushes.
+	Listens bool
 }
 
-// Engine plans.
+// Engine plans, and carries plans out.
 type Engine struct {
 	Options
-
 	plans   plans
 	looking chan struct{} // has room for one look at the storage
+
+	mu     sync.Mutex
+	active map[string]*Active // by the id of the run
 }
 
-// New returns an engine. Its policy is a resolved one.
-func New(opts Options) *Engine { return &Engine{Options: opts, looking: make(chan struct{}, 1)} }
-
-// Ask says what to plan.
-type Ask struct {
-	Policy       *policy.Policy // nil: the one in force
-	Repositories []policy.Glob  // none: all
-	At           time.Time      // that ages are counted to; zero: now
+// New returns an engine.
+func New(opts Options) *Engine {
+	return &Engine{Options: opts, looking: make(chan struct{}, 1), active: map[string]*Active{}}
 }
 
-const (
-	// planLasts is how long a plan can be carried out.
-	planLasts = 15 * time.Minute
-	// planTimeout bounds the look at the storage.
-	planTimeout = 30 * time.Minute
-)
-
-// Plan says what a policy would remove, and keeps the plan for pages to come.
-func (e *Engine) Plan(ctx context.Context, ask Ask) (_ run.Plan, err error) {
-	ctx, span := e.Tracer.Start(ctx, "registry plan")
-	defer func() {
-		if err != nil {
-			span.RecordError(err)
-			span.SetStatus(codes.Error, err.Error())
-		}
-		span.End()
-	}()
-	p := e.Policy
-	if ask.Policy != nil {
-		if p, err = policy.Resolve(*ask.Policy); err != nil {
-			return run.Plan{}, err
-		}
-	}
-	if e.Storage == nil {
-		return run.Plan{}, fault.New(fault.Unimplemented, "UNIMPLEMENTED", "this version plans with the registry's storage only",
-			"run the janitor where the storage is, and set registry.storage_root")
-	}
-	registry, err := e.look(ctx)
-	if err != nil {
-		return run.Plan{}, err
-	}
-	now := e.Now()
-	made := run.Plan{Created: now, Expires: now.Add(planLasts), Hypothetical: !ask.At.IsZero()}
-	if made.Hypothetical {
-		now = ask.At
-	}
-	in := plan.Input{Registry: registry, Policy: p, Now: now}
-	if globs := ask.Repositories; len(globs) > 0 {
-		in.Within = func(repository string) bool {
-			return slices.ContainsFunc(globs, func(g policy.Glob) bool { return g.Fits(repository) })
-		}
-	}
-	made.Plan = plan.Make(in)
-	made.Digest = digest(made)
-	span.SetAttributes(attribute.Int("kiln.registry.repositories", len(registry.Repositories)), attribute.Int64("kiln.plan.manifests", made.Removes.Manifests),
-		attribute.Int64("kiln.plan.bytes", made.Removes.Bytes))
-	e.plans.put(made)
-	return made, nil
+func fail(span trace.Span, err error) {
+	span.RecordError(err)
+	span.SetStatus(codes.Error, err.Error())
 }
 
-// look looks at the storage, one look at a time: each keeps the disk busy.
-func (e *Engine) look(ctx context.Context) (inventory.Registry, error) {
-	ctx, cancel := context.WithTimeout(ctx, planTimeout)
-	defer cancel()
-	select {
-	case e.looking <- struct{}{}:
-		defer func() { <-e.looking }()
-	case <-ctx.Done():
-		return inventory.Registry{}, context.Cause(ctx)
-	}
-	if err := e.Checker.Foreign(ctx); err != nil {
-		return inventory.Registry{}, fault.Wrap(err, fault.FailedPrecondition, "WRONG_STATE", "registry.storage_root is not the registry's storage",
-			"set it to the registry's storage.filesystem.rootdirectory")
-	}
-	registry, err := e.Storage.Inventory(ctx, inventory.Look{})
-	switch {
-	case err == nil:
-		return registry, nil
-	case ctx.Err() != nil:
-		return registry, context.Cause(ctx)
-	default:
-		return registry, fault.Wrap(err, fault.Unavailable, "REGISTRY_UNAVAILABLE", "the registry's storage cannot be read",
-			"let the janitor's user read it, and check registry.storage_root")
-	}
-}
-
-// digest is over all that would go, in order, and when the plan was made: two plans have
-// one only if they are the same.
-func digest(p run.Plan) string {
-	h := sha256.New()
-	// A hash takes all that is written to it.
-	_, _ = fmt.Fprintf(h, "%d %d\n", p.Created.UnixNano(), p.PolicyVersion)
-	for _, v := range p.Verdicts {
-		if v.Remove {
-			_, _ = fmt.Fprintf(h, "%q %q %q %d\n", v.Repository, v.Kind, v.Digest, v.Pushed.UnixNano())
-		}
-	}
-	return "sha256:" + hex.EncodeToString(h.Sum(nil))
-}
-
-// PlanOf returns a plan that is kept, or a NOT_FOUND fault.
-func (e *Engine) PlanOf(digest string) (run.Plan, error) { return e.plans.get(digest) }
+// storeTimeout bounds how long it may take to store something.
+const storeTimeout = 30 * time.Second

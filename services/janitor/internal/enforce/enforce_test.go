@@ -3,6 +3,7 @@ package enforce_test
 import (
 	"context"
 	"errors"
+	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -14,12 +15,15 @@ import (
 	"github.com/kilnbuild/kiln/services/janitor/internal/enforce"
 	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
 	"github.com/kilnbuild/kiln/services/janitor/internal/policy"
+	"github.com/kilnbuild/kiln/services/janitor/internal/quarantine"
+	"github.com/kilnbuild/kiln/services/janitor/internal/state"
 )
 
 var now = time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
 
 // memory is a storage, and what knows whose it is.
 type memory struct {
+	enforce.Storage
 	registry inventory.Registry
 	err      error
 	foreign  error
@@ -34,7 +38,10 @@ func (m *memory) Inventory(context.Context, inventory.Look) (inventory.Registry,
 	return m.registry, m.err
 }
 
-func (m *memory) Foreign(context.Context) error { return m.foreign }
+func (m *memory) Foreign(context.Context) error           { return m.foreign }
+func (m *memory) Journals() ([]quarantine.Journal, error) { return nil, nil }
+func (m *memory) Caches(context.Context) (bool, error)    { return false, nil }
+func (m *memory) Deaf(context.Context) error              { return nil }
 
 func manifest(digest string) inventory.Manifest {
 	m := inventory.Manifest{Pushed: now.Add(-9 * 24 * time.Hour)}
@@ -42,9 +49,22 @@ func manifest(digest string) inventory.Manifest {
 	return m
 }
 
-func engine(m *memory) *enforce.Engine {
+func engine(t *testing.T, m *memory) *enforce.Engine {
+	t.Helper()
+	store, err := state.Open(context.Background(), filepath.Join(t.TempDir(), "s.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := store.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := store.Configure(context.Background(), policy.Default(7*24*time.Hour), now); err != nil {
+		t.Fatal(err)
+	}
 	at := now
-	opts := enforce.Options{Policy: policy.Default(7 * 24 * time.Hour), Tracer: noop.NewTracerProvider().Tracer(""), Now: func() time.Time {
+	opts := enforce.Options{State: store, Tracer: noop.NewTracerProvider().Tracer(""), Now: func() time.Time {
 		at = at.Add(time.Second)
 		return at
 	}}
@@ -65,7 +85,7 @@ func TestPlan(t *testing.T) {
 	m := &memory{registry: inventory.Registry{Repositories: []inventory.Repository{
 		{Name: "cache/a", Manifests: []inventory.Manifest{manifest("x"), manifest("y")}}, {Name: "cache/b", Manifests: []inventory.Manifest{manifest("x")}},
 	}}}
-	e := engine(m)
+	e := engine(t, m)
 	p, err := e.Plan(t.Context(), enforce.Ask{})
 	if err != nil || p.Removes.Manifests != 3 || p.Hypothetical || !p.Expires.After(p.Created) {
 		t.Fatalf("%+v, %v", p, err)
@@ -92,16 +112,16 @@ func TestPlan(t *testing.T) {
 
 func TestPlanIsRefused(t *testing.T) {
 	ctx := t.Context()
-	_, err := engine(nil).Plan(ctx, enforce.Ask{})
+	_, err := engine(t, nil).Plan(ctx, enforce.Ask{})
 	kind(t, err, fault.Unimplemented)
 	m := &memory{foreign: errors.New("it has another's")}
-	_, err = engine(m).Plan(ctx, enforce.Ask{})
+	_, err = engine(t, m).Plan(ctx, enforce.Ask{})
 	if kind(t, err, fault.FailedPrecondition); m.looks != 0 {
 		t.Error("it was looked at")
 	}
-	_, err = engine(&memory{err: errors.New("no such disk")}).Plan(ctx, enforce.Ask{})
+	_, err = engine(t, &memory{err: errors.New("no such disk")}).Plan(ctx, enforce.Ask{})
 	kind(t, err, fault.Unavailable)
-	_, err = engine(&memory{}).Plan(ctx, enforce.Ask{Policy: &policy.Policy{Rules: []policy.Rule{{}}}})
+	_, err = engine(t, &memory{}).Plan(ctx, enforce.Ask{Policy: &policy.Policy{Rules: []policy.Rule{{}}}})
 	kind(t, err, fault.InvalidArgument)
 }
 
@@ -109,7 +129,7 @@ func TestPlanIsRefused(t *testing.T) {
 func TestOneLookAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m := &memory{block: make(chan struct{})}
-		e := engine(m)
+		e := engine(t, m)
 		first := make(chan error, 1)
 		go func() {
 			_, err := e.Plan(t.Context(), enforce.Ask{})

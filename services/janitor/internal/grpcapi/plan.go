@@ -12,12 +12,6 @@ import (
 	"github.com/kilnbuild/kiln/services/janitor/internal/wire"
 )
 
-// Engine plans.
-type Engine interface {
-	Plan(ctx context.Context, ask enforce.Ask) (run.Plan, error)
-	PlanOf(digest string) (run.Plan, error)
-}
-
 // planPlace is what the page token of a plan holds.
 type planPlace struct {
 	Digest string
@@ -56,7 +50,7 @@ func (s *Server) PlanRun(ctx context.Context, req *janitorv1.PlanRunRequest) (*j
 // planAt makes a plan, or goes on with the one that a page token names.
 func (s *Server) planAt(ctx context.Context, req *janitorv1.PlanRunRequest, at planPlace) (run.Plan, error) {
 	if at.Digest != "" {
-		return s.engine.PlanOf(at.Digest)
+		return s.Engine.PlanOf(at.Digest)
 	}
 	ask := enforce.Ask{Repositories: policy.Globs(req.GetRepositories()...)}
 	if req.GetPolicy() != nil {
@@ -67,5 +61,5 @@ func (s *Server) planAt(ctx context.Context, req *janitorv1.PlanRunRequest, at p
 	if req.GetAt() != nil {
 		ask.At = req.GetAt().AsTime()
 	}
-	return s.engine.Plan(ctx, ask)
+	return s.Engine.Plan(ctx, ask)
 }

@@ -4,6 +4,8 @@ package grpcapi
 
 import (
 	"context"
+	"slices"
+	"time"
 
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -12,6 +14,12 @@ import (
 	"github.com/kilnbuild/kiln/pkg/rpc"
 	janitorv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/janitor/v1"
 	"github.com/kilnbuild/kiln/services/janitor/internal/check"
+	"github.com/kilnbuild/kiln/services/janitor/internal/enforce"
+	"github.com/kilnbuild/kiln/services/janitor/internal/lastuse"
+	"github.com/kilnbuild/kiln/services/janitor/internal/lease"
+	"github.com/kilnbuild/kiln/services/janitor/internal/plan"
+	"github.com/kilnbuild/kiln/services/janitor/internal/policy"
+	"github.com/kilnbuild/kiln/services/janitor/internal/run"
 	"github.com/kilnbuild/kiln/services/janitor/internal/usage"
 )
 
@@ -25,29 +33,60 @@ type Surveyor interface {
 	Page(ctx context.Context, q usage.Query) (usage.Page, error)
 }
 
+// Schedule starts runs by itself.
+type Schedule interface {
+	Status() enforce.Status
+}
+
+// State is what outlives the process.
+type State interface {
+	policy.Store
+	PolicyVersion(ctx context.Context, version int64) (policy.Policy, error)
+	RunOf(ctx context.Context, id string) (run.Run, error)
+	Runs(ctx context.Context, size int, before time.Time, beforeID string) ([]run.Run, error)
+	Verdicts(ctx context.Context, id string, from, size int) ([]plan.Verdict, error)
+	AcquireLease(ctx context.Context, l lease.Lease) (lease.Lease, error)
+	RenewLease(ctx context.Context, id string, ttl time.Duration, now time.Time) (lease.Lease, error)
+	ReleaseLease(ctx context.Context, id string, now time.Time) error
+	RecordUses(ctx context.Context, uses []lastuse.Use) (news int, err error)
+}
+
+// Options is what a server is made of.
+type Options struct {
+	Address  string // of the registry
+	Names    lastuse.Registry
+	Checker  Checker
+	Surveyor Surveyor
+	Engine   *enforce.Engine
+	Schedule Schedule
+	State    State
+	Life     context.Context //nolint:containedctx // that of the service: runs outlive the calls that start them
+	NewID    func() string
+	Now      func() time.Time // that ages are counted to
+}
+
 // Server serves kiln.janitor.v1.JanitorService.
 type Server struct {
 	janitorv1.UnimplementedJanitorServiceServer
-
-	address  string
-	checker  Checker
-	surveyor Surveyor
-	engine   Engine
+	Options
 }
 
-// NewServer returns a server about the registry at an address.
-func NewServer(address string, checker Checker, surveyor Surveyor, engine Engine) *Server {
-	return &Server{address: address, checker: checker, surveyor: surveyor, engine: engine}
+// NewServer returns a server about one registry.
+func NewServer(opts Options) *Server { return &Server{Options: opts} }
+
+func sorted(all []string) []string {
+	slices.Sort(all)
+	return all
 }
 
 // CheckRegistry implements the RPC.
 func (s *Server) CheckRegistry(ctx context.Context, req *janitorv1.CheckRegistryRequest) (*janitorv1.CheckRegistryResponse, error) {
-	report, err := s.checker.Check(ctx, req.GetChecks())
+	report, err := s.Checker.Check(ctx, req.GetChecks())
 	if err != nil {
 		return nil, err
 	}
 	res := &janitorv1.CheckRegistryResponse{
-		Registry: s.address, State: stateToProto(report.State), Time: timestamppb.New(report.Time),
+		Registry: s.Address, State: stateToProto(report.State), Time: timestamppb.New(report.Time),
 	}
 	for _, result := range report.Results {
 		res.Checks = append(res.Checks, resultToProto(result))
@@ -100,7 +139,7 @@ func (s *Server) GetUsage(ctx context.Context, req *janitorv1.GetUsageRequest) (
 	if size == 0 {
 		size = defaultPageSize
 	}
-	page, err := s.surveyor.Page(ctx, usage.Query{Repositories: req.GetRepositories(), Size: size, Token: req.GetPageToken()})
+	page, err := s.Surveyor.Page(ctx, usage.Query{Repositories: req.GetRepositories(), Size: size, Token: req.GetPageToken()})
 	if err != nil {
 		return nil, err
 	}

@@ -5,11 +5,13 @@ package metrics
 import (
 	"context"
 	"errors"
+	"strings"
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
 
 	"github.com/kilnbuild/kiln/services/janitor/internal/check"
+	"github.com/kilnbuild/kiln/services/janitor/internal/run"
 	"github.com/kilnbuild/kiln/services/janitor/internal/usage"
 )
 
@@ -26,6 +28,15 @@ type Registry struct {
 	surveyed     metric.Float64Gauge
 	diskFree     metric.Int64Gauge
 	diskTotal    metric.Int64Gauge
+
+	runs        metric.Int64Counter
+	duration    metric.Float64Histogram
+	freed       metric.Int64Counter
+	removed     metric.Int64Counter
+	lastSuccess metric.Float64Gauge
+	verified    metric.Int64Gauge
+	quarantine  metric.Int64Gauge
+	notified    metric.Int64Counter
 }
 
 // New makes the instruments.
@@ -55,7 +66,49 @@ func New(provider metric.MeterProvider) (*Registry, error) {
 	seconds(&r.surveyed, "kiln.registry.survey.time", "When the registry was last looked at as a whole, in seconds since 1970")
 	count(&r.diskFree, "kiln.registry.disk.free", "By", "Free bytes on the file system of the storage")
 	count(&r.diskTotal, "kiln.registry.disk.size", "By", "Size of the file system of the storage")
-	return &r, errors.Join(errs...)
+	seconds(&r.lastSuccess, "kiln.registry.run.last_success", "When the last run that removes ended well, in seconds since 1970")
+	count(&r.verified, "kiln.registry.verified", "{manifest}", "Manifests that the last run resolved when it ended, by whether they are whole")
+	count(&r.quarantine, "kiln.registry.quarantine", "By", "Bytes in quarantine when the last run ended")
+	counter := func(into *metric.Int64Counter, name, unit, description string) {
+		c, err := meter.Int64Counter(name, metric.WithUnit(unit), metric.WithDescription(description))
+		*into = c
+		errs = append(errs, err)
+	}
+	counter(&r.runs, "kiln.registry.runs", "{run}", "Runs by outcome and trigger")
+	counter(&r.freed, "kiln.registry.freed", "By", "Bytes that runs have taken out of the registry")
+	counter(&r.removed, "kiln.registry.removed", "{item}", "What runs have taken out of the registry, by kind")
+	counter(&r.notified, "kiln.registry.notifications", "{event}", "Notifications of the registry by what became of them")
+	duration, err := meter.Float64Histogram("kiln.registry.run.duration", metric.WithUnit("s"), metric.WithDescription("Time that a run took"),
+		metric.WithExplicitBucketBoundaries(0.1, 0.5, 1, 5, 10, 30, 60, 300, 900, 3600, 14400))
+	r.duration = duration
+	return &r, errors.Join(append(errs, err)...)
+}
+
+// RunEnded implements enforce.Metrics.
+func (r *Registry) RunEnded(ctx context.Context, ended run.Run) {
+	if ended.Dry {
+		return
+	}
+	outcome := attribute.String("outcome", strings.ToLower(string(ended.State)))
+	r.runs.Add(ctx, 1, metric.WithAttributes(outcome, attribute.String("trigger", strings.ToLower(string(ended.Trigger)))))
+	r.duration.Record(ctx, ended.Ended.Sub(ended.Started).Seconds(), metric.WithAttributes(outcome))
+	r.freed.Add(ctx, ended.Removed.Bytes)
+	for kind, n := range map[string]int64{"manifest": ended.Removed.Manifests, "blob": ended.Removed.Blobs, "upload": ended.Removed.Uploads} {
+		r.removed.Add(ctx, n, metric.WithAttributes(attribute.String("kind", kind)))
+	}
+	if ended.State == run.Succeeded || ended.State == run.Partial && ended.Err == nil {
+		r.lastSuccess.Record(ctx, float64(ended.Ended.UnixMilli())/1000)
+	}
+	r.verified.Record(ctx, ended.Verified-ended.Broken, metric.WithAttributes(attribute.Bool("whole", true)))
+	r.verified.Record(ctx, ended.Broken, metric.WithAttributes(attribute.Bool("whole", false)))
+}
+
+// Quarantined implements enforce.Metrics.
+func (r *Registry) Quarantined(ctx context.Context, _, bytes int64) { r.quarantine.Record(ctx, bytes) }
+
+// Notified implements notify.Metrics.
+func (r *Registry) Notified(ctx context.Context, outcome string, n int) {
+	r.notified.Add(ctx, int64(n), metric.WithAttributes(attribute.String("outcome", outcome)))
 }
 
 // Checked takes what checks found.

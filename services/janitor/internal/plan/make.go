@@ -202,9 +202,9 @@ func (s *simulation) plan() *Plan {
 	var stays []Verdict
 	for _, n := range s.order {
 		one := n.verdict.Amount()
-		p.Removes = p.Removes.plus(one)
+		p.Removes = p.Removes.Plus(one)
 		if a := byRule[n.verdict.Rule]; a != nil {
-			*a = a.plus(one)
+			*a = a.Plus(one)
 		}
 		p.Verdicts = append(p.Verdicts, n.verdict)
 	}
@@ -216,13 +216,13 @@ func (s *simulation) plan() *Plan {
 		n.explain()
 		before := int64(len(held))
 		bytes := held.add(n)
-		p.Keeps = p.Keeps.plus(Amount{Manifests: 1, Blobs: int64(len(held)) - before, Bytes: bytes})
+		p.Keeps = p.Keeps.Plus(Amount{Manifests: 1, Blobs: int64(len(held)) - before, Bytes: bytes})
 		stays = append(stays, n.verdict)
 	}
 	p.RemovesAll = p.Removes.Manifests > 0 && p.Keeps.Manifests == 0
 	for _, v := range p.oddities(s.in) {
 		if v.Remove {
-			p.Removes = p.Removes.plus(v.Amount())
+			p.Removes = p.Removes.Plus(v.Amount())
 			p.Verdicts = append(p.Verdicts, v)
 		} else {
 			stays = append(stays, v)
@@ -246,7 +246,7 @@ func (s *simulation) spend() {
 	b := s.in.Policy.Budget
 	for i, n := range s.order {
 		bytes, blobs := held.remove(n)
-		spent = spent.plus(Amount{Manifests: 1, Bytes: bytes})
+		spent = spent.Plus(Amount{Manifests: 1, Bytes: bytes})
 		if b.Manifests != nil && spent.Manifests > *b.Manifests || b.Bytes != nil && spent.Bytes > *b.Bytes {
 			for _, late := range s.order[i:] {
 				late.gone = false
@@ -256,7 +256,7 @@ func (s *simulation) spend() {
 			s.order = s.order[:i]
 			return
 		}
-		n.verdict.Frees, n.verdict.blobs = bytes, max(0, blobs-1)
+		n.verdict.Frees, n.verdict.FreesBlobs = bytes, max(0, blobs-1)
 	}
 }
 
@@ -277,6 +277,7 @@ func (n *node) explain() {
 	}
 }
 
-func (a Amount) plus(b Amount) Amount {
+// Plus is both together.
+func (a Amount) Plus(b Amount) Amount {
 	return Amount{a.Manifests + b.Manifests, a.Blobs + b.Blobs, a.Bytes + b.Bytes, a.Uploads + b.Uploads}
 }

@@ -35,7 +35,7 @@ func (p *Plan) oddities(in Input) (all []Verdict) {
 		for _, tag := range r.Tags {
 			if tag.Digest == "" {
 				all = append(all, Verdict{
-					Repository: r.Name, Kind: Link, Digest: tag.Name, Tags: []string{tag.Name}, Remove: true, Reason: Dangling,
+					Repository: r.Name, Kind: Link, Digest: tag.Name, Tags: []string{tag.Name}, Pushed: tag.Moved, Remove: true, Reason: Dangling,
 					Explain: "the tag leads to a manifest that is not there",
 				})
 			}
@@ -47,8 +47,20 @@ func (p *Plan) oddities(in Input) (all []Verdict) {
 	if in.Within != nil {
 		return all // what no manifest names belongs to no repository
 	}
-	orphans := slices.SortedFunc(slices.Values(in.Registry.Orphans), func(a, b inventory.Orphan) int { return cmp.Compare(a.Digest, b.Digest) })
-	for _, o := range orphans {
+	return append(all, orphans(in, doubted)...)
+}
+
+// Orphans are the verdicts on what no manifest names, by digest.
+func Orphans(in Input) []Verdict {
+	doubted := map[string]bool{}
+	for _, r := range in.Registry.Repositories {
+		doubted[r.Name] = slices.ContainsFunc(r.Doubts, func(d inventory.Doubt) bool { return d.Bytes > 0 })
+	}
+	return orphans(in, doubted)
+}
+
+func orphans(in Input, doubted map[string]bool) (all []Verdict) {
+	for _, o := range slices.SortedFunc(slices.Values(in.Registry.Orphans), func(a, b inventory.Orphan) int { return cmp.Compare(a.Digest, b.Digest) }) {
 		all = append(all, orphanVerdict(o, doubted, in))
 	}
 	return all
@@ -76,7 +88,7 @@ func doubtVerdict(r inventory.Repository, d inventory.Doubt, in Input) Verdict {
 
 func uploadVerdict(repository string, u inventory.Upload, in Input) Verdict {
 	v := Verdict{
-		Repository: repository, Kind: Upload, Digest: u.ID, Bytes: u.Bytes, Age: in.Now.Sub(u.Changed), Reason: Grace,
+		Repository: repository, Kind: Upload, Digest: u.ID, Bytes: u.Bytes, Pushed: u.Changed, Age: in.Now.Sub(u.Changed), Reason: Grace,
 		Explain: "an upload that goes on, or did a short while ago",
 	}
 	if v.Age > in.Policy.UploadAge {
@@ -116,7 +128,7 @@ func orphanVerdict(o inventory.Orphan, doubted map[string]bool, in Input) Verdic
 
 // Amount is what its removal removes.
 func (v Verdict) Amount() Amount {
-	out := Amount{Bytes: v.Frees, Blobs: v.blobs}
+	out := Amount{Bytes: v.Frees, Blobs: v.FreesBlobs}
 	switch v.Kind {
 	case Manifest:
 		out.Manifests = 1

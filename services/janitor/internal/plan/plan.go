@@ -56,6 +56,16 @@ type Plan struct {
 	Warnings   []string
 }
 
+// Removals are the verdicts on what goes.
+func (p *Plan) Removals() (all []Verdict) {
+	for _, v := range p.Verdicts {
+		if v.Remove {
+			all = append(all, v)
+		}
+	}
+	return all
+}
+
 // Amount is manifests, blobs and their bytes.
 type Amount struct {
 	Manifests, Blobs, Bytes, Uploads int64
@@ -89,15 +99,15 @@ type Verdict struct {
 	Pushed     time.Time
 	Pulled     time.Time // zero: not known of
 
-	Remove  bool
-	Rule    string // that decided; empty: none speaks of it
-	Reason  Reason
-	Explain string
-	Order   int64 // place in the order of going, from 1; 0: stays
-	Age     time.Duration
-	Frees   int64  // bytes, after what goes before it
-	blobs   int64  // that its removal frees, itself left out
-	KeptBy  string // digest, or id of the lease
+	Remove     bool
+	Rule       string // that decided; empty: none speaks of it
+	Reason     Reason
+	Explain    string
+	Order      int64 // place in the order of going, from 1; 0: stays
+	Age        time.Duration
+	Frees      int64  // bytes, after what goes before it
+	FreesBlobs int64  // that its removal frees, itself left out
+	KeptBy     string // digest, or id of the lease
 	// Owners are the manifests of the repository that it is a part of or refers to: while
 	// one of them stays, it stays.
 	Owners []content.Digest

@@ -122,10 +122,6 @@ func (r Rule) check(field string, names map[string]bool) error {
 		return fault.Invalid(field+".name", "", "is empty", "give each rule a name: verdicts and metrics show it")
 	case names[r.Name]:
 		return fault.Invalid(field+".name", r.Name, "is the name of another rule too", "give each rule its own name")
-	case r.Keep != nil && r.Keep.CreateAge != nil:
-		return notYet(field+".keep.create_age", "configurations of images are not read yet", "use push_age or age")
-	case r.Keep != nil && r.Keep.NewestByPull != nil:
-		return notYet(field+".keep.newest_by_pull", "pulls are not known yet", "use newest_by_push")
 	case r.Protect && r.Keep != nil:
 		return fault.Invalid(field+".keep", "", "has bounds, and protect keeps everything", "leave out keep, or protect")
 	}
@@ -137,11 +133,41 @@ func (r Rule) check(field string, names map[string]bool) error {
 	return nil
 }
 
-// notYet refuses what a rule cannot hold to: it would keep all, in silence.
-func notYet(field, message, remedy string) error {
-	err := fault.New(fault.Unimplemented, "UNIMPLEMENTED", field+": "+message, remedy)
-	err.Field = field
-	return err
+// ReadsConfigs reports whether a policy asks for when things were made, which their
+// configurations say.
+func ReadsConfigs(p Policy) bool {
+	return slices.ContainsFunc(p.Rules, func(r Rule) bool { return r.Keep != nil && r.Keep.CreateAge != nil })
+}
+
+// RemovesAll reports whether a resolved policy would keep nothing, whatever there is. One
+// without rules keeps every manifest.
+func RemovesAll(p Policy) bool {
+	if p.MaxBytes != nil && *p.MaxBytes == 0 {
+		return true
+	}
+	for _, r := range p.Rules {
+		if r.Keep == nil || !r.Keep.nothing() {
+			return false
+		}
+		if r.Match == nil || r.Match.everything() {
+			return true
+		}
+	}
+	return false
+}
+
+func (m *Match) everything() bool {
+	return len(m.Tags) == 0 && len(m.Digests) == 0 && m.Tagging == Any && len(m.Kinds) == 0 &&
+		(len(m.Repositories) == 0 || slices.ContainsFunc(m.Repositories, func(g Glob) bool { return strings.Trim(g.text, "*") == "" && len(g.text) > 1 }))
+}
+
+// nothing reports whether bounds leave nothing.
+func (k *Keep) nothing() bool {
+	newest := k.NewestByPush != nil && *k.NewestByPush > 0 || k.NewestByPull != nil && *k.NewestByPull > 0
+	zero := func(d *time.Duration) bool { return d != nil && *d == 0 }
+	counts := k.NewestByPush != nil || k.NewestByPull != nil
+	return !newest && (zero(k.Age) || zero(k.PushAge) || zero(k.CreateAge) || k.Bytes != nil && *k.Bytes == 0 ||
+		counts && k.Age == nil && k.PushAge == nil && k.CreateAge == nil && k.Bytes == nil)
 }
 
 // Fits reports whether a rule is about a manifest of a repository.

@@ -58,8 +58,6 @@ func TestResolve(t *testing.T) {
 		"no name":               {[]policy.Rule{{}}, "rules[0].name"},
 		"two of a name":         {[]policy.Rule{{Name: "a"}, {Name: "a"}}, "rules[1].name"},
 		"protected with bounds": {[]policy.Rule{{Name: "a", Protect: true, Keep: &policy.Keep{Age: &age}}}, "rules[0].keep"},
-		"made how long ago":     {[]policy.Rule{{Name: "a", Keep: &policy.Keep{CreateAge: &age}}}, "rules[0].keep.create_age"},
-		"newest by pull":        {[]policy.Rule{{Name: "a", Keep: &policy.Keep{NewestByPull: new(int)}}}, "rules[0].keep.newest_by_pull"},
 		"untagged with tags":    {[]policy.Rule{{Name: "a", Match: &policy.Match{Tagging: policy.Untagged, Tags: policy.Globs("x")}}}, "rules[0].match.tags"},
 	} {
 		_, err := policy.Resolve(policy.Policy{Rules: c.rules})
@@ -74,5 +72,29 @@ func TestResolve(t *testing.T) {
 	if p, err := policy.Resolve(policy.Default(age)); err != nil || len(p.Rules) != 2 || !p.Rules[0].Fits("cache/app", "sha256:1", []string{"main"}, content.Cache) ||
 		p.Rules[1].Fits("app", "sha256:1", []string{"v1"}, content.Image) || !p.Rules[1].Fits("app", "sha256:1", nil, content.Image) {
 		t.Errorf("%v, %v", p, err)
+	}
+}
+
+// What keeps nothing, whatever there is, has to be meant.
+func TestExtreme(t *testing.T) {
+	zero, day, none, one := time.Duration(0), 24*time.Hour, 0, 1
+	for name, c := range map[string]struct {
+		p       policy.Policy
+		extreme bool
+	}{
+		"nothing":              {policy.Policy{}, true},
+		"a bound of 0 bytes":   {policy.Policy{MaxBytes: new(int64)}, true},
+		"the default":          {policy.Default(day), false},
+		"all of age 0":         {policy.Policy{Rules: []policy.Rule{{Name: "a", Keep: &policy.Keep{Age: &zero}}}}, true},
+		"all of a day":         {policy.Policy{Rules: []policy.Rule{{Name: "a", Keep: &policy.Keep{Age: &day}}}}, false},
+		"none of the newest":   {policy.Policy{Rules: []policy.Rule{{Name: "a", Keep: &policy.Keep{NewestByPush: &none}}}}, true},
+		"one of the newest":    {policy.Policy{Rules: []policy.Rule{{Name: "a", Keep: &policy.Keep{NewestByPush: &one, Age: &zero}}}}, false},
+		"some are protected":   {policy.Policy{Rules: []policy.Rule{{Name: "p", Protect: true, Match: &policy.Match{Tags: policy.Globs("v*")}}, {Name: "a", Keep: &policy.Keep{Age: &zero}}}}, false},
+		"in some repositories": {policy.Policy{Rules: []policy.Rule{{Name: "a", Match: &policy.Match{Repositories: policy.Globs("cache/**")}, Keep: &policy.Keep{Age: &zero}}}}, false},
+		"in all repositories":  {policy.Policy{Rules: []policy.Rule{{Name: "a", Match: &policy.Match{Repositories: policy.Globs("**")}, Keep: &policy.Keep{Age: &zero}}}}, true},
+	} {
+		if err := policy.Extreme(c.p); (err != nil) != c.extreme {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }

@@ -28,9 +28,10 @@ type Entry struct {
 
 // Head is what is known of a run by its quarantine.
 type Head struct {
-	Run     string        `json:"run"`
-	Started time.Time     `json:"started"`
-	Keep    time.Duration `json:"keep"` // how long what it removed can be restored
+	Run          string        `json:"run"`
+	Started      time.Time     `json:"started"`
+	Keep         time.Duration `json:"keep"` // how long what it removed can be restored
+	MaxBuildTime time.Duration `json:"max_build_time"`
 	// Order is what it was asked for, in the words of who asked, to take it up again.
 	Order []byte `json:"order"`
 }
@@ -44,6 +45,8 @@ type Line struct {
 	Ready bool `json:"ready,omitempty"`
 	// Entry is written before what it names is taken.
 	Entry *Entry `json:"entry,omitempty"`
+	// Resumed says that the run was taken up again.
+	Resumed bool `json:"resumed,omitempty"`
 	// End says that nothing is left to be done.
 	End bool `json:"end,omitempty"`
 }
@@ -54,6 +57,7 @@ type Journal struct {
 	Planned []plan.Verdict
 	Ready   bool
 	Entries []Entry
+	Resumed int
 	End     bool
 }
 
@@ -77,7 +81,35 @@ func (j *Journal) Add(line Line) {
 		e := *line.Entry
 		e.Run, e.Purge = j.Head.Run, e.At.Add(j.Head.Keep)
 		j.Entries = append(j.Entries, e)
+	case line.Resumed:
+		j.Resumed++
 	case line.End:
 		j.End = true
 	}
+}
+
+// Over reports whether all that the run took can go for good, and when it took manifests
+// does not matter any more.
+func (j *Journal) Over(now time.Time) bool {
+	for _, e := range j.Entries {
+		if e.Purge.After(now) || e.At.Add(j.Head.MaxBuildTime).After(now) {
+			return false
+		}
+	}
+	return true
+}
+
+// References are those by which a manifest was pulled: its tags or, without one, its
+// digest.
+func (e Entry) References() (all []string) {
+	if e.Kind != plan.Manifest {
+		return nil
+	}
+	for _, tag := range e.Tags {
+		all = append(all, e.Repository+":"+tag)
+	}
+	if len(all) == 0 {
+		all = []string{e.Repository + "@" + e.Digest}
+	}
+	return all
 }

@@ -82,7 +82,7 @@ func TestExplain(t *testing.T) {
 // asks with, and the janitor says who it is.
 func TestTransportFindsTheScheme(t *testing.T) {
 	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Header.Get("User-Agent") != userAgent {
+		if r.Header.Get("User-Agent") != UserAgent {
 			w.WriteHeader(http.StatusTeapot)
 		}
 	})

@@ -16,9 +16,9 @@ import (
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 )
 
-// userAgent tells the janitor's requests from those of users, whose pulls
+// UserAgent tells the janitor's requests from those of users, whose pulls
 // prolong the life of what they pull.
-const userAgent = "kiln-janitor"
+const UserAgent = "kiln-janitor"
 
 // transport sends requests to the registry by the scheme that it speaks.
 //
@@ -69,7 +69,7 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 		return nil, &silence{err}
 	}
 	sent := req.Clone(req.Context())
-	sent.Header.Set("User-Agent", userAgent)
+	sent.Header.Set("User-Agent", UserAgent)
 	switch {
 	case req.URL.Host != t.host && real == "https" && req.URL.Scheme != "https":
 		return nil, fmt.Errorf("%s names %s, which is not https", t.host, req.URL.Redacted())

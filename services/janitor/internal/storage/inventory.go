@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/kilnbuild/kiln/services/janitor/internal/canary"
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
 	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
 )
@@ -109,7 +110,9 @@ func (s *Storage) repositories(ctx context.Context) (all []string, err error) {
 			if err != nil {
 				return err
 			}
-			all = append(all, filepath.ToSlash(name))
+			if name != canary.Repository { // which is there for a moment
+				all = append(all, filepath.ToSlash(name))
+			}
 			return fs.SkipDir
 		}
 		return nil

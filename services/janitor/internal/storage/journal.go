@@ -10,11 +10,12 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/kilnbuild/kiln/services/janitor/internal/enforce"
 	"github.com/kilnbuild/kiln/services/janitor/internal/quarantine"
 )
 
 // Begin makes the quarantine of a run. Close it.
-func (s *Storage) Begin(head quarantine.Head) (*Quarantine, error) {
+func (s *Storage) Begin(head quarantine.Head) (enforce.Quarantine, error) {
 	q := &Quarantine{storage: s, run: head.Run}
 	if err := os.MkdirAll(q.dir(), 0o750); err != nil {
 		return nil, denied(err)
@@ -27,7 +28,7 @@ func (s *Storage) Begin(head quarantine.Head) (*Quarantine, error) {
 }
 
 // Resume opens the quarantine of a run that has begun.
-func (s *Storage) Resume(run string) (*Quarantine, error) {
+func (s *Storage) Resume(run string) (enforce.Quarantine, error) {
 	q := &Quarantine{storage: s, run: run}
 	return q, q.open()
 }

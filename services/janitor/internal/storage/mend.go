@@ -175,28 +175,37 @@ func (s *Storage) Restore(e quarantine.Entry, at time.Time) (present, missing bo
 		}
 		return false, false, err
 	}
-	_, present, err = giveBack(q.in(place), place)
-	if err != nil {
+	if present, err = exists(place); err != nil {
 		return present, false, err
 	}
-	if !present {
+	err = s.giveBackManifest(q, e)
+	if err == nil && !present {
 		err = os.Chtimes(place, at, at)
 	}
+	return present, false, err
+}
+
+// giveBackManifest puts back the links of a manifest and its tags. Those that are there
+// stay.
+func (s *Storage) giveBackManifest(q *Quarantine, e quarantine.Entry) error {
+	links := []string{s.place(e)}
 	for _, tag := range e.Tags {
-		current := filepath.Join(s.tagDir(e.Repository, tag), "current", "link")
-		if err == nil {
-			_, _, err = giveBack(q.in(current), current)
-		}
 		index := filepath.Join(s.tagDir(e.Repository, tag), "index", sha256)
-		hexes, listed := names(q.in(index))
-		err = errors.Join(err, listed)
+		hexes, err := names(q.in(index))
+		if err != nil {
+			return err
+		}
 		for _, hex := range hexes {
-			if err == nil {
-				_, _, err = giveBack(filepath.Join(q.in(index), hex, "link"), filepath.Join(index, hex, "link"))
-			}
+			links = append(links, filepath.Join(index, hex, "link"))
+		}
+		links = append(links, filepath.Join(s.tagDir(e.Repository, tag), "current", "link"))
+	}
+	for _, link := range links {
+		if _, _, err := giveBack(q.in(link), link); err != nil {
+			return err
 		}
 	}
-	return present, false, err
+	return nil
 }
 
 // errPurged is that what a manifest needs is nowhere any more.

@@ -189,8 +189,75 @@ func (q *Quarantine) Return(digest content.Digest) (bool, error) {
 	return exists(data)
 }
 
-// Holds reports whether something is in the quarantine still.
-func (q *Quarantine) Holds(e quarantine.Entry) (bool, error) { return exists(q.in(q.storage.place(e))) }
+// Undo puts back a manifest that was taken by half: a tag leads to it still.
+func (q *Quarantine) Undo(e quarantine.Entry) error {
+	for _, tag := range e.Tags {
+		text, err := os.ReadFile(filepath.Join(q.storage.tagDir(e.Repository, tag), "current", "link"))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		if strings.TrimSpace(string(text)) == e.Digest {
+			return q.storage.giveBackManifest(q, e)
+		}
+	}
+	return nil
+}
+
+// Same reports whether the link of a manifest is as it was.
+func (q *Quarantine) Same(repository string, digest content.Digest, linked time.Time) (bool, error) {
+	info, err := os.Lstat(q.storage.link(repository, revisionsDir, digest))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil && info.ModTime().Equal(linked), err
+}
+
+// DropEmpty removes the directories of a repository in which nothing is but links to blobs
+// that are older than a time, which go too: no manifest of it names them.
+func (q *Quarantine) DropEmpty(repository string, before time.Time) error {
+	s := q.storage
+	hexes, err := names(s.linksDir(repository, layersDir))
+	if err != nil {
+		return err
+	}
+	for _, hex := range hexes {
+		if isHex(hex) {
+			if _, err := q.Link(repository, content.Digest(sha256+":"+hex), before); err != nil {
+				return err
+			}
+		}
+	}
+	return dropEmptyDirs(s.repositoryDir(repository), s.path("repositories"))
+}
+
+// dropEmptyDirs removes what of a tree is empty, and then those above it.
+func dropEmptyDirs(dir, last string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			if err := dropEmptyDirs(filepath.Join(dir, e.Name()), filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+			_ = os.Remove(filepath.Join(dir, e.Name())) // if it is empty
+		}
+	}
+	tidy(dir, last)
+	return nil
+}
+
+// Holds reports whether what an entry names is in quarantine.
+func (s *Storage) Holds(e quarantine.Entry) (bool, error) {
+	return exists((&Quarantine{storage: s, run: e.Run}).in(s.place(e)))
+}
 
 // place is where the thing of an entry belongs.
 func (s *Storage) place(e quarantine.Entry) string {
@@ -220,8 +287,24 @@ func (s *Storage) runs() ([]string, error) {
 	return slices.DeleteFunc(all, func(name string) bool { return strings.HasPrefix(name, ".") }), err
 }
 
-// Purge removes the quarantines of runs for good.
-func (s *Storage) Purge(ctx context.Context, runs []string) error {
+// Purge removes what entries name for good.
+func (s *Storage) Purge(entries []quarantine.Entry) error {
+	for _, e := range entries {
+		q := &Quarantine{storage: s, run: e.Run}
+		if err := os.RemoveAll(q.in(s.place(e))); err != nil {
+			return denied(err)
+		}
+		for _, repository := range e.Linked {
+			if err := os.RemoveAll(q.in(s.link(repository, layersDir, content.Digest(e.Digest)))); err != nil {
+				return denied(err)
+			}
+		}
+	}
+	return nil
+}
+
+// PurgeRuns removes the quarantines of runs for good.
+func (s *Storage) PurgeRuns(ctx context.Context, runs []string) error {
 	for _, run := range runs {
 		// Out of sight first: what is half gone cannot be restored.
 		if _, err := take(s.own("quarantine", run), s.own("quarantine", ".purge-"+run)); err != nil {

@@ -1,5 +1,5 @@
 // Package storage reads the filesystem storage of a CNCF distribution registry.
-// It writes nothing.
+// What a run takes out of it, it moves to a quarantine beside it.
 package storage
 
 import (
@@ -238,4 +238,18 @@ func names(dir string) ([]string, error) {
 	}
 	list, err := f.Readdirnames(-1)
 	return list, errors.Join(err, f.Close())
+}
+
+// Writable is an error when the storage cannot be written to.
+func (s *Storage) Writable() error {
+	if _, err := s.Disk(); err != nil {
+		return err
+	}
+	if _, err := os.Stat(s.root); errors.Is(err, fs.ErrNotExist) {
+		return nil // nothing was pushed yet
+	}
+	if err := unix.Access(s.root, unix.W_OK|unix.X_OK); err != nil {
+		return denied(fmt.Errorf("%s: %w", s.root, err))
+	}
+	return nil
 }

@@ -18,23 +18,26 @@ const (
 	maxWarnings     = 100
 )
 
+const (
+	itemPrefix   = "ITEM_KIND_"
+	reasonPrefix = "VERDICT_REASON_"
+)
+
 // PlanProto writes a plan without its verdicts.
 func PlanProto(p run.Plan) *janitorv1.Plan {
 	out := &janitorv1.Plan{
 		Digest: p.Digest, CreateTime: stamp(p.Created), ExpireTime: stamp(p.Expires), PolicyVersion: p.PolicyVersion,
-		Remove: amountProto(p.Removes), Keep: amountProto(p.Keeps), RemovesAll: p.RemovesAll, Reach: janitorv1.Reach_REACH_STORAGE,
-		Repositories: repositories(p), Warnings: p.Warnings[:min(len(p.Warnings), maxWarnings)],
+		Remove: AmountProto(p.Removes), Keep: AmountProto(p.Keeps), RemovesAll: p.RemovesAll, Reach: reachProto(p.Reach),
+		Repositories: repositories(p), Rules: RulesProto(p.Rules), Warnings: p.Warnings[:min(len(p.Warnings), maxWarnings)],
 	}
 	if p.Hypothetical {
 		out.ExpireTime = nil
 	}
-	for _, r := range p.Rules {
-		out.Rules = append(out.Rules, &janitorv1.RuleAmount{Rule: r.Rule, Amount: amountProto(r.Amount)})
-	}
 	return out
 }
 
-func amountProto(a plan.Amount) *janitorv1.Amount {
+// AmountProto writes manifests, blobs and their bytes.
+func AmountProto(a plan.Amount) *janitorv1.Amount {
 	return &janitorv1.Amount{Manifests: a.Manifests, Blobs: a.Blobs, SizeBytes: a.Bytes, Uploads: a.Uploads}
 }
 
@@ -68,11 +71,11 @@ func repositories(p run.Plan) []*janitorv1.RepositoryAmount {
 func VerdictProto(v plan.Verdict) *janitorv1.Verdict {
 	out := &janitorv1.Verdict{
 		Item: &janitorv1.Item{
-			Repository: v.Repository, Kind: janitorv1.ItemKind(janitorv1.ItemKind_value["ITEM_KIND_"+strings.ToUpper(string(v.Kind))]), Digest: v.Digest, Tags: v.Tags,
+			Repository: v.Repository, Kind: janitorv1.ItemKind(janitorv1.ItemKind_value[itemPrefix+strings.ToUpper(string(v.Kind))]), Digest: v.Digest, Tags: v.Tags,
 			ManifestKind: kindProto(v.Of), SizeBytes: v.Bytes, PushTime: stamp(v.Pushed), PullTime: stamp(v.Pulled),
 		},
 		Action: janitorv1.VerdictAction_VERDICT_ACTION_KEEP, Rule: v.Rule, Explanation: v.Explain, Order: v.Order, FreesBytes: v.Frees, KeptBy: v.KeptBy,
-		Reason: janitorv1.VerdictReason(janitorv1.VerdictReason_value["VERDICT_REASON_"+strings.ToUpper(string(v.Reason))]), Age: durationpb.New(v.Age),
+		Reason: janitorv1.VerdictReason(janitorv1.VerdictReason_value[reasonPrefix+strings.ToUpper(string(v.Reason))]), Age: durationpb.New(v.Age),
 	}
 	if v.Remove {
 		out.Action = janitorv1.VerdictAction_VERDICT_ACTION_REMOVE

@@ -36,7 +36,7 @@ func Policy(in *janitorv1.Policy) policy.Policy {
 		UploadAge: spanOr(in.GetUploadAge(), policy.DefaultUploadAge), MaxBuildTime: spanOr(in.GetMaxBuildTime(), policy.DefaultMaxBuildTime),
 	}
 	if b := in.GetBudget(); b != nil {
-		out.Budget = policy.Budget{Time: b.GetTime().AsDuration(), Manifests: b.Manifests, Bytes: b.Bytes}
+		out.Budget = Budget(b)
 	}
 	for _, r := range in.GetRules() {
 		out.Rules = append(out.Rules, policy.Rule{

@@ -2,9 +2,13 @@ package up
 
 import (
 	"bytes"
+	"crypto/rand"
 	_ "embed" // The templates.
 	"encoding/json"
+	"errors"
+	"io/fs"
 	"os"
+	"strings"
 	"text/template"
 )
 
@@ -23,6 +27,8 @@ type buildkitdFile struct {
 // registryFile is what the registry's configuration depends on.
 type registryFile struct {
 	Root, Listen string
+	// Events is where notifications go, and Secret what they show there.
+	Events, Secret string
 }
 
 // render fills a template. Strings are quoted as JSON does, which is right in
@@ -52,7 +58,13 @@ func (r *runner) writeConfigs() error {
 	if err != nil {
 		return err
 	}
-	registry, err := render(registryText, registryFile{Root: r.paths.registry(), Listen: r.addrs.registry})
+	secret, err := eventsSecret(r.paths.eventsSecret())
+	if err != nil {
+		return err
+	}
+	registry, err := render(registryText, registryFile{
+		Root: r.paths.registry(), Listen: r.addrs.registry, Events: "http://" + r.addrs.janitorHTTP + "/registry-events", Secret: secret,
+	})
 	if err != nil {
 		return err
 	}
@@ -60,4 +72,17 @@ func (r *runner) writeConfigs() error {
 		return err
 	}
 	return os.WriteFile(r.paths.config("registry.yml"), registry, 0o600)
+}
+
+// eventsSecret is what the registry and the janitor share, made at the first start.
+func eventsSecret(path string) (string, error) {
+	raw, err := os.ReadFile(path)
+	if err == nil && len(raw) > 0 {
+		return strings.TrimSpace(string(raw)), nil
+	}
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	secret := rand.Text()
+	return secret, os.WriteFile(path, []byte(secret+"\n"), 0o600)
 }

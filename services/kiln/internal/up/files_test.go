@@ -21,7 +21,7 @@ func TestConfigFiles(t *testing.T) {
 		"buildkitd-odd.toml": {buildkitdText, buildkitdFile{
 			Root: odd, Address: "unix://" + odd, TraceSocket: odd, Registries: []string{"[::1]:5000"},
 		}},
-		"registry.yml":     {registryText, registryFile{Root: "/var/lib/kiln/registry", Listen: "127.0.0.1:5000"}},
+		"registry.yml":     {registryText, registryFile{Root: "/var/lib/kiln/registry", Listen: "127.0.0.1:5000", Events: "http://127.0.0.1:9463/registry-events", Secret: "s3cret"}},
 		"registry-odd.yml": {registryText, registryFile{Root: odd, Listen: "[::1]:5000"}},
 	}
 	for name, test := range tests {

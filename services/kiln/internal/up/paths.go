@@ -27,9 +27,13 @@ func (p paths) buildkit() string          { return filepath.Join(p.root, "buildk
 func (p paths) registry() string          { return filepath.Join(p.root, "registry") }
 func (p paths) builder() string           { return filepath.Join(p.root, "builder") }
 func (p paths) cacheManager() string      { return filepath.Join(p.root, "cachemanager") }
-func (p paths) tmp() string               { return filepath.Join(p.root, "buildkit-tmp") }
-func (p paths) buildkitSocket() string    { return filepath.Join(p.sockets, "buildkitd.sock") }
-func (p paths) traceSocket() string       { return filepath.Join(p.sockets, "otel-grpc.sock") }
+func (p paths) janitor() string           { return filepath.Join(p.root, "janitor") }
+func (p paths) eventsSecret() string {
+	return filepath.Join(p.root, "config", "registry-events.secret")
+}
+func (p paths) tmp() string            { return filepath.Join(p.root, "buildkit-tmp") }
+func (p paths) buildkitSocket() string { return filepath.Join(p.sockets, "buildkitd.sock") }
+func (p paths) traceSocket() string    { return filepath.Join(p.sockets, "otel-grpc.sock") }
 
 // outside says whether the sockets are not in the data directory.
 func (p paths) outside() bool { return p.sockets != p.root }

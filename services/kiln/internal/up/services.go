@@ -114,6 +114,7 @@ func (r *runner) newJanitor(ctx context.Context, tel *telemetry.Telemetry) (serv
 		Registry: &configv1.RegistryConfig{
 			Address: r.addrs.registryName(), PlainHttp: true, StorageRoot: r.paths.registry(),
 		},
+		StateDir: r.paths.janitor(), RegistryNames: r.addrs.registryNames(), Notifications: &configv1.NotificationsConfig{SecretFile: r.paths.eventsSecret()},
 	}, tel)
 }
 

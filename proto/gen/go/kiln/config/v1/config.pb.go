@@ -1080,14 +1080,29 @@ type JanitorConfig struct {
 	// The registry that the janitor keeps.
 	Registry *RegistryConfig `protobuf:"bytes,3,opt,name=registry,proto3" json:"registry,omitempty"`
 	// What is in cache/** and was neither pushed nor pulled for longer goes, and
-	// elsewhere what has no tag. Planned, and not yet carried out: this version
-	// removes nothing. Default: 168h.
+	// elsewhere what has no tag. Default: 168h.
 	KeepAge *durationpb.Duration `protobuf:"bytes,4,opt,name=keep_age,json=keepAge,proto3" json:"keep_age,omitempty"`
 	// How often the registry is checked for the health status. Default: 15s.
 	CheckInterval *durationpb.Duration `protobuf:"bytes,5,opt,name=check_interval,json=checkInterval,proto3" json:"check_interval,omitempty"`
 	// File with the policy, in place of keep_age: YAML with the fields of
 	// kiln.janitor.v1.Policy.
-	PolicyFile    string `protobuf:"bytes,6,opt,name=policy_file,json=policyFile,proto3" json:"policy_file,omitempty"`
+	PolicyFile string `protobuf:"bytes,6,opt,name=policy_file,json=policyFile,proto3" json:"policy_file,omitempty"`
+	// Directory for what must outlive the process: policy versions, runs, uses and
+	// leases. Default: /var/lib/kiln/janitor for root, else below the user's own state
+	// directory.
+	StateDir string `protobuf:"bytes,7,opt,name=state_dir,json=stateDir,proto3" json:"state_dir,omitempty"`
+	// When runs start by themselves.
+	Schedule *ScheduleConfig `protobuf:"bytes,8,opt,name=schedule,proto3" json:"schedule,omitempty"`
+	// How runs learn what is pulled: the registry sends its notifications to
+	// /registry-events of the HTTP server. Unset: pulls are not known of, and ages
+	// count from pushes and from what builds tell.
+	Notifications *NotificationsConfig `protobuf:"bytes,9,opt,name=notifications,proto3" json:"notifications,omitempty"`
+	// Other names by which builds know the registry, "host:port", in the references
+	// of leases and uses.
+	RegistryNames []string `protobuf:"bytes,10,rep,name=registry_names,json=registryNames,proto3" json:"registry_names,omitempty"`
+	// How long runs wait for requests to the registry that were under way: longer than
+	// it takes to answer one that puts a manifest. Default: 5s.
+	Settle        *durationpb.Duration `protobuf:"bytes,11,opt,name=settle,proto3" json:"settle,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1164,6 +1179,153 @@ func (x *JanitorConfig) GetPolicyFile() string {
 	return ""
 }
 
+func (x *JanitorConfig) GetStateDir() string {
+	if x != nil {
+		return x.StateDir
+	}
+	return ""
+}
+
+func (x *JanitorConfig) GetSchedule() *ScheduleConfig {
+	if x != nil {
+		return x.Schedule
+	}
+	return nil
+}
+
+func (x *JanitorConfig) GetNotifications() *NotificationsConfig {
+	if x != nil {
+		return x.Notifications
+	}
+	return nil
+}
+
+func (x *JanitorConfig) GetRegistryNames() []string {
+	if x != nil {
+		return x.RegistryNames
+	}
+	return nil
+}
+
+func (x *JanitorConfig) GetSettle() *durationpb.Duration {
+	if x != nil {
+		return x.Settle
+	}
+	return nil
+}
+
+// When runs of the janitor start by themselves.
+type ScheduleConfig struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A cron expression of five fields: minute, hour, day of the month, month, day of
+	// the week; or "@hourly", "@daily", "@every 30m". "off": never. Default: "23 * * * *".
+	Cron string `protobuf:"bytes,1,opt,name=cron,proto3" json:"cron,omitempty"`
+	// Time zone of the expression, for example "Europe/Vienna". Default: UTC.
+	TimeZone string `protobuf:"bytes,2,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
+	// Longest time that a start is put off, at random. Default: 5m.
+	Jitter        *durationpb.Duration `protobuf:"bytes,3,opt,name=jitter,proto3" json:"jitter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScheduleConfig) Reset() {
+	*x = ScheduleConfig{}
+	mi := &file_kiln_config_v1_config_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScheduleConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScheduleConfig) ProtoMessage() {}
+
+func (x *ScheduleConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_config_v1_config_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScheduleConfig.ProtoReflect.Descriptor instead.
+func (*ScheduleConfig) Descriptor() ([]byte, []int) {
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ScheduleConfig) GetCron() string {
+	if x != nil {
+		return x.Cron
+	}
+	return ""
+}
+
+func (x *ScheduleConfig) GetTimeZone() string {
+	if x != nil {
+		return x.TimeZone
+	}
+	return ""
+}
+
+func (x *ScheduleConfig) GetJitter() *durationpb.Duration {
+	if x != nil {
+		return x.Jitter
+	}
+	return nil
+}
+
+// Notifications of the registry.
+type NotificationsConfig struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// File with the secret that the registry has to show, as the header
+	// "Authorization: Bearer <secret>".
+	SecretFile    string `protobuf:"bytes,1,opt,name=secret_file,json=secretFile,proto3" json:"secret_file,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NotificationsConfig) Reset() {
+	*x = NotificationsConfig{}
+	mi := &file_kiln_config_v1_config_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NotificationsConfig) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NotificationsConfig) ProtoMessage() {}
+
+func (x *NotificationsConfig) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_config_v1_config_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NotificationsConfig.ProtoReflect.Descriptor instead.
+func (*NotificationsConfig) Descriptor() ([]byte, []int) {
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *NotificationsConfig) GetSecretFile() string {
+	if x != nil {
+		return x.SecretFile
+	}
+	return ""
+}
+
 // Configuration of one server: gRPC on one address, HTTP on another.
 type ServerConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1191,7 +1353,7 @@ type ServerConfig struct {
 
 func (x *ServerConfig) Reset() {
 	*x = ServerConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[13]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1203,7 +1365,7 @@ func (x *ServerConfig) String() string {
 func (*ServerConfig) ProtoMessage() {}
 
 func (x *ServerConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[13]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1216,7 +1378,7 @@ func (x *ServerConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerConfig.ProtoReflect.Descriptor instead.
 func (*ServerConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{13}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ServerConfig) GetListen() string {
@@ -1278,7 +1440,7 @@ type ServerTLS struct {
 
 func (x *ServerTLS) Reset() {
 	*x = ServerTLS{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[14]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1290,7 +1452,7 @@ func (x *ServerTLS) String() string {
 func (*ServerTLS) ProtoMessage() {}
 
 func (x *ServerTLS) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[14]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1303,7 +1465,7 @@ func (x *ServerTLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerTLS.ProtoReflect.Descriptor instead.
 func (*ServerTLS) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{14}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ServerTLS) GetCertFile() string {
@@ -1345,7 +1507,7 @@ type ClientTLS struct {
 
 func (x *ClientTLS) Reset() {
 	*x = ClientTLS{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[15]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1357,7 +1519,7 @@ func (x *ClientTLS) String() string {
 func (*ClientTLS) ProtoMessage() {}
 
 func (x *ClientTLS) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[15]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1370,7 +1532,7 @@ func (x *ClientTLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientTLS.ProtoReflect.Descriptor instead.
 func (*ClientTLS) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{15}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ClientTLS) GetCaFile() string {
@@ -1421,7 +1583,7 @@ type LimitsConfig struct {
 
 func (x *LimitsConfig) Reset() {
 	*x = LimitsConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[16]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1433,7 +1595,7 @@ func (x *LimitsConfig) String() string {
 func (*LimitsConfig) ProtoMessage() {}
 
 func (x *LimitsConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[16]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1446,7 +1608,7 @@ func (x *LimitsConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitsConfig.ProtoReflect.Descriptor instead.
 func (*LimitsConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{16}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LimitsConfig) GetMaxMessageBytes() uint32 {
@@ -1493,7 +1655,7 @@ type AccessRule struct {
 
 func (x *AccessRule) Reset() {
 	*x = AccessRule{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[17]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1505,7 +1667,7 @@ func (x *AccessRule) String() string {
 func (*AccessRule) ProtoMessage() {}
 
 func (x *AccessRule) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[17]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1518,7 +1680,7 @@ func (x *AccessRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessRule.ProtoReflect.Descriptor instead.
 func (*AccessRule) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{17}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AccessRule) GetIdentities() []string {
@@ -1548,7 +1710,7 @@ type LogConfig struct {
 
 func (x *LogConfig) Reset() {
 	*x = LogConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[18]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1560,7 +1722,7 @@ func (x *LogConfig) String() string {
 func (*LogConfig) ProtoMessage() {}
 
 func (x *LogConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[18]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1573,7 +1735,7 @@ func (x *LogConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogConfig.ProtoReflect.Descriptor instead.
 func (*LogConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{18}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *LogConfig) GetLevel() string {
@@ -1611,7 +1773,7 @@ type DaemonConfig struct {
 
 func (x *DaemonConfig) Reset() {
 	*x = DaemonConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[19]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1623,7 +1785,7 @@ func (x *DaemonConfig) String() string {
 func (*DaemonConfig) ProtoMessage() {}
 
 func (x *DaemonConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[19]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1636,7 +1798,7 @@ func (x *DaemonConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DaemonConfig.ProtoReflect.Descriptor instead.
 func (*DaemonConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{19}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *DaemonConfig) GetName() string {
@@ -1694,7 +1856,7 @@ type RegistryConfig struct {
 
 func (x *RegistryConfig) Reset() {
 	*x = RegistryConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[20]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1706,7 +1868,7 @@ func (x *RegistryConfig) String() string {
 func (*RegistryConfig) ProtoMessage() {}
 
 func (x *RegistryConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[20]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1719,7 +1881,7 @@ func (x *RegistryConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegistryConfig.ProtoReflect.Descriptor instead.
 func (*RegistryConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{20}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *RegistryConfig) GetAddress() string {
@@ -1854,7 +2016,7 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\vdirectories\x18\t \x03(\v2\x1e.kiln.config.v1.CacheDirectoryB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\vdirectories\"s\n" +
 	"\x0eCacheDirectory\x12\x1f\n" +
 	"\x04path\x18\x01 \x01(\tB\v\xbaH\br\x06\x18\x80 :\x01/R\x04path\x12@\n" +
-	"\x05grace\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80\xe7\x84\x0f2\x00R\x05grace\"\xf9\x02\n" +
+	"\x05grace\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80\xe7\x84\x0f2\x00R\x05grace\"\xa9\x05\n" +
 	"\rJanitorConfig\x124\n" +
 	"\x06server\x18\x01 \x01(\v2\x1c.kiln.config.v1.ServerConfigR\x06server\x12+\n" +
 	"\x03log\x18\x02 \x01(\v2\x19.kiln.config.v1.LogConfigR\x03log\x12:\n" +
@@ -1862,7 +2024,21 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\bkeep_age\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x06\b\x80\x86\xb0\x96\x012\x02\b\x01R\akeepAge\x12T\n" +
 	"\x0echeck_interval\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x03\b\x90\x1c2\x05\x10\x80\xc2\xd7/R\rcheckInterval\x12)\n" +
 	"\vpolicy_file\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\n" +
-	"policyFile\"\x99\x02\n" +
+	"policyFile\x12%\n" +
+	"\tstate_dir\x18\a \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\bstateDir\x12:\n" +
+	"\bschedule\x18\b \x01(\v2\x1e.kiln.config.v1.ScheduleConfigR\bschedule\x12I\n" +
+	"\rnotifications\x18\t \x01(\v2#.kiln.config.v1.NotificationsConfigR\rnotifications\x12:\n" +
+	"\x0eregistry_names\x18\n" +
+	" \x03(\tB\x13\xbaH\x10\x92\x01\r\x10 \x18\x01\"\ar\x05\x10\x01\x18\xff\x01R\rregistryNames\x12D\n" +
+	"\x06settle\x18\v \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x03\b\x90\x1c2\x04\x10\xc0\x84=R\x06settle\"\x98\x01\n" +
+	"\x0eScheduleConfig\x12\x1c\n" +
+	"\x04cron\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\x04cron\x12%\n" +
+	"\ttime_zone\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\btimeZone\x12A\n" +
+	"\x06jitter\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x06jitter\"B\n" +
+	"\x13NotificationsConfig\x12+\n" +
+	"\vsecret_file\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80 R\n" +
+	"secretFile\"\x99\x02\n" +
 	"\fServerConfig\x12 \n" +
 	"\x06listen\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06listen\x12)\n" +
 	"\vhttp_listen\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\n" +
@@ -1925,7 +2101,7 @@ func file_kiln_config_v1_config_proto_rawDescGZIP() []byte {
 	return file_kiln_config_v1_config_proto_rawDescData
 }
 
-var file_kiln_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 21)
+var file_kiln_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
 var file_kiln_config_v1_config_proto_goTypes = []any{
 	(*BuilderConfig)(nil),       // 0: kiln.config.v1.BuilderConfig
 	(*CacheManagerClient)(nil),  // 1: kiln.config.v1.CacheManagerClient
@@ -1940,61 +2116,67 @@ var file_kiln_config_v1_config_proto_goTypes = []any{
 	(*CacheManagerConfig)(nil),  // 10: kiln.config.v1.CacheManagerConfig
 	(*CacheDirectory)(nil),      // 11: kiln.config.v1.CacheDirectory
 	(*JanitorConfig)(nil),       // 12: kiln.config.v1.JanitorConfig
-	(*ServerConfig)(nil),        // 13: kiln.config.v1.ServerConfig
-	(*ServerTLS)(nil),           // 14: kiln.config.v1.ServerTLS
-	(*ClientTLS)(nil),           // 15: kiln.config.v1.ClientTLS
-	(*LimitsConfig)(nil),        // 16: kiln.config.v1.LimitsConfig
-	(*AccessRule)(nil),          // 17: kiln.config.v1.AccessRule
-	(*LogConfig)(nil),           // 18: kiln.config.v1.LogConfig
-	(*DaemonConfig)(nil),        // 19: kiln.config.v1.DaemonConfig
-	(*RegistryConfig)(nil),      // 20: kiln.config.v1.RegistryConfig
-	(*durationpb.Duration)(nil), // 21: google.protobuf.Duration
+	(*ScheduleConfig)(nil),      // 13: kiln.config.v1.ScheduleConfig
+	(*NotificationsConfig)(nil), // 14: kiln.config.v1.NotificationsConfig
+	(*ServerConfig)(nil),        // 15: kiln.config.v1.ServerConfig
+	(*ServerTLS)(nil),           // 16: kiln.config.v1.ServerTLS
+	(*ClientTLS)(nil),           // 17: kiln.config.v1.ClientTLS
+	(*LimitsConfig)(nil),        // 18: kiln.config.v1.LimitsConfig
+	(*AccessRule)(nil),          // 19: kiln.config.v1.AccessRule
+	(*LogConfig)(nil),           // 20: kiln.config.v1.LogConfig
+	(*DaemonConfig)(nil),        // 21: kiln.config.v1.DaemonConfig
+	(*RegistryConfig)(nil),      // 22: kiln.config.v1.RegistryConfig
+	(*durationpb.Duration)(nil), // 23: google.protobuf.Duration
 }
 var file_kiln_config_v1_config_proto_depIdxs = []int32{
-	13, // 0: kiln.config.v1.BuilderConfig.server:type_name -> kiln.config.v1.ServerConfig
-	18, // 1: kiln.config.v1.BuilderConfig.log:type_name -> kiln.config.v1.LogConfig
-	19, // 2: kiln.config.v1.BuilderConfig.daemons:type_name -> kiln.config.v1.DaemonConfig
-	21, // 3: kiln.config.v1.BuilderConfig.max_build_time:type_name -> google.protobuf.Duration
+	15, // 0: kiln.config.v1.BuilderConfig.server:type_name -> kiln.config.v1.ServerConfig
+	20, // 1: kiln.config.v1.BuilderConfig.log:type_name -> kiln.config.v1.LogConfig
+	21, // 2: kiln.config.v1.BuilderConfig.daemons:type_name -> kiln.config.v1.DaemonConfig
+	23, // 3: kiln.config.v1.BuilderConfig.max_build_time:type_name -> google.protobuf.Duration
 	2,  // 4: kiln.config.v1.BuilderConfig.retention:type_name -> kiln.config.v1.RetentionConfig
 	3,  // 5: kiln.config.v1.BuilderConfig.contexts:type_name -> kiln.config.v1.ContextsConfig
 	4,  // 6: kiln.config.v1.BuilderConfig.admission:type_name -> kiln.config.v1.AdmissionConfig
 	7,  // 7: kiln.config.v1.BuilderConfig.policy:type_name -> kiln.config.v1.BuildPolicyConfig
 	9,  // 8: kiln.config.v1.BuilderConfig.egress:type_name -> kiln.config.v1.EgressConfig
 	1,  // 9: kiln.config.v1.BuilderConfig.cache_manager:type_name -> kiln.config.v1.CacheManagerClient
-	15, // 10: kiln.config.v1.CacheManagerClient.tls:type_name -> kiln.config.v1.ClientTLS
-	21, // 11: kiln.config.v1.CacheManagerClient.prune_after_build:type_name -> google.protobuf.Duration
-	21, // 12: kiln.config.v1.RetentionConfig.build_age:type_name -> google.protobuf.Duration
-	21, // 13: kiln.config.v1.RetentionConfig.artifact_age:type_name -> google.protobuf.Duration
-	21, // 14: kiln.config.v1.RetentionConfig.interval:type_name -> google.protobuf.Duration
-	21, // 15: kiln.config.v1.ContextsConfig.keep_age:type_name -> google.protobuf.Duration
-	21, // 16: kiln.config.v1.ContextsConfig.fetch_timeout:type_name -> google.protobuf.Duration
+	17, // 10: kiln.config.v1.CacheManagerClient.tls:type_name -> kiln.config.v1.ClientTLS
+	23, // 11: kiln.config.v1.CacheManagerClient.prune_after_build:type_name -> google.protobuf.Duration
+	23, // 12: kiln.config.v1.RetentionConfig.build_age:type_name -> google.protobuf.Duration
+	23, // 13: kiln.config.v1.RetentionConfig.artifact_age:type_name -> google.protobuf.Duration
+	23, // 14: kiln.config.v1.RetentionConfig.interval:type_name -> google.protobuf.Duration
+	23, // 15: kiln.config.v1.ContextsConfig.keep_age:type_name -> google.protobuf.Duration
+	23, // 16: kiln.config.v1.ContextsConfig.fetch_timeout:type_name -> google.protobuf.Duration
 	5,  // 17: kiln.config.v1.AdmissionConfig.defaults:type_name -> kiln.config.v1.TenantLimits
 	6,  // 18: kiln.config.v1.AdmissionConfig.tenants:type_name -> kiln.config.v1.TenantConfig
 	5,  // 19: kiln.config.v1.TenantConfig.limits:type_name -> kiln.config.v1.TenantLimits
 	8,  // 20: kiln.config.v1.BuildPolicyConfig.sources:type_name -> kiln.config.v1.SourcesConfig
-	13, // 21: kiln.config.v1.CacheManagerConfig.server:type_name -> kiln.config.v1.ServerConfig
-	18, // 22: kiln.config.v1.CacheManagerConfig.log:type_name -> kiln.config.v1.LogConfig
-	19, // 23: kiln.config.v1.CacheManagerConfig.daemons:type_name -> kiln.config.v1.DaemonConfig
-	21, // 24: kiln.config.v1.CacheManagerConfig.keep_age:type_name -> google.protobuf.Duration
-	21, // 25: kiln.config.v1.CacheManagerConfig.interval:type_name -> google.protobuf.Duration
+	15, // 21: kiln.config.v1.CacheManagerConfig.server:type_name -> kiln.config.v1.ServerConfig
+	20, // 22: kiln.config.v1.CacheManagerConfig.log:type_name -> kiln.config.v1.LogConfig
+	21, // 23: kiln.config.v1.CacheManagerConfig.daemons:type_name -> kiln.config.v1.DaemonConfig
+	23, // 24: kiln.config.v1.CacheManagerConfig.keep_age:type_name -> google.protobuf.Duration
+	23, // 25: kiln.config.v1.CacheManagerConfig.interval:type_name -> google.protobuf.Duration
 	11, // 26: kiln.config.v1.CacheManagerConfig.directories:type_name -> kiln.config.v1.CacheDirectory
-	21, // 27: kiln.config.v1.CacheDirectory.grace:type_name -> google.protobuf.Duration
-	13, // 28: kiln.config.v1.JanitorConfig.server:type_name -> kiln.config.v1.ServerConfig
-	18, // 29: kiln.config.v1.JanitorConfig.log:type_name -> kiln.config.v1.LogConfig
-	20, // 30: kiln.config.v1.JanitorConfig.registry:type_name -> kiln.config.v1.RegistryConfig
-	21, // 31: kiln.config.v1.JanitorConfig.keep_age:type_name -> google.protobuf.Duration
-	21, // 32: kiln.config.v1.JanitorConfig.check_interval:type_name -> google.protobuf.Duration
-	14, // 33: kiln.config.v1.ServerConfig.tls:type_name -> kiln.config.v1.ServerTLS
-	16, // 34: kiln.config.v1.ServerConfig.limits:type_name -> kiln.config.v1.LimitsConfig
-	17, // 35: kiln.config.v1.ServerConfig.access:type_name -> kiln.config.v1.AccessRule
-	21, // 36: kiln.config.v1.LimitsConfig.unary_timeout:type_name -> google.protobuf.Duration
-	21, // 37: kiln.config.v1.LimitsConfig.shutdown_grace:type_name -> google.protobuf.Duration
-	15, // 38: kiln.config.v1.DaemonConfig.tls:type_name -> kiln.config.v1.ClientTLS
-	39, // [39:39] is the sub-list for method output_type
-	39, // [39:39] is the sub-list for method input_type
-	39, // [39:39] is the sub-list for extension type_name
-	39, // [39:39] is the sub-list for extension extendee
-	0,  // [0:39] is the sub-list for field type_name
+	23, // 27: kiln.config.v1.CacheDirectory.grace:type_name -> google.protobuf.Duration
+	15, // 28: kiln.config.v1.JanitorConfig.server:type_name -> kiln.config.v1.ServerConfig
+	20, // 29: kiln.config.v1.JanitorConfig.log:type_name -> kiln.config.v1.LogConfig
+	22, // 30: kiln.config.v1.JanitorConfig.registry:type_name -> kiln.config.v1.RegistryConfig
+	23, // 31: kiln.config.v1.JanitorConfig.keep_age:type_name -> google.protobuf.Duration
+	23, // 32: kiln.config.v1.JanitorConfig.check_interval:type_name -> google.protobuf.Duration
+	13, // 33: kiln.config.v1.JanitorConfig.schedule:type_name -> kiln.config.v1.ScheduleConfig
+	14, // 34: kiln.config.v1.JanitorConfig.notifications:type_name -> kiln.config.v1.NotificationsConfig
+	23, // 35: kiln.config.v1.JanitorConfig.settle:type_name -> google.protobuf.Duration
+	23, // 36: kiln.config.v1.ScheduleConfig.jitter:type_name -> google.protobuf.Duration
+	16, // 37: kiln.config.v1.ServerConfig.tls:type_name -> kiln.config.v1.ServerTLS
+	18, // 38: kiln.config.v1.ServerConfig.limits:type_name -> kiln.config.v1.LimitsConfig
+	19, // 39: kiln.config.v1.ServerConfig.access:type_name -> kiln.config.v1.AccessRule
+	23, // 40: kiln.config.v1.LimitsConfig.unary_timeout:type_name -> google.protobuf.Duration
+	23, // 41: kiln.config.v1.LimitsConfig.shutdown_grace:type_name -> google.protobuf.Duration
+	17, // 42: kiln.config.v1.DaemonConfig.tls:type_name -> kiln.config.v1.ClientTLS
+	43, // [43:43] is the sub-list for method output_type
+	43, // [43:43] is the sub-list for method input_type
+	43, // [43:43] is the sub-list for extension type_name
+	43, // [43:43] is the sub-list for extension extendee
+	0,  // [0:43] is the sub-list for field type_name
 }
 
 func init() { file_kiln_config_v1_config_proto_init() }
@@ -2008,7 +2190,7 @@ func file_kiln_config_v1_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kiln_config_v1_config_proto_rawDesc), len(file_kiln_config_v1_config_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   21,
+			NumMessages:   23,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

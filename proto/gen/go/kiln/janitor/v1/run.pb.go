@@ -26,7 +26,7 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// What a run is doing, in order.
+// What a run is doing. The phases come in this order, but VERIFY before PURGE.
 type RunPhase int32
 
 const (
@@ -1092,8 +1092,12 @@ type Run struct {
 	VerifiedManifests int64 `protobuf:"varint,20,opt,name=verified_manifests,json=verifiedManifests,proto3" json:"verified_manifests,omitempty"`
 	// Manifests that were not whole after it.
 	BrokenManifests int64 `protobuf:"varint,21,opt,name=broken_manifests,json=brokenManifests,proto3" json:"broken_manifests,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// What nothing reaches any more because of this run, and stays until
+	// max_build_time is over, for builds that have read a manifest of it and not yet
+	// its blobs. The first run after that removes it.
+	Waiting       *Amount `protobuf:"bytes,22,opt,name=waiting,proto3" json:"waiting,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Run) Reset() {
@@ -1273,6 +1277,13 @@ func (x *Run) GetBrokenManifests() int64 {
 	return 0
 }
 
+func (x *Run) GetWaiting() *Amount {
+	if x != nil {
+		return x.Waiting
+	}
+	return nil
+}
+
 // How far a run has come.
 type RunProgress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1409,7 +1420,7 @@ const file_kiln_janitor_v1_run_proto_rawDesc = "" +
 	"\x06run_id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x05runId\";\n" +
 	"\x11CancelRunResponse\x12&\n" +
-	"\x03run\x18\x01 \x01(\v2\x14.kiln.janitor.v1.RunR\x03run\"\x8c\a\n" +
+	"\x03run\x18\x01 \x01(\v2\x14.kiln.janitor.v1.RunR\x03run\"\xbf\a\n" +
 	"\x03Run\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12/\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x19.kiln.janitor.v1.RunStateR\x05state\x125\n" +
@@ -1435,7 +1446,8 @@ const file_kiln_janitor_v1_run_proto_rawDesc = "" +
 	"\x05reach\x18\x12 \x01(\x0e2\x16.kiln.janitor.v1.ReachR\x05reach\x12\x18\n" +
 	"\aresumed\x18\x13 \x01(\x05R\aresumed\x12-\n" +
 	"\x12verified_manifests\x18\x14 \x01(\x03R\x11verifiedManifests\x12)\n" +
-	"\x10broken_manifests\x18\x15 \x01(\x03R\x0fbrokenManifests\"\xae\x01\n" +
+	"\x10broken_manifests\x18\x15 \x01(\x03R\x0fbrokenManifests\x121\n" +
+	"\awaiting\x18\x16 \x01(\v2\x17.kiln.janitor.v1.AmountR\awaiting\"\xae\x01\n" +
 	"\vRunProgress\x12/\n" +
 	"\x05phase\x18\x01 \x01(\x0e2\x19.kiln.janitor.v1.RunPhaseR\x05phase\x12\x12\n" +
 	"\x04done\x18\x02 \x01(\x03R\x04done\x12\x14\n" +
@@ -1541,13 +1553,14 @@ var file_kiln_janitor_v1_run_proto_depIdxs = []int32{
 	24, // 25: kiln.janitor.v1.Run.error:type_name -> google.rpc.Status
 	14, // 26: kiln.janitor.v1.Run.progress:type_name -> kiln.janitor.v1.RunProgress
 	25, // 27: kiln.janitor.v1.Run.reach:type_name -> kiln.janitor.v1.Reach
-	0,  // 28: kiln.janitor.v1.RunProgress.phase:type_name -> kiln.janitor.v1.RunPhase
-	16, // 29: kiln.janitor.v1.RunProgress.phase_start_time:type_name -> google.protobuf.Timestamp
-	30, // [30:30] is the sub-list for method output_type
-	30, // [30:30] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	21, // 28: kiln.janitor.v1.Run.waiting:type_name -> kiln.janitor.v1.Amount
+	0,  // 29: kiln.janitor.v1.RunProgress.phase:type_name -> kiln.janitor.v1.RunPhase
+	16, // 30: kiln.janitor.v1.RunProgress.phase_start_time:type_name -> google.protobuf.Timestamp
+	31, // [31:31] is the sub-list for method output_type
+	31, // [31:31] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_kiln_janitor_v1_run_proto_init() }

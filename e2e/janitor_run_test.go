@@ -1,0 +1,264 @@
+package e2e_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/random"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/kilnbuild/kiln/e2e/lab"
+	"github.com/kilnbuild/kiln/e2e/lab/labtest"
+	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
+	janitorv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/janitor/v1"
+)
+
+// swept is what a run told.
+type swept struct {
+	started, finished *janitorv1.Run
+	plan              *janitorv1.Plan
+	removed, kept     []*janitorv1.Verdict
+	defects           []*janitorv1.Defect
+	phases            []string
+}
+
+// runs a run to its end.
+func (j janitor) run(t *testing.T, req *janitorv1.RunRequest) swept {
+	t.Helper()
+	o, err := j.tryRun(labtest.Context(t, 3*time.Minute), req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+func (j janitor) tryRun(ctx context.Context, req *janitorv1.RunRequest) (o swept, err error) {
+	stream, err := j.api.Run(ctx, req)
+	if err != nil {
+		return o, err
+	}
+	for {
+		res, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return o, nil
+		}
+		if err != nil {
+			return o, err
+		}
+		switch e := res.GetEvent().(type) {
+		case *janitorv1.RunResponse_Started:
+			o.started = e.Started
+		case *janitorv1.RunResponse_Planned:
+			o.plan = e.Planned
+		case *janitorv1.RunResponse_Progress:
+			phase := strings.TrimPrefix(e.Progress.GetPhase().String(), "RUN_PHASE_")
+			if len(o.phases) == 0 || o.phases[len(o.phases)-1] != phase {
+				o.phases = append(o.phases, phase)
+			}
+		case *janitorv1.RunResponse_Removed:
+			o.removed = append(o.removed, e.Removed)
+		case *janitorv1.RunResponse_Kept:
+			o.kept = append(o.kept, e.Kept)
+		case *janitorv1.RunResponse_Defect:
+			o.defects = append(o.defects, e.Defect)
+		case *janitorv1.RunResponse_Finished:
+			o.finished = e.Finished
+		}
+	}
+}
+
+// keeper is a janitor of a registry with a moved clock.
+func keeper(t *testing.T, l *lab.Lab, registry *lab.Registry, moved time.Duration, change func(*configv1.JanitorConfig), opts ...lab.ServiceOptions) janitor {
+	t.Helper()
+	cfg := &configv1.JanitorConfig{
+		Registry: &configv1.RegistryConfig{Address: registry.Addr, PlainHttp: true, StorageRoot: registry.Storage}, CheckInterval: durationpb.New(time.Hour),
+	}
+	if change != nil {
+		change(cfg)
+	}
+	o := lab.ServiceOptions{Clock: moved, Unhealthy: true}
+	if len(opts) > 0 {
+		o.Env = opts[0].Env
+	}
+	service := labtest.Must(l.StartJanitor(labtest.Context(t, time.Minute), cfg, o))(t)
+	conn := labtest.Must(lab.Dial(service.Addr))(t)
+	l.OnClose("connection", func(context.Context) error { return conn.Close() })
+	return janitor{Service: service, api: janitorv1.NewJanitorServiceClient(conn)}
+}
+
+// puts an image, or an index, into a registry.
+func putImage(t *testing.T, registry *lab.Registry, ref string, what remote.Taggable) {
+	t.Helper()
+	r := labtest.Must(name.ParseReference(registry.Addr+"/"+ref, name.Insecure))(t)
+	labtest.Must(0, remote.Push(r, what, remote.WithContext(labtest.Context(t, time.Minute))))(t)
+}
+
+// pulls everything that a reference reaches, and compares each byte with its digest.
+func pullWhole(ctx context.Context, registry, ref string) error {
+	r, err := name.ParseReference(registry+"/"+ref, name.Insecure)
+	if err != nil {
+		return err
+	}
+	desc, err := remote.Get(r, remote.WithContext(ctx))
+	if err != nil {
+		return err
+	}
+	return pullDescriptor(ctx, r.Context(), desc)
+}
+
+func pullDescriptor(ctx context.Context, repo name.Repository, desc *remote.Descriptor) error {
+	if desc.MediaType.IsIndex() {
+		index, err := desc.ImageIndex()
+		if err != nil {
+			return err
+		}
+		manifest, err := index.IndexManifest()
+		if err != nil {
+			return err
+		}
+		for _, child := range manifest.Manifests {
+			sub, err := remote.Get(repo.Digest(child.Digest.String()), remote.WithContext(ctx))
+			if err != nil {
+				return err
+			}
+			if err := pullDescriptor(ctx, repo, sub); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	img, err := desc.Image()
+	if err != nil {
+		return err
+	}
+	manifest, err := img.Manifest()
+	if err != nil {
+		return err
+	}
+	for _, blob := range append([]v1.Descriptor{manifest.Config}, manifest.Layers...) {
+		layer, err := remote.Layer(repo.Digest(blob.Digest.String()), remote.WithContext(ctx))
+		if err != nil {
+			return err
+		}
+		in, err := layer.Compressed() // which verifies the digest at its end
+		if err != nil {
+			return fmt.Errorf("%s: %w", blob.Digest, err)
+		}
+		_, err = io.Copy(io.Discard, in)
+		if err := errors.Join(err, in.Close()); err != nil {
+			return fmt.Errorf("%s: %w", blob.Digest, err)
+		}
+	}
+	return nil
+}
+
+func noWait(p *janitorv1.Policy) *janitorv1.Policy {
+	p.MaxBuildTime = durationpb.New(0)
+	return p
+}
+
+// weekly is the default policy without the time that builds may want blobs for.
+func weekly() *janitorv1.Policy {
+	return noWait(&janitorv1.Policy{Rules: []*janitorv1.Rule{
+		{Name: "cache", Match: &janitorv1.Match{Repositories: []string{"cache/**"}}, Keep: &janitorv1.Keep{Age: durationpb.New(7 * 24 * time.Hour), DropEmptyRepositories: true}},
+		{Name: "untagged", Match: &janitorv1.Match{Tagging: janitorv1.Tagging_TAGGING_UNTAGGED}, Keep: &janitorv1.Keep{Age: durationpb.New(7 * 24 * time.Hour)}},
+	}})
+}
+
+const day = 24 * time.Hour
+
+// On the guide's layout: real buildkitd exports caches to cache/…; what was not used for
+// seven days goes, blobs included; what was imported or pulled on day six stays; the next
+// build works; and what went can be brought back.
+func TestS5_SevenDays(t *testing.T) {
+	s := ownStack(t, lab.StackOptions{})
+	ctx := labtest.Context(t, 4*time.Minute)
+	cache := func(project, text string, args ...string) string {
+		src := s.dir(t, map[string]string{"Dockerfile": "FROM " + s.base + "\n" + text})
+		ref := "type=registry,ref=" + s.Registry.Addr + "/cache/" + project + ":main"
+		out := labtest.Must(lab.Exec(ctx, buildctl(t, s.Buildkitd.Addr, src, append([]string{"--export-cache", ref + ",mode=max", "--import-cache", ref}, args...)...)))(t)
+		return out.Stderr + out.Stdout
+	}
+	texts := map[string]string{}
+	for _, project := range []string{"old", "imported", "pulled", "leased"} {
+		texts[project] = "RUN echo " + project + "; head -c 100000 /dev/urandom >/" + project + "\n"
+		cache(project, texts[project])
+	}
+	putImage(t, s.Registry, "app:v1", labtest.Must(random.Image(10_000, 2))(t))
+	state := t.TempDir()
+	same := func(cfg *configv1.JanitorConfig) { cfg.StateDir = state }
+
+	// Day six.
+	six := keeper(t, s.lab, s.Registry, 6*day, same)
+	labtest.Must(six.api.RecordUse(ctx, &janitorv1.RecordUseRequest{Uses: []*janitorv1.Use{
+		{Reference: s.Registry.Addr + "/cache/imported:main", Kind: janitorv1.UseKind_USE_KIND_IMPORT},
+		{Reference: s.Registry.Addr + "/cache/pulled:main", Kind: janitorv1.UseKind_USE_KIND_PULL, Time: timestamppb.New(time.Now().Add(20 * day))},
+	}}))(t)
+	if o := six.run(t, &janitorv1.RunRequest{By: &janitorv1.RunRequest_Policy{Policy: weekly()}, Force: true}); len(o.removed) > 0 || o.finished.GetState() != janitorv1.RunState_RUN_STATE_SUCCEEDED {
+		t.Errorf("on day six: %v", o.finished)
+	}
+	labtest.Must(0, six.Stop(ctx))(t)
+
+	// Day eight.
+	eight := keeper(t, s.lab, s.Registry, 8*day, same)
+	lease := labtest.Must(eight.api.AcquireLease(ctx, &janitorv1.AcquireLeaseRequest{
+		References: []string{s.Registry.Addr + "/cache/leased:main"}, Mode: janitorv1.LeaseMode_LEASE_MODE_IMPORT, Holder: "a build",
+	}))(t).GetLease()
+	before, bytesBefore := stored(t, s.Registry.Storage)
+	dry := eight.run(t, &janitorv1.RunRequest{By: &janitorv1.RunRequest_Policy{Policy: weekly()}})
+	if _, bytes := stored(t, s.Registry.Storage); bytes != bytesBefore || !dry.finished.GetDryRun() || len(dry.removed) != 1 {
+		t.Errorf("a dry run: %v", dry.finished)
+	}
+	plan, _ := eight.planned(t, &janitorv1.PlanRunRequest{Policy: weekly()})
+	o := eight.run(t, &janitorv1.RunRequest{By: &janitorv1.RunRequest_PlanDigest{PlanDigest: plan.GetDigest()}, Force: true})
+	after, bytesAfter := stored(t, s.Registry.Storage)
+	if freed := bytesBefore - bytesAfter; o.finished.GetState() != janitorv1.RunState_RUN_STATE_SUCCEEDED || freed != plan.GetRemove().GetSizeBytes() ||
+		o.finished.GetRemoved().GetSizeBytes() != freed || o.finished.GetRemoved().GetManifests()+o.finished.GetRemoved().GetBlobs() != before-after || freed < 100_000 {
+		t.Errorf("planned %v, removed %v; %d blobs with %d bytes went: %v", plan.GetRemove(), o.finished.GetRemoved(), before-after, freed, o.finished)
+	}
+	if o.finished.GetBrokenManifests() != 0 || o.finished.GetVerifiedManifests() != plan.GetKeep().GetManifests() {
+		t.Errorf("verified: %v", o.finished)
+	}
+	if got := strings.Join(o.phases, " "); got != "PREPARE PLAN MANIFESTS LIST MARK HIDE SETTLE QUARANTINE RECHECK VERIFY PURGE" {
+		t.Errorf("phases: %s", got)
+	}
+	for project, there := range map[string]bool{"cache/old:main": false, "cache/imported:main": true, "cache/pulled:main": true, "cache/leased:main": true, "app:v1": true, "base/busybox:1": true} {
+		if err := pullWhole(ctx, s.Registry.Addr, project); (err == nil) != there {
+			t.Errorf("%s: %v", project, err)
+		}
+	}
+
+	// It can be undone.
+	restored := labtest.Must(eight.api.Restore(ctx, &janitorv1.RestoreRequest{What: &janitorv1.RestoreRequest_RunId{RunId: o.finished.GetId()}}))(t)
+	if got := restored.GetReferences(); len(got) != 1 || got[0] != s.Registry.Addr+"/cache/old:main" {
+		t.Errorf("restored: %v", restored)
+	}
+	labtest.Must(0, pullWhole(ctx, s.Registry.Addr, "cache/old:main"))(t)
+	if _, bytes := stored(t, s.Registry.Storage); bytes != bytesBefore {
+		t.Errorf("%d bytes are back of %d", bytes, bytesBefore)
+	}
+	if o := eight.run(t, &janitorv1.RunRequest{By: &janitorv1.RunRequest_Policy{Policy: weekly()}, Force: true}); len(o.removed) > 0 {
+		t.Errorf("what was restored went again: %v", o.removed)
+	}
+	labtest.Must(eight.api.ReleaseLease(ctx, &janitorv1.ReleaseLeaseRequest{LeaseId: lease.GetId()}))(t)
+	if o := eight.run(t, &janitorv1.RunRequest{By: &janitorv1.RunRequest_Policy{Policy: weekly()}, Force: true}); len(o.removed) > 0 {
+		t.Errorf("its lease ended just now: %v", o.removed)
+	}
+
+	// The next builds work, from the cache that is there and without the one that is not.
+	labtest.Must(lab.Exec(ctx, lab.Command{Path: labtest.Must(lab.Bin("buildctl"))(t), Args: []string{"--addr", s.Buildkitd.Addr, "prune", "--all"}}))(t)
+	if out := cache("imported", texts["imported"]); !strings.Contains(out, "CACHED") {
+		t.Errorf("the imported cache is not used:\n%s", out)
+	}
+	cache("old", texts["old"])
+	labtest.Must(0, pullWhole(ctx, s.Registry.Addr, "cache/old:main"))(t)
+}

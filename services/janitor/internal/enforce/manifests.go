@@ -1,0 +1,387 @@
+package enforce
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"go.opentelemetry.io/otel/trace"
+
+	"github.com/kilnbuild/kiln/pkg/failpoint"
+	"github.com/kilnbuild/kiln/services/janitor/internal/content"
+	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
+	"github.com/kilnbuild/kiln/services/janitor/internal/plan"
+	"github.com/kilnbuild/kiln/services/janitor/internal/quarantine"
+	"github.com/kilnbuild/kiln/services/janitor/internal/run"
+)
+
+var noSpan trace.SpanContext
+
+// plan plans, or looks again at each item of the plan that was given.
+func (j *job) plan(ctx context.Context) error {
+	e := j.engine
+	made, registry, err := e.plan(ctx, j.policy, Ask{Repositories: j.order.Repositories})
+	if err != nil {
+		return err
+	}
+	j.in.Registry = registry
+	if j.given != nil {
+		made, err = j.recheck(ctx, made)
+		if err != nil {
+			return err
+		}
+	}
+	j.run.PlanDigest = made.Digest
+	j.run.Predicted = made.Removes
+	for _, r := range made.Rules {
+		j.run.Rules = append(j.run.Rules, plan.RuleAmount{Rule: r.Rule})
+	}
+	j.emit(Event{Planned: &made})
+	for _, v := range made.Verdicts {
+		j.spent = j.spent || v.Reason == plan.OverBudget
+	}
+	removals := made.Removals()
+	if j.run.Dry {
+		j.tell(ctx, removals)
+		return nil
+	}
+	if made.RemovesAll && !j.order.All {
+		return removesAll("everything would be removed")
+	}
+	j.given = removals
+	if j.resume {
+		return nil // it is in the journal
+	}
+	lines := make([]quarantine.Line, 0, len(removals)+1)
+	for i := range removals {
+		lines = append(lines, quarantine.Line{Planned: &removals[i]})
+	}
+	err = j.q.Note(append(lines, quarantine.Line{Ready: true})...)
+	failpoint.Hit("janitor.planned")
+	return err
+}
+
+// recheck is the plan that was given, as it stands now: what was pushed, pulled, moved or
+// leased since stays.
+func (j *job) recheck(ctx context.Context, now run.Plan) (run.Plan, error) {
+	e := j.engine
+	uses, err := e.State.Uses(ctx)
+	if err != nil {
+		return now, err
+	}
+	leases, err := e.State.Leases(ctx, e.Now())
+	if err != nil {
+		return now, err
+	}
+	find := indexOf(j.in.Registry)
+	out := run.Plan{Plan: &plan.Plan{Time: now.Time, PolicyVersion: j.run.PolicyVersion, Rules: now.Rules, Keeps: now.Keeps}, Digest: j.run.PlanDigest, Created: now.Created, Reach: run.Storage}
+	kept, had := map[string]bool{}, map[string]bool{}
+	for _, e := range j.entries {
+		had[string(e.Kind)+e.Repository+"@"+e.Digest] = true
+	}
+	for _, v := range j.given {
+		if had[string(v.Kind)+v.Repository+"@"+v.Digest] {
+			continue // taken before the run was taken up again
+		}
+		reason, by, explain := find.since(v)
+		if reason == "" && v.Kind == plan.Manifest {
+			_, pulled := uses.Last(v.Repository, content.Digest(v.Digest), v.Tags)
+			if pulled.After(v.Pulled) {
+				reason, explain = plan.UsedSince, "it was pulled since the plan was made"
+			}
+			if lease := leases.Lease(v.Repository, content.Digest(v.Digest), v.Tags); lease != "" {
+				reason, by, explain = plan.Leased, lease, "a build uses it: lease "+lease
+			}
+			for _, owner := range v.Owners {
+				if reason == "" && kept[v.Repository+"@"+string(owner)] {
+					reason, by, explain = plan.Parent, string(owner), fmt.Sprintf("belongs to %s, which stays", owner)
+				}
+			}
+		}
+		if reason == "" && j.overBudget(out.Removes, v) {
+			reason, explain, j.spent = plan.OverBudget, "over the budget of the run", true
+		}
+		if reason != "" {
+			kept[v.Repository+"@"+v.Digest] = true
+			v.Remove, v.Reason, v.KeptBy, v.Explain, v.Frees = false, reason, by, explain, 0
+			j.tell(ctx, []plan.Verdict{v})
+		} else {
+			out.Removes = out.Removes.Plus(v.Amount())
+		}
+		out.Verdicts = append(out.Verdicts, v)
+	}
+	return out, nil
+}
+
+// overBudget reports whether something more would be beyond the budget.
+func (j *job) overBudget(sum plan.Amount, v plan.Verdict) bool {
+	sum, b := sum.Plus(v.Amount()), j.policy.Budget
+	return b.Manifests != nil && sum.Manifests > *b.Manifests || b.Bytes != nil && sum.Bytes > *b.Bytes
+}
+
+// index finds things of an inventory.
+type index struct {
+	manifests map[string]*inventory.Manifest
+	doubts    map[string]inventory.Doubt
+	orphans   map[string]inventory.Orphan
+	tags      map[string]inventory.Tag // by repository and name
+	uploads   map[string]inventory.Upload
+	links     map[string]inventory.Link
+}
+
+func indexOf(r inventory.Registry) index {
+	x := index{
+		manifests: map[string]*inventory.Manifest{}, doubts: map[string]inventory.Doubt{}, orphans: map[string]inventory.Orphan{},
+		tags: map[string]inventory.Tag{}, uploads: map[string]inventory.Upload{}, links: map[string]inventory.Link{},
+	}
+	for i := range r.Repositories {
+		of := &r.Repositories[i]
+		for k := range of.Manifests {
+			x.manifests[of.Name+"@"+string(of.Manifests[k].Digest)] = &of.Manifests[k]
+		}
+		for _, d := range of.Doubts {
+			x.doubts[of.Name+"@"+string(d.Digest)] = d
+		}
+		for _, t := range of.Tags {
+			x.tags[of.Name+"@"+t.Name] = t
+		}
+		for _, u := range of.Uploads {
+			x.uploads[of.Name+"@"+u.ID] = u
+		}
+		for _, l := range of.Dangling {
+			x.links[of.Name+"@"+string(l.Digest)] = l
+		}
+	}
+	for _, o := range r.Orphans {
+		x.orphans[string(o.Digest)] = o
+	}
+	return x
+}
+
+// since is why something that was to go stays: it is gone, or is not as it was.
+func (x index) since(v plan.Verdict) (_ plan.Reason, by, explain string) {
+	changed := func(there bool, at time.Time) (plan.Reason, string, string) {
+		switch {
+		case !there:
+			return plan.Gone, "", "it was gone before"
+		case !at.Equal(v.Pushed):
+			return plan.UsedSince, "", "it was written since the plan was made"
+		}
+		return "", "", ""
+	}
+	key := v.Repository + "@" + v.Digest
+	switch {
+	case v.Kind == plan.Blob:
+		o, there := x.orphans[v.Digest]
+		return changed(there, o.Changed)
+	case v.Kind == plan.Upload:
+		u, there := x.uploads[key]
+		return changed(there, u.Changed)
+	case v.Kind == plan.Link && len(v.Tags) > 0:
+		t, there := x.tags[key]
+		return changed(there && t.Digest == "", t.Moved)
+	case v.Kind == plan.Link:
+		l, there := x.links[key]
+		return changed(there, l.Linked)
+	}
+	if m := x.manifests[key]; m != nil {
+		return changed(true, m.Pushed)
+	}
+	d, there := x.doubts[key]
+	return changed(there, d.Linked)
+}
+
+// batch is how much is journalled at a time.
+const batch = 200
+
+// manifests removes the manifests of the plan, and what leads nowhere.
+func (j *job) manifests(ctx context.Context) error {
+	find := indexOf(j.in.Registry)
+	var todo []plan.Verdict
+	for _, v := range j.given {
+		if v.Remove && v.Kind != plan.Blob {
+			todo = append(todo, v)
+		} else if v.Remove {
+			j.allowed[v.Digest] = true
+		}
+	}
+	j.at(run.Manifests, int64(len(todo)))
+	ctx, cancel := j.bounded(ctx)
+	defer cancel()
+	told := time.Now()
+	kept := map[string]bool{} // manifests
+	for part := range slices.Chunk(todo, batch) {
+		if err := j.ended(ctx); err != nil || j.spent {
+			return err
+		}
+		gone, err := j.removeAll(ctx, find, part, kept)
+		j.tell(ctx, gone)
+		j.done(len(part), &told)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// bounded is a context that ends when the time of the budget is spent.
+func (j *job) bounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	if j.policy.Budget.Time <= 0 {
+		return ctx, func() {}
+	}
+	return context.WithDeadlineCause(ctx, j.run.Started.Add(j.policy.Budget.Time), errSpent)
+}
+
+// ended is why the run has to end; that its time is spent ends a phase only.
+func (j *job) ended(ctx context.Context) error {
+	err := context.Cause(ctx)
+	if err == errSpent { //nolint:errorlint // it is the cause itself
+		j.spent = true
+		return nil
+	}
+	return err
+}
+
+// removeAll removes one batch, and returns what became of it.
+func (j *job) removeAll(ctx context.Context, find index, part []plan.Verdict, kept map[string]bool) (all []plan.Verdict, err error) {
+	leases, err := j.engine.State.Leases(ctx, j.engine.Now())
+	if err != nil {
+		return nil, err
+	}
+	var lines []quarantine.Line
+	for i, v := range part {
+		e := quarantine.Entry{
+			ID: fmt.Sprintf("%s-%d", j.run.ID, j.noted+i+1), Run: j.run.ID, Kind: v.Kind, Repository: v.Repository, Digest: v.Digest, Tags: v.Tags, Of: v.Of, Bytes: v.Bytes,
+			Reason: v.Reason, Rule: v.Rule, Pushed: v.Pushed, At: j.engine.Now(),
+		}
+		lines = append(lines, quarantine.Line{Entry: &e})
+	}
+	if err := j.q.Note(lines...); err != nil {
+		return nil, err
+	}
+	j.noted += len(lines)
+	failpoint.Hit("janitor.manifests.noted")
+	for i, v := range part {
+		entry := *lines[i].Entry
+		taken, reason, by := false, plan.UsedSince, ""
+		owner := slices.IndexFunc(v.Owners, func(d content.Digest) bool { return kept[v.Repository+"@"+string(d)] })
+		lease := ""
+		if v.Kind == plan.Manifest {
+			lease = leases.Lease(v.Repository, content.Digest(v.Digest), v.Tags)
+		}
+		switch {
+		case owner >= 0:
+			reason, by = plan.Parent, string(v.Owners[owner])
+		case lease != "":
+			reason, by = plan.Leased, lease
+		default:
+			taken, err = j.remove(ctx, find, v)
+		}
+		if err != nil {
+			return all, err
+		}
+		if taken {
+			j.entries = append(j.entries, entry)
+			j.gone[v.Digest] = j.gone[v.Digest] || v.Kind == plan.Manifest
+			j.count(entry)
+			j.addRule(v)
+			j.allow(find, v)
+		} else {
+			kept[v.Repository+"@"+v.Digest] = true
+			v.Remove, v.Frees, v.Reason, v.KeptBy = false, 0, reason, by
+			v.Explain = "it stays: " + strings.ReplaceAll(string(reason), "_", " ")
+		}
+		all = append(all, v)
+		failpoint.Hit("janitor.manifest")
+	}
+	return all, nil
+}
+
+// remove takes one thing that is not a blob.
+func (j *job) remove(ctx context.Context, find index, v plan.Verdict) (bool, error) {
+	key, digest := v.Repository+"@"+v.Digest, content.Digest(v.Digest)
+	switch v.Kind {
+	case plan.Upload:
+		u, there := find.uploads[key]
+		if !there {
+			return false, nil
+		}
+		return j.q.Upload(v.Repository, u)
+	case plan.Link:
+		if len(v.Tags) > 0 {
+			tag := find.tags[key]
+			return true, j.q.Tag(v.Repository, tag.Name, tag.Lost, tag.Moved)
+		}
+		return j.q.Link(v.Repository, digest, find.links[key].Linked)
+	case plan.Blob:
+		return false, nil
+	case plan.Manifest:
+	}
+	linked := find.doubts[key].Linked
+	if m := find.manifests[key]; m != nil {
+		linked = m.Linked
+	}
+	var tags []inventory.Tag
+	for _, name := range v.Tags {
+		tags = append(tags, find.tags[v.Repository+"@"+name])
+	}
+	if j.caches { // what it remembers of the manifest has to go too
+		same, err := j.q.Same(v.Repository, digest, linked)
+		if err != nil || !same {
+			return false, err
+		}
+		return true, j.engine.Registry.DeleteManifest(ctx, v.Repository, digest)
+	}
+	return j.q.Manifest(v.Repository, digest, linked, tags)
+}
+
+// allow lets blobs go that a removed manifest named.
+func (j *job) allow(find index, v plan.Verdict) {
+	if v.Kind != plan.Manifest {
+		return
+	}
+	j.allowed[v.Digest] = true
+	if m := find.manifests[v.Repository+"@"+v.Digest]; m != nil {
+		for _, b := range m.Blobs {
+			j.allowed[string(b.Digest)] = true
+		}
+		for _, d := range slices.Concat(m.Children, m.Foreign) {
+			j.allowed[string(d)] = true
+		}
+	}
+}
+
+// count counts what was taken.
+func (j *job) count(e quarantine.Entry) {
+	a := plan.Amount{}
+	switch e.Kind {
+	case plan.Manifest:
+		a.Manifests = 1
+	case plan.Upload:
+		a.Uploads, a.Bytes = 1, e.Bytes
+	case plan.Blob:
+		a.Bytes = e.Bytes
+		if !j.gone[e.Digest] {
+			a.Blobs = 1
+		}
+	case plan.Link:
+	}
+	j.run.Removed = j.run.Removed.Plus(a)
+}
+
+// addRule adds what went to its rule and its repository.
+func (j *job) addRule(v plan.Verdict) {
+	for i := range j.run.Rules {
+		if j.run.Rules[i].Rule == v.Rule {
+			j.run.Rules[i].Amount = j.run.Rules[i].Plus(v.Amount())
+		}
+	}
+	i := slices.IndexFunc(j.run.Repositories, func(of run.RepositoryAmount) bool { return of.Repository == v.Repository })
+	if i < 0 {
+		j.run.Repositories = append(j.run.Repositories, run.RepositoryAmount{Repository: v.Repository})
+		i = len(j.run.Repositories) - 1
+	}
+	j.run.Repositories[i].Amount = j.run.Repositories[i].Plus(v.Amount())
+}

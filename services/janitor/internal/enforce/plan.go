@@ -1,0 +1,184 @@
+package enforce
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"slices"
+	"time"
+
+	"go.opentelemetry.io/otel/attribute"
+
+	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/services/janitor/internal/content"
+	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
+	"github.com/kilnbuild/kiln/services/janitor/internal/plan"
+	"github.com/kilnbuild/kiln/services/janitor/internal/policy"
+	"github.com/kilnbuild/kiln/services/janitor/internal/run"
+)
+
+// Ask says what to plan.
+type Ask struct {
+	Policy       *policy.Policy // nil: the one in force
+	Repositories []policy.Glob  // none: all
+	At           time.Time      // that ages are counted to; zero: now
+}
+
+const (
+	// planLasts is how long a plan can be carried out.
+	planLasts = 15 * time.Minute
+	// planTimeout bounds the look at the storage.
+	planTimeout = 30 * time.Minute
+)
+
+// Plan says what a policy would remove, and keeps the plan for pages to come and for a run.
+func (e *Engine) Plan(ctx context.Context, ask Ask) (_ run.Plan, err error) {
+	ctx, span := e.Tracer.Start(ctx, "registry plan")
+	defer func() {
+		if err != nil {
+			fail(span, err)
+		}
+		span.End()
+	}()
+	p, err := e.policy(ctx, ask.Policy)
+	if err != nil {
+		return run.Plan{}, err
+	}
+	made, registry, err := e.plan(ctx, p, ask)
+	if err != nil {
+		return run.Plan{}, err
+	}
+	span.SetAttributes(attribute.Int("kiln.registry.repositories", len(registry.Repositories)), attribute.Int64("kiln.plan.manifests", made.Removes.Manifests),
+		attribute.Int64("kiln.plan.bytes", made.Removes.Bytes))
+	e.plans.put(made)
+	return made, nil
+}
+
+// policy is the given one, or that in force, resolved.
+func (e *Engine) policy(ctx context.Context, given *policy.Policy) (policy.Policy, error) {
+	if given != nil {
+		return policy.Resolve(*given)
+	}
+	inForce, err := e.State.PolicyInForce(ctx)
+	if err != nil {
+		return policy.Policy{}, err
+	}
+	return policy.Resolve(inForce)
+}
+
+func (e *Engine) plan(ctx context.Context, p policy.Policy, ask Ask) (run.Plan, inventory.Registry, error) {
+	now := e.Now()
+	made := run.Plan{Created: now, Expires: now.Add(planLasts), Hypothetical: !ask.At.IsZero(), Reach: run.Storage, Policy: p}
+	if made.Hypothetical {
+		now = ask.At
+	}
+	in, err := e.input(ctx, p, now, "")
+	if err != nil {
+		return run.Plan{}, in.Registry, err
+	}
+	if globs := ask.Repositories; len(globs) > 0 {
+		in.Within = func(repository string) bool {
+			return slices.ContainsFunc(globs, func(g policy.Glob) bool { return g.Fits(repository) })
+		}
+	}
+	made.Plan = plan.Make(in)
+	if !e.Listens {
+		made.Warnings = append(made.Warnings, "pulls are not known of: the registry's notifications are not configured, so ages count from pushes and from what builds tell")
+	}
+	made.Digest = digest(made)
+	return made, in.Registry, nil
+}
+
+// input is all that a plan is made from, for a run, if there is one.
+func (e *Engine) input(ctx context.Context, p policy.Policy, now time.Time, runID string) (in plan.Input, err error) {
+	in = plan.Input{Policy: p, Now: now}
+	removed, err := e.removed(now.Add(-p.MaxBuildTime), runID)
+	if err != nil {
+		return in, err
+	}
+	if in.Registry, err = e.look(ctx, inventory.Look{Created: policy.ReadsConfigs(p), Removed: removed}); err != nil {
+		return in, err
+	}
+	// After the look, so that what was used as it went on is known of.
+	uses, err := e.State.Uses(ctx)
+	if err != nil {
+		return in, err
+	}
+	leases, err := e.State.Leases(ctx, now)
+	in.Uses, in.Leases = uses, leases
+	return in, err
+}
+
+// removed are the manifests that runs have removed since a time, and all of one run.
+func (e *Engine) removed(since time.Time, own string) (all []inventory.Removed, _ error) {
+	if e.Storage == nil {
+		return nil, nil
+	}
+	journals, err := e.Storage.Journals()
+	if err != nil {
+		return nil, unreadable(err)
+	}
+	for _, j := range journals {
+		for _, entry := range j.Entries {
+			if entry.Kind == plan.Manifest && (entry.Run == own || entry.At.After(since)) {
+				all = append(all, inventory.Removed{Digest: content.Digest(entry.Digest), At: entry.At})
+			}
+		}
+	}
+	return all, nil
+}
+
+// look looks at the storage, one look at a time: each keeps the disk busy.
+func (e *Engine) look(ctx context.Context, look inventory.Look) (inventory.Registry, error) {
+	if e.Storage == nil {
+		return inventory.Registry{}, fault.New(fault.Unimplemented, "UNIMPLEMENTED", "this version works with the registry's storage only",
+			"run the janitor where the storage is, and set registry.storage_root")
+	}
+	ctx, cancel := context.WithTimeout(ctx, planTimeout)
+	defer cancel()
+	select {
+	case e.looking <- struct{}{}:
+		defer func() { <-e.looking }()
+	case <-ctx.Done():
+		return inventory.Registry{}, context.Cause(ctx)
+	}
+	if err := e.Checker.Foreign(ctx); err != nil {
+		return inventory.Registry{}, fault.Wrap(err, fault.FailedPrecondition, "WRONG_STATE", "registry.storage_root is not the registry's storage",
+			"set it to the registry's storage.filesystem.rootdirectory")
+	}
+	registry, err := e.Storage.Inventory(ctx, look)
+	switch {
+	case err == nil:
+		return registry, nil
+	case ctx.Err() != nil:
+		return registry, context.Cause(ctx)
+	default:
+		return registry, unreadable(err)
+	}
+}
+
+func unreadable(err error) error {
+	if fault.KindOf(err) == fault.Unavailable {
+		return err
+	}
+	return fault.Wrap(err, fault.Unavailable, "REGISTRY_UNAVAILABLE", "the registry's storage cannot be read",
+		"let the janitor's user read it, and check registry.storage_root")
+}
+
+// digest is over all that would go, in order, and when the plan was made: two plans have
+// one only if they are the same.
+func digest(p run.Plan) string {
+	h := sha256.New()
+	// A hash takes all that is written to it.
+	_, _ = fmt.Fprintf(h, "%d %d\n", p.Created.UnixNano(), p.PolicyVersion)
+	for _, v := range p.Verdicts {
+		if v.Remove {
+			_, _ = fmt.Fprintf(h, "%q %q %q %d\n", v.Repository, v.Kind, v.Digest, v.Pushed.UnixNano())
+		}
+	}
+	return "sha256:" + hex.EncodeToString(h.Sum(nil))
+}
+
+// PlanOf returns a plan that is kept, or a NOT_FOUND fault.
+func (e *Engine) PlanOf(digest string) (run.Plan, error) { return e.plans.get(digest) }

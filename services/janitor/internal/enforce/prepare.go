@@ -1,0 +1,193 @@
+package enforce
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/kilnbuild/kiln/pkg/failpoint"
+	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/services/janitor/internal/content"
+	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
+	"github.com/kilnbuild/kiln/services/janitor/internal/plan"
+	"github.com/kilnbuild/kiln/services/janitor/internal/quarantine"
+	"github.com/kilnbuild/kiln/services/janitor/internal/run"
+)
+
+// prepare finds out how the registry caches, puts right what other runs left unfinished,
+// and begins the journal.
+func (j *job) prepare(ctx context.Context) (err error) {
+	e := j.engine
+	if err := e.Checker.Foreign(ctx); err != nil {
+		return fault.Wrap(err, fault.FailedPrecondition, "WRONG_STATE", "registry.storage_root is not the registry's storage",
+			"set it to the registry's storage.filesystem.rootdirectory")
+	}
+	if err := e.Checker.Deaf(ctx); err != nil {
+		return err
+	}
+	if j.caches, err = e.Checker.Caches(ctx); err != nil {
+		return err
+	}
+	if j.caches {
+		j.trouble(fault.New(fault.FailedPrecondition, "WRONG_STATE",
+			"the registry remembers blobs in a cache (storage.cache.blobdescriptor), and would take pushes that name what is gone: manifests are removed, and no blob is",
+			"leave storage.cache out of the registry's configuration and start it again; deploy/registry/config.yml is one that is safe"))
+	}
+	if err := j.recoverAll(ctx); err != nil {
+		return err
+	}
+	if j.resume {
+		return nil // its journal is open
+	}
+	order, err := json.Marshal(savedOrder{
+		Trigger: j.run.Trigger, PolicyVersion: j.run.PolicyVersion, PlanDigest: j.run.PlanDigest, Caller: j.run.Caller,
+	})
+	if err != nil {
+		return err
+	}
+	j.q, err = e.Storage.Begin(quarantine.Head{Run: j.run.ID, Started: j.run.Started, Keep: j.policy.Quarantine, MaxBuildTime: j.policy.MaxBuildTime, Order: order})
+	failpoint.Hit("janitor.begun")
+	return err
+}
+
+// recoverAll puts right what runs have left that did not end, but for this one.
+func (j *job) recoverAll(ctx context.Context) error {
+	journals, err := j.engine.Storage.Journals()
+	if err != nil {
+		return unreadable(err)
+	}
+	for _, journal := range journals {
+		if journal.End || journal.Head.Run == j.run.ID {
+			continue
+		}
+		q, err := j.engine.Storage.Resume(journal.Head.Run)
+		if err != nil {
+			return err
+		}
+		if err := recoverRun(ctx, j.engine.Storage, q, journal); err != nil {
+			_ = q.Close() // the first error counts
+			return err
+		}
+		if err := q.Note(quarantine.Line{End: true}); err != nil {
+			return err
+		}
+		if err := q.Close(); err != nil {
+			return err
+		}
+		j.engine.Log.InfoContext(ctx, "what a run left unfinished was put right", "run", journal.Head.Run)
+	}
+	return nil
+}
+
+// recoverRun puts right what a run has left as it was killed: blobs that it has hidden and
+// not taken are shown again, manifests that it has taken by half are put back, and so is
+// what is wanted again.
+func recoverRun(ctx context.Context, s Storage, q Quarantine, journal quarantine.Journal) error {
+	for _, entry := range journal.Entries {
+		if err := ctx.Err(); err != nil {
+			return context.Cause(ctx)
+		}
+		held, err := s.Holds(entry)
+		switch {
+		case err != nil:
+			return err
+		case entry.Kind == plan.Blob && !held:
+			err = q.Show(content.Digest(entry.Digest), entry.Linked)
+		case entry.Kind == plan.Manifest && held:
+			err = q.Undo(entry)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	failpoint.Hit("janitor.recovered")
+	registry, err := s.Inventory(ctx, inventory.Look{})
+	if err != nil {
+		return unreadable(err)
+	}
+	lacks, err := s.Lacks(ctx, registry)
+	if err != nil {
+		return err
+	}
+	for _, l := range lacks {
+		if _, err := s.Mend(l); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Unfinished are the runs that a janitor has left as it was killed or stopped, here or on
+// another host.
+func (e *Engine) Unfinished() (all []quarantine.Journal, _ error) {
+	if e.Storage == nil {
+		return nil, nil
+	}
+	journals, err := e.Storage.Journals()
+	for _, j := range journals {
+		if !j.End {
+			all = append(all, j)
+		}
+	}
+	return all, err
+}
+
+// TakeUp goes on with a run that did not end: what it has left by half is put right, and
+// then what of its plan still holds goes.
+func (e *Engine) TakeUp(ctx context.Context, journal quarantine.Journal) (*Active, error) {
+	var saved savedOrder
+	if err := json.Unmarshal(journal.Head.Order, &saved); err != nil {
+		return nil, fmt.Errorf("the journal of run %s is damaged: %w", journal.Head.Run, err)
+	}
+	j := &job{engine: e, order: Order{Trigger: saved.Trigger, Force: true, All: true}, resume: true, allowed: map[string]bool{}, gone: map[string]bool{}}
+	var err error
+	if j.policy, err = e.policy(ctx, nil); err != nil {
+		return nil, err
+	}
+	j.policy.Quarantine, j.policy.MaxBuildTime = journal.Head.Keep, journal.Head.MaxBuildTime
+	j.given = journal.Planned
+	if !journal.Ready {
+		j.given = []plan.Verdict{} // nothing was taken yet
+	}
+	j.entries, j.noted = journal.Entries, len(journal.Entries)
+	j.run = run.Run{
+		ID: journal.Head.Run, State: run.Running, Trigger: saved.Trigger, Started: journal.Head.Started, PolicyVersion: saved.PolicyVersion,
+		PlanDigest: saved.PlanDigest, Caller: saved.Caller, Reach: run.Storage, Resumed: journal.Resumed + 1,
+	}
+	if j.q, err = e.Storage.Resume(journal.Head.Run); err != nil {
+		return nil, err
+	}
+	err = recoverRun(ctx, e.Storage, j.q, journal)
+	if err == nil {
+		err = j.q.Note(quarantine.Line{Resumed: true})
+	}
+	var active *Active
+	if err == nil {
+		err = j.recount()
+	}
+	if err == nil {
+		active, err = j.start(ctx, noSpan)
+	}
+	if err != nil {
+		_ = j.q.Close() // the first error counts
+	}
+	return active, err
+}
+
+// recount counts what is in the quarantine of a run that is taken up again.
+func (j *job) recount() error {
+	kept := j.entries[:0]
+	for _, entry := range j.entries {
+		held, err := j.engine.Storage.Holds(entry)
+		if err != nil {
+			return err
+		}
+		if held {
+			kept = append(kept, entry)
+			j.gone[entry.Digest] = j.gone[entry.Digest] || entry.Kind == plan.Manifest
+			j.count(entry)
+		}
+	}
+	j.entries = kept
+	return nil
+}

@@ -1,0 +1,241 @@
+// Package notify receives the notifications of a registry (distribution, "Notifications"):
+// when what was pushed and pulled. Each is kept before the registry gets its answer; then
+// one that comes again, late or in another order does no harm.
+package notify
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/kilnbuild/kiln/services/janitor/internal/content"
+	"github.com/kilnbuild/kiln/services/janitor/internal/lastuse"
+)
+
+// Store keeps uses.
+type Store interface {
+	RecordUses(ctx context.Context, uses []lastuse.Use) (news int, err error)
+}
+
+// Metrics counts notifications.
+type Metrics interface {
+	// Notified counts events by what became of them: "kept", "own", "other", "malformed",
+	// "denied", "busy" or "failed".
+	Notified(ctx context.Context, outcome string, n int)
+}
+
+// Options is what a listener is made of.
+type Options struct {
+	Store   Store
+	Metrics Metrics
+	Log     *slog.Logger
+	// Secret is what the registry shows as "Authorization: Bearer …".
+	Secret string
+	// UserAgent begins that of the janitor's own requests, which are no uses.
+	UserAgent string
+	Now       func() time.Time // that ages are counted to
+}
+
+// Listener receives notifications over HTTP.
+type Listener struct {
+	Options
+	secret [sha256.Size]byte
+	slots  chan struct{}
+	last   atomic.Int64 // when one was last kept, in Unix nanoseconds
+
+	mu      sync.Mutex
+	awaited map[string]chan struct{} // by repository and digest
+}
+
+// New returns a listener.
+func New(opts Options) *Listener {
+	return &Listener{Options: opts, secret: sha256.Sum256([]byte(opts.Secret)), slots: make(chan struct{}, atOnce), awaited: map[string]chan struct{}{}}
+}
+
+// Bounds of what is taken.
+const (
+	atOnce    = 16
+	maxBody   = 4 << 20
+	waitFor   = 5 * time.Second
+	storeTime = 10 * time.Second
+)
+
+// envelope is what the registry sends (distribution v3, notifications/event.go).
+type envelope struct {
+	Events []event `json:"events"`
+}
+
+type event struct {
+	ID        string    `json:"id"`
+	Timestamp time.Time `json:"timestamp"`
+	Action    string    `json:"action"`
+	Target    struct {
+		MediaType  content.MediaType `json:"mediaType"`
+		Digest     content.Digest    `json:"digest"`
+		Repository string            `json:"repository"`
+		Tag        string            `json:"tag"`
+	} `json:"target"`
+	Request struct {
+		UserAgent string `json:"useragent"`
+	} `json:"request"`
+}
+
+// ServeHTTP implements http.Handler.
+func (l *Listener) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	ctx := r.Context()
+	refuse := func(outcome, message string, status int) {
+		l.Metrics.Notified(ctx, outcome, 1)
+		http.Error(w, message, status)
+	}
+	token, bearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	shown := sha256.Sum256([]byte(token))
+	switch {
+	case !bearer || subtle.ConstantTimeCompare(shown[:], l.secret[:]) != 1:
+		refuse("denied", "the registry has to show the secret of notifications.secret_file as Authorization: Bearer", http.StatusUnauthorized)
+		return
+	case r.Method != http.MethodPost:
+		refuse("malformed", "notifications come by POST", http.StatusMethodNotAllowed)
+		return
+	}
+	select {
+	case l.slots <- struct{}{}:
+		defer func() { <-l.slots }()
+	case <-time.After(waitFor):
+		w.Header().Set("Retry-After", "1")
+		refuse("busy", "too many at once: send it again", http.StatusTooManyRequests)
+		return
+	case <-ctx.Done():
+		return
+	}
+	var in envelope
+	if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody)).Decode(&in); err != nil {
+		if _, large := errors.AsType[*http.MaxBytesError](err); large {
+			refuse("malformed", "the envelope is too large", http.StatusRequestEntityTooLarge)
+			return
+		}
+		refuse("malformed", "this is no envelope of registry events", http.StatusBadRequest)
+		return
+	}
+	if err := l.keep(ctx, in.Events); err != nil {
+		l.Log.ErrorContext(ctx, "notifications of the registry cannot be kept; it sends them again", "error", err)
+		refuse("failed", "they cannot be kept now: send them again", http.StatusServiceUnavailable)
+		return
+	}
+	w.WriteHeader(http.StatusOK)
+}
+
+// keep keeps what events tell of uses.
+func (l *Listener) keep(ctx context.Context, events []event) error {
+	var uses []lastuse.Use
+	for _, e := range events {
+		outcome := "kept"
+		switch {
+		case !e.whole():
+			outcome = "malformed"
+		case strings.HasPrefix(e.Request.UserAgent, l.UserAgent):
+			outcome = "own"
+		case e.Action != "pull" && e.Action != "push" && e.Action != "mount":
+			outcome = "other"
+		default:
+			uses = append(uses, l.usesOf(e)...)
+		}
+		l.Metrics.Notified(ctx, outcome, 1)
+		l.hear(e)
+	}
+	if len(uses) == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTime)
+	defer cancel()
+	_, err := l.Store.RecordUses(ctx, uses)
+	if err == nil {
+		l.last.Store(time.Now().UnixNano())
+	}
+	return err
+}
+
+// longest bounds the names of repositories and tags (distribution/reference).
+const longest = 255
+
+func (e event) whole() bool {
+	return e.Target.Repository != "" && len(e.Target.Repository) <= longest && len(e.Target.Tag) <= longest &&
+		(e.Target.Digest == "" || e.Target.Digest.Valid()) && (e.Target.Digest != "" || e.Target.Tag != "") && e.Action != ""
+}
+
+// usesOf are the uses of a manifest that an event tells of. Blobs have none of their own.
+func (l *Listener) usesOf(e event) (uses []lastuse.Use) {
+	if !e.Target.MediaType.IsManifest() && e.Target.Tag == "" {
+		return nil
+	}
+	at := l.when(e.Timestamp)
+	if e.Target.Digest != "" {
+		uses = append(uses, lastuse.Use{Repository: e.Target.Repository, Name: lastuse.ByDigest(e.Target.Digest), Push: e.Action == "push", At: at})
+	}
+	if e.Target.Tag != "" {
+		uses = append(uses, lastuse.Use{Repository: e.Target.Repository, Name: lastuse.ByTag(e.Target.Tag), Push: e.Action == "push", At: at})
+	}
+	return uses
+}
+
+// when is the time of an event by the clock that ages are counted to. One from the future
+// is of now: a use may not prolong life beyond what it is.
+func (l *Listener) when(at time.Time) time.Time {
+	ago := max(0, time.Since(at))
+	return l.Now().Add(-ago)
+}
+
+func (l *Listener) hear(e event) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	key := e.Target.Repository + "@" + string(e.Target.Digest)
+	if heard := l.awaited[key]; heard != nil {
+		delete(l.awaited, key)
+		close(heard)
+	} else if strings.HasPrefix(e.Target.Repository, "kiln-janitor/") && len(l.awaited) < maxAwaited {
+		heard := make(chan struct{})
+		close(heard)
+		l.awaited[key] = heard // it was faster than who waits for it
+	}
+}
+
+// maxAwaited bounds what is remembered of the janitor's own pushes.
+const maxAwaited = 1000
+
+// Await implements canary.Ears.
+func (l *Listener) Await(ctx context.Context, repository string, digest content.Digest) error {
+	key := repository + "@" + string(digest)
+	l.mu.Lock()
+	heard := l.awaited[key]
+	if heard == nil {
+		heard = make(chan struct{})
+		l.awaited[key] = heard
+	}
+	l.mu.Unlock()
+	defer func() {
+		l.mu.Lock()
+		delete(l.awaited, key)
+		l.mu.Unlock()
+	}()
+	select {
+	case <-heard:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// Last is when a notification was last kept. Zero: never.
+func (l *Listener) Last() time.Time {
+	if n := l.last.Load(); n != 0 {
+		return time.Unix(0, n)
+	}
+	return time.Time{}
+}
