@@ -36,14 +36,14 @@ type Registry struct {
 	config string // its file
 }
 
-// CollectGarbage runs the registry's own garbage collection of its storage. Nothing may
-// be pushed meanwhile.
-func (r *Registry) CollectGarbage(ctx context.Context) error {
+// CollectGarbage runs the registry's own garbage collection of its storage. What is pushed
+// meanwhile may break.
+func (r *Registry) CollectGarbage(ctx context.Context, flags ...string) error {
 	path, err := Bin("registry")
 	if err != nil {
 		return err
 	}
-	_, err = Exec(ctx, Command{Name: "registry garbage-collect", Path: path, Args: []string{"garbage-collect", r.config}, Env: OTLPEnv("", "")})
+	_, err = Exec(ctx, Command{Name: "registry garbage-collect", Path: path, Args: append(append([]string{"garbage-collect"}, flags...), r.config), Env: OTLPEnv("", "")})
 	return err
 }
 
