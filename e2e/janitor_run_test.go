@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"google.golang.org/protobuf/types/known/durationpb"
@@ -18,6 +20,7 @@ import (
 
 	"github.com/kilnbuild/kiln/e2e/lab"
 	"github.com/kilnbuild/kiln/e2e/lab/labtest"
+	"github.com/kilnbuild/kiln/pkg/failpoint/find"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 	janitorv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/janitor/v1"
 )
@@ -261,4 +264,112 @@ func TestS5_SevenDays(t *testing.T) {
 	}
 	cache("old", texts["old"])
 	labtest.Must(0, pullWhole(ctx, s.Registry.Addr, "cache/old:main"))(t)
+}
+
+// A kill -9 at each step of a run, then a start: the run goes on or is put right. No blob is
+// lost and none is left in limbo: what was to go is in quarantine and can be restored whole,
+// what was to stay can be pulled.
+func TestS5_KilledAtEachStep(t *testing.T) {
+	root := labtest.Must(lab.RepoRoot())(t)
+	points := labtest.Must(find.Names(filepath.Join(root, "services", "janitor")))(t)
+	if len(points) < 12 {
+		t.Fatalf("only %d failpoints: %v", len(points), points)
+	}
+	for _, point := range points {
+		t.Run(point, func(t *testing.T) { dieSweeping(t, point) })
+	}
+}
+
+func dieSweeping(t *testing.T, point string) {
+	l := labtest.New(t)
+	ctx := labtest.Context(t, time.Minute)
+	registry := labtest.Must(l.StartRegistry(ctx, lab.RegistryOptions{}))(t)
+	shared := labtest.Must(random.Layer(5_000, "application/vnd.oci.image.layer.v1.tar+gzip"))(t)
+	image := func() v1.Image {
+		return labtest.Must(mutate.AppendLayers(labtest.Must(random.Image(3_000, 2))(t), shared))(t)
+	}
+	for _, ref := range []string{"app:v1", "app:v2", "cache/a:main", "cache/a:other", "cache/b:main"} {
+		putImage(t, registry, ref, image())
+	}
+	blobs, bytes := stored(t, registry.Storage)
+	j := keeper(t, l, registry, 8*day, nil)
+	req := &janitorv1.RunRequest{By: &janitorv1.RunRequest_Policy{Policy: weekly()}, Force: true}
+	first, at := req, point
+	switch point {
+	case "janitor.recovered": // as it puts right what another end has left
+		at = "janitor.taken:2"
+	case "janitor.manifest", "janitor.hidden", "janitor.taken": // in the middle of several
+		at = point + ":2"
+	case "janitor.outofsight": // there has to be something that is old
+		old := weekly()
+		old.Quarantine = durationpb.New(0)
+		first = &janitorv1.RunRequest{By: &janitorv1.RunRequest_Policy{Policy: old}, Force: true}
+		bytes, blobs = -1, -1
+	}
+	labtest.Must(0, j.Stop(ctx))(t)
+	labtest.Must(0, j.StartFailing(ctx, at))(t)
+	if point == "janitor.restoring" {
+		done := j.run(t, first)
+		_, err := j.api.Restore(ctx, &janitorv1.RestoreRequest{What: &janitorv1.RestoreRequest_RunId{RunId: done.finished.GetId()}})
+		if err == nil {
+			t.Fatal("it was restored, and not killed")
+		}
+	} else if _, err := j.tryRun(ctx, first); err == nil {
+		t.Fatal("it ran to its end")
+	}
+	select {
+	case <-j.Done():
+	case <-time.After(20 * time.Second):
+		t.Fatalf("it did not come to %s:\n%s", point, j.Tail(20))
+	}
+	if point == "janitor.recovered" {
+		_ = j.StartFailing(ctx, point) // it dies as it takes the run up
+		select {
+		case <-j.Done():
+		case <-time.After(20 * time.Second):
+			t.Fatal("it did not come to the second point")
+		}
+	}
+	labtest.Must(0, j.Start(ctx))(t)
+	labtest.Eventually(t, 20*time.Second, "the end of all runs", func() bool {
+		for _, r := range labtest.Must(j.api.ListRuns(ctx, &janitorv1.ListRunsRequest{}))(t).GetRuns() {
+			if r.GetEndTime() == nil || r.GetState() == janitorv1.RunState_RUN_STATE_INTERRUPTED && point != "janitor.outofsight" && point != "janitor.purging" {
+				return false
+			}
+		}
+		return true
+	})
+	for _, ref := range []string{"app:v1", "app:v2"} {
+		if err := pullWhole(ctx, registry.Addr, ref); err != nil {
+			t.Errorf("%s: %v", ref, err)
+		}
+	}
+	labtest.Eventually(t, 20*time.Second, "a run to the end", func() bool { // one may be under way
+		o, err := j.tryRun(ctx, req)
+		return err == nil && o.finished.GetState() == janitorv1.RunState_RUN_STATE_SUCCEEDED && o.finished.GetBrokenManifests() == 0
+	})
+	for _, ref := range []string{"cache/a:main", "cache/a:other", "cache/b:main"} {
+		if err := pullWhole(ctx, registry.Addr, ref); err == nil && point != "janitor.restoring" {
+			t.Errorf("%s is there", ref)
+		}
+	}
+	plan, _ := j.planned(t, &janitorv1.PlanRunRequest{Policy: weekly()})
+	if plan.GetRemove().GetManifests()+plan.GetRemove().GetBlobs() > 0 && point != "janitor.restoring" {
+		t.Errorf("left over: %v", plan)
+	}
+	if links := labtest.Must(filepath.Glob(filepath.Join(registry.Storage, "docker/registry/v2/repositories/app/_layers/sha256/*/link")))(t); len(links) == 0 {
+		t.Error("the links of what stays are gone")
+	}
+	if bytes < 0 {
+		return
+	}
+	labtest.Must(j.api.Restore(ctx, &janitorv1.RestoreRequest{What: &janitorv1.RestoreRequest_Filter{Filter: `quarantine_time > "2020-01-01T00:00:00Z"`}}))(t)
+	for _, ref := range []string{"app:v1", "app:v2", "cache/a:main", "cache/a:other", "cache/b:main"} {
+		if err := pullWhole(ctx, registry.Addr, ref); err != nil {
+			t.Errorf("%s: %v", ref, err)
+		}
+	}
+	if n, size := stored(t, registry.Storage); n != blobs || size != bytes {
+		t.Errorf("%d blobs of %d bytes are there, of %d of %d", n, size, blobs, bytes)
+	}
 }

@@ -113,4 +113,3 @@ func (s *Service) beat(ctx context.Context) error {
 	<-ctx.Done()
 	return nil
 }
-

@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/kilnbuild/kiln/pkg/failpoint"
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
 	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
 	"github.com/kilnbuild/kiln/services/janitor/internal/quarantine"
@@ -175,6 +176,7 @@ func (s *Storage) Restore(e quarantine.Entry, at time.Time) (present, missing bo
 		}
 		return false, false, err
 	}
+	failpoint.Hit("janitor.restoring")
 	if present, err = exists(place); err != nil {
 		return present, false, err
 	}

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/kilnbuild/kiln/pkg/failpoint"
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
 	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
 	"github.com/kilnbuild/kiln/services/janitor/internal/quarantine"
@@ -43,6 +44,7 @@ func (q *Quarantine) Manifest(repository string, digest content.Digest, linked t
 		return false, err
 	}
 	tidy(filepath.Dir(link), s.linksDir(repository, revisionsDir))
+	failpoint.Hit("janitor.unlinked")
 	for _, tag := range tags {
 		if err := q.Tag(repository, tag.Name, digest, tag.Moved); err != nil {
 			return true, err
@@ -310,6 +312,7 @@ func (s *Storage) PurgeRuns(ctx context.Context, runs []string) error {
 		if _, err := take(s.own("quarantine", run), s.own("quarantine", ".purge-"+run)); err != nil {
 			return denied(err)
 		}
+		failpoint.Hit("janitor.outofsight")
 	}
 	all, err := names(s.own("quarantine"))
 	if err != nil {
