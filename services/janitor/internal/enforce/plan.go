@@ -82,7 +82,9 @@ func (e *Engine) plan(ctx context.Context, p policy.Policy, ask Ask) (run.Plan, 
 			return slices.ContainsFunc(globs, func(g policy.Glob) bool { return g.Fits(repository) })
 		}
 	}
+	started := time.Now()
 	made.Plan = plan.Make(in)
+	made.Looked, made.Took = in.Registry.Took, time.Since(started)
 	if !e.Listens {
 		made.Warnings = append(made.Warnings, "pulls are not known of: the registry's notifications are not configured, so ages count from pushes and from what builds tell")
 	}

@@ -23,7 +23,11 @@ type Registry struct {
 	Time         time.Time    // by the janitor's clock, taken before it was looked at
 	Repositories []Repository // by name
 	Orphans      []Orphan     // in any order
+	Took         Took
 }
+
+// Took is where the time of a look went.
+type Took struct{ Walk, Parse, Links time.Duration }
 
 // Repository is one repository.
 type Repository struct {

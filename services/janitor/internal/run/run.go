@@ -5,6 +5,7 @@ package run
 import (
 	"time"
 
+	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
 	"github.com/kilnbuild/kiln/services/janitor/internal/plan"
 	"github.com/kilnbuild/kiln/services/janitor/internal/policy"
 )
@@ -19,6 +20,8 @@ type Plan struct {
 	Hypothetical bool
 	Reach        Reach
 	Policy       policy.Policy // that it is by, resolved
+	Looked       inventory.Took
+	Took         time.Duration // to apply the policy
 }
 
 // Run is one application of a policy.

@@ -42,6 +42,7 @@ func (s *Storage) Inventory(ctx context.Context, look inventory.Look) (inventory
 	if err != nil {
 		return out, err
 	}
+	out.Took.Walk = time.Since(out.Time)
 	out.Repositories = make([]inventory.Repository, len(dirs))
 	err = inParallel(ctx, len(dirs), func(i int) (err error) {
 		out.Repositories[i], err = s.repository(dirs[i], look)
@@ -51,7 +52,10 @@ func (s *Storage) Inventory(ctx context.Context, look inventory.Look) (inventory
 		return out, err
 	}
 	s.forgetBut(out)
-	return out, s.links(ctx, blobs, &out, look)
+	out.Took.Parse = time.Since(out.Time) - out.Took.Walk
+	err = s.links(ctx, blobs, &out, look)
+	out.Took.Links = time.Since(out.Time) - out.Took.Walk - out.Took.Parse
+	return out, err
 }
 
 // inParallel does something n times, some at once: it is waiting for the disk. After an

@@ -28,6 +28,7 @@ func PlanProto(p run.Plan) *janitorv1.Plan {
 	out := &janitorv1.Plan{
 		Digest: p.Digest, CreateTime: stamp(p.Created), ExpireTime: stamp(p.Expires), PolicyVersion: p.PolicyVersion,
 		Remove: AmountProto(p.Removes), Keep: AmountProto(p.Keeps), RemovesAll: p.RemovesAll, Reach: reachProto(p.Reach),
+		WalkTime: durationpb.New(p.Looked.Walk), ParseTime: durationpb.New(p.Looked.Parse), LinkTime: durationpb.New(p.Looked.Links), PlanTime: durationpb.New(p.Took),
 		Repositories: repositories(p), Rules: RulesProto(p.Rules), Warnings: p.Warnings[:min(len(p.Warnings), maxWarnings)],
 	}
 	if p.Hypothetical {

@@ -341,7 +341,15 @@ type Plan struct {
 	// How far the janitor reaches.
 	Reach Reach `protobuf:"varint,10,opt,name=reach,proto3,enum=kiln.janitor.v1.Reach" json:"reach,omitempty"`
 	// What stands in the way of some removals, in sentences, at most 100.
-	Warnings      []string `protobuf:"bytes,11,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Warnings []string `protobuf:"bytes,11,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// Where the time went: listing directories,
+	WalkTime *durationpb.Duration `protobuf:"bytes,12,opt,name=walk_time,json=walkTime,proto3" json:"walk_time,omitempty"`
+	// reading the repositories, and those manifests that were not known yet,
+	ParseTime *durationpb.Duration `protobuf:"bytes,13,opt,name=parse_time,json=parseTime,proto3" json:"parse_time,omitempty"`
+	// finding what nothing names, and the links to it,
+	LinkTime *durationpb.Duration `protobuf:"bytes,14,opt,name=link_time,json=linkTime,proto3" json:"link_time,omitempty"`
+	// and applying the policy.
+	PlanTime      *durationpb.Duration `protobuf:"bytes,15,opt,name=plan_time,json=planTime,proto3" json:"plan_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -449,6 +457,34 @@ func (x *Plan) GetReach() Reach {
 func (x *Plan) GetWarnings() []string {
 	if x != nil {
 		return x.Warnings
+	}
+	return nil
+}
+
+func (x *Plan) GetWalkTime() *durationpb.Duration {
+	if x != nil {
+		return x.WalkTime
+	}
+	return nil
+}
+
+func (x *Plan) GetParseTime() *durationpb.Duration {
+	if x != nil {
+		return x.ParseTime
+	}
+	return nil
+}
+
+func (x *Plan) GetLinkTime() *durationpb.Duration {
+	if x != nil {
+		return x.LinkTime
+	}
+	return nil
+}
+
+func (x *Plan) GetPlanTime() *durationpb.Duration {
+	if x != nil {
+		return x.PlanTime
 	}
 	return nil
 }
@@ -868,7 +904,7 @@ var File_kiln_janitor_v1_plan_proto protoreflect.FileDescriptor
 
 const file_kiln_janitor_v1_plan_proto_rawDesc = "" +
 	"\n" +
-	"\x1akiln/janitor/v1/plan.proto\x12\x0fkiln.janitor.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ckiln/janitor/v1/policy.proto\"\x82\x04\n" +
+	"\x1akiln/janitor/v1/plan.proto\x12\x0fkiln.janitor.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1ckiln/janitor/v1/policy.proto\"\xe4\x05\n" +
 	"\x04Plan\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12;\n" +
 	"\vcreate_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
@@ -884,7 +920,12 @@ const file_kiln_janitor_v1_plan_proto_rawDesc = "" +
 	"removesAll\x12,\n" +
 	"\x05reach\x18\n" +
 	" \x01(\x0e2\x16.kiln.janitor.v1.ReachR\x05reach\x12\x1a\n" +
-	"\bwarnings\x18\v \x03(\tR\bwarnings\"u\n" +
+	"\bwarnings\x18\v \x03(\tR\bwarnings\x126\n" +
+	"\twalk_time\x18\f \x01(\v2\x19.google.protobuf.DurationR\bwalkTime\x128\n" +
+	"\n" +
+	"parse_time\x18\r \x01(\v2\x19.google.protobuf.DurationR\tparseTime\x126\n" +
+	"\tlink_time\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\blinkTime\x126\n" +
+	"\tplan_time\x18\x0f \x01(\v2\x19.google.protobuf.DurationR\bplanTime\"u\n" +
 	"\x06Amount\x12\x1c\n" +
 	"\tmanifests\x18\x01 \x01(\x03R\tmanifests\x12\x14\n" +
 	"\x05blobs\x18\x02 \x01(\x03R\x05blobs\x12\x1d\n" +
@@ -998,21 +1039,25 @@ var file_kiln_janitor_v1_plan_proto_depIdxs = []int32{
 	6,  // 4: kiln.janitor.v1.Plan.rules:type_name -> kiln.janitor.v1.RuleAmount
 	7,  // 5: kiln.janitor.v1.Plan.repositories:type_name -> kiln.janitor.v1.RepositoryAmount
 	3,  // 6: kiln.janitor.v1.Plan.reach:type_name -> kiln.janitor.v1.Reach
-	5,  // 7: kiln.janitor.v1.RuleAmount.amount:type_name -> kiln.janitor.v1.Amount
-	5,  // 8: kiln.janitor.v1.RepositoryAmount.amount:type_name -> kiln.janitor.v1.Amount
-	9,  // 9: kiln.janitor.v1.Verdict.item:type_name -> kiln.janitor.v1.Item
-	1,  // 10: kiln.janitor.v1.Verdict.action:type_name -> kiln.janitor.v1.VerdictAction
-	2,  // 11: kiln.janitor.v1.Verdict.reason:type_name -> kiln.janitor.v1.VerdictReason
-	11, // 12: kiln.janitor.v1.Verdict.age:type_name -> google.protobuf.Duration
-	0,  // 13: kiln.janitor.v1.Item.kind:type_name -> kiln.janitor.v1.ItemKind
-	12, // 14: kiln.janitor.v1.Item.manifest_kind:type_name -> kiln.janitor.v1.ManifestKind
-	10, // 15: kiln.janitor.v1.Item.push_time:type_name -> google.protobuf.Timestamp
-	10, // 16: kiln.janitor.v1.Item.pull_time:type_name -> google.protobuf.Timestamp
-	17, // [17:17] is the sub-list for method output_type
-	17, // [17:17] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	11, // 7: kiln.janitor.v1.Plan.walk_time:type_name -> google.protobuf.Duration
+	11, // 8: kiln.janitor.v1.Plan.parse_time:type_name -> google.protobuf.Duration
+	11, // 9: kiln.janitor.v1.Plan.link_time:type_name -> google.protobuf.Duration
+	11, // 10: kiln.janitor.v1.Plan.plan_time:type_name -> google.protobuf.Duration
+	5,  // 11: kiln.janitor.v1.RuleAmount.amount:type_name -> kiln.janitor.v1.Amount
+	5,  // 12: kiln.janitor.v1.RepositoryAmount.amount:type_name -> kiln.janitor.v1.Amount
+	9,  // 13: kiln.janitor.v1.Verdict.item:type_name -> kiln.janitor.v1.Item
+	1,  // 14: kiln.janitor.v1.Verdict.action:type_name -> kiln.janitor.v1.VerdictAction
+	2,  // 15: kiln.janitor.v1.Verdict.reason:type_name -> kiln.janitor.v1.VerdictReason
+	11, // 16: kiln.janitor.v1.Verdict.age:type_name -> google.protobuf.Duration
+	0,  // 17: kiln.janitor.v1.Item.kind:type_name -> kiln.janitor.v1.ItemKind
+	12, // 18: kiln.janitor.v1.Item.manifest_kind:type_name -> kiln.janitor.v1.ManifestKind
+	10, // 19: kiln.janitor.v1.Item.push_time:type_name -> google.protobuf.Timestamp
+	10, // 20: kiln.janitor.v1.Item.pull_time:type_name -> google.protobuf.Timestamp
+	21, // [21:21] is the sub-list for method output_type
+	21, // [21:21] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_kiln_janitor_v1_plan_proto_init() }
