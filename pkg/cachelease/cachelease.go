@@ -9,17 +9,16 @@ package cachelease
 import (
 	"cmp"
 	"context"
-	"errors"
 	"log/slog"
 	"path/filepath"
 	"strings"
-	"sync"
 	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/durationpb"
 
+	"github.com/kilnbuild/kiln/pkg/renewal"
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 )
 
@@ -54,8 +53,7 @@ type Leases struct {
 	log  *slog.Logger
 	held []*cachemanagerv1.Lease // by the place of the want; nil: none
 
-	stop    context.CancelFunc
-	renewed sync.WaitGroup
+	stop func() // renewing
 }
 
 // Acquire takes the leases of a build and keeps them until Release. Why there is
@@ -66,9 +64,7 @@ func Acquire(ctx context.Context, api cachemanagerv1.CacheManagerServiceClient, 
 	for i, want := range wants {
 		l.held[i] = l.acquire(ctx, holder, want)
 	}
-	renewing, stop := context.WithCancel(context.WithoutCancel(ctx)) // a build that is cancelled still reads until it has ended
-	l.stop = stop
-	l.renewed.Go(func() { l.renew(renewing) })
+	l.stop = renewal.Keep(ctx, renewEvery, l.renew) // a build that is cancelled still reads until it has ended
 	return l
 }
 
@@ -101,26 +97,17 @@ func (l *Leases) Digest(want int) (digest string, leased bool) {
 	return l.held[want].GetDigest(), true
 }
 
-// renew renews the leases until ctx ends.
+// renew renews the leases.
 func (l *Leases) renew(ctx context.Context) {
-	tick := time.NewTicker(renewEvery)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
+	for _, lease := range l.held {
+		if lease == nil {
+			continue
 		}
-		for _, lease := range l.held {
-			if lease == nil {
-				continue
-			}
-			call, cancel := context.WithTimeout(ctx, callTimeout)
-			_, err := l.api.RenewLease(call, &cachemanagerv1.RenewLeaseRequest{LeaseId: lease.GetId()})
-			cancel()
-			if err != nil && !errors.Is(ctx.Err(), context.Canceled) {
-				l.log.WarnContext(ctx, "a lease on a cache directory could not be renewed", "directory", lease.GetDirectory(), "error", err)
-			}
+		call, cancel := context.WithTimeout(ctx, callTimeout)
+		_, err := l.api.RenewLease(call, &cachemanagerv1.RenewLeaseRequest{LeaseId: lease.GetId()})
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			l.log.WarnContext(ctx, "a lease on a cache directory could not be renewed", "directory", lease.GetDirectory(), "error", err)
 		}
 	}
 }
@@ -128,7 +115,6 @@ func (l *Leases) renew(ctx context.Context) {
 // Release ends the leases, also when ctx has ended.
 func (l *Leases) Release(ctx context.Context) {
 	l.stop()
-	l.renewed.Wait()
 	for _, lease := range l.held {
 		if lease == nil {
 			continue

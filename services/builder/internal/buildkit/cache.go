@@ -9,6 +9,7 @@ import (
 	"github.com/moby/buildkit/client"
 
 	"github.com/kilnbuild/kiln/pkg/cachelease"
+	"github.com/kilnbuild/kiln/pkg/registrylease"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )
 
@@ -100,6 +101,32 @@ func (j *job) lease(ctx context.Context) {
 	j.opt.CacheImports = kept
 }
 
+// leaseRegistry takes leases on the job's caches in the registry, which end with it.
+func (j *job) leaseRegistry(ctx context.Context) {
+	if j.daemon.opts.Janitor == nil {
+		return
+	}
+	var wants []registrylease.Want
+	add := func(entries []build.CacheEntry, export bool) {
+		for _, entry := range entries {
+			if ref := entry.Attributes["ref"]; entry.Type == registryCache && ref != "" {
+				wants = append(wants, registrylease.Want{Reference: ref, Export: export})
+			}
+		}
+	}
+	add(j.spec.Cache.Imports, false)
+	add(j.spec.Cache.Exports, true)
+	if len(wants) == 0 {
+		return
+	}
+	missed := j.daemon.opts.NoLease
+	if missed == nil {
+		missed = func() {}
+	}
+	leases := registrylease.Acquire(ctx, j.daemon.opts.Janitor, j.build, wants, j.daemon.log.With("build", j.build), missed)
+	j.keep(closer(func() error { leases.Release(ctx); return nil }))
+}
+
 // closer is a function that closes something.
 type closer func() error
 
@@ -107,6 +134,9 @@ func (c closer) Close() error { return c() }
 
 // localCache is BuildKit's name of a cache in a directory.
 const localCache = "local"
+
+// registryCache is BuildKit's name of a cache in a registry.
+const registryCache = "registry"
 
 // checkEndpoints holds the caches in object stores to the guard: the daemon sends
 // what it is told to where it is told.

@@ -24,6 +24,7 @@ import (
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
+	janitorv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/janitor/v1"
 	"github.com/kilnbuild/kiln/services/builder/internal/artifacts"
 	"github.com/kilnbuild/kiln/services/builder/internal/contextstore"
 	"github.com/kilnbuild/kiln/services/builder/internal/hostdir"
@@ -41,6 +42,10 @@ type Options struct {
 	// CacheManager gives leases on the directories of type=local caches; nil: there is
 	// none.
 	CacheManager cachemanagerv1.CacheManagerServiceClient
+	// Janitor gives leases on caches in the registry; nil: there is none.
+	Janitor janitorv1.JanitorServiceClient
+	// NoLease counts builds that go on without a lease. nil: nobody counts.
+	NoLease func()
 }
 
 // Contexts keeps contexts by the digest of their content. See package contextstore,

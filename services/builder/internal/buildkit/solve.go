@@ -75,6 +75,7 @@ func (r *run) solve(ctx context.Context, id, ref string, spec build.Spec) ([]bui
 	}
 	j.opt.Ref = ref
 	j.lease(ctx)
+	j.leaseRegistry(ctx)
 	type answer struct {
 		outputs []build.OutputResult
 		err     error

@@ -98,6 +98,7 @@ func (r *runner) newBuilder(ctx context.Context, tel *telemetry.Telemetry) (serv
 		Policy:          &configv1.BuildPolicyConfig{Sources: &configv1.SourcesConfig{Networks: r.opts.AllowNetworks}},
 		Egress:          &configv1.EgressConfig{Listen: r.addrs.egress},
 		CacheManager:    &configv1.CacheManagerClient{Address: r.addrs.cacheManager},
+		Janitor:         &configv1.JanitorClient{Address: r.addrs.janitor},
 	}, tel)
 }
 

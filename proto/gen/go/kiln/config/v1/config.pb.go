@@ -70,7 +70,10 @@ type BuilderConfig struct {
 	Egress *EgressConfig `protobuf:"bytes,14,opt,name=egress,proto3" json:"egress,omitempty"`
 	// The cache manager whose leases keep the type=local caches of builds. Unset:
 	// none.
-	CacheManager  *CacheManagerClient `protobuf:"bytes,15,opt,name=cache_manager,json=cacheManager,proto3" json:"cache_manager,omitempty"`
+	CacheManager *CacheManagerClient `protobuf:"bytes,15,opt,name=cache_manager,json=cacheManager,proto3" json:"cache_manager,omitempty"`
+	// The janitor whose leases keep the registry caches of builds, and which is told
+	// of their uses. Unset: none.
+	Janitor       *JanitorClient `protobuf:"bytes,16,opt,name=janitor,proto3" json:"janitor,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -210,6 +213,68 @@ func (x *BuilderConfig) GetCacheManager() *CacheManagerClient {
 	return nil
 }
 
+func (x *BuilderConfig) GetJanitor() *JanitorClient {
+	if x != nil {
+		return x.Janitor
+	}
+	return nil
+}
+
+// How a builder reaches the janitor.
+type JanitorClient struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Address: "host:port", or "unix:///path".
+	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// Certificates. Unset: plain text.
+	Tls           *ClientTLS `protobuf:"bytes,2,opt,name=tls,proto3" json:"tls,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JanitorClient) Reset() {
+	*x = JanitorClient{}
+	mi := &file_kiln_config_v1_config_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JanitorClient) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JanitorClient) ProtoMessage() {}
+
+func (x *JanitorClient) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_config_v1_config_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JanitorClient.ProtoReflect.Descriptor instead.
+func (*JanitorClient) Descriptor() ([]byte, []int) {
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *JanitorClient) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *JanitorClient) GetTls() *ClientTLS {
+	if x != nil {
+		return x.Tls
+	}
+	return nil
+}
+
 // How a builder reaches the cache manager.
 type CacheManagerClient struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -226,7 +291,7 @@ type CacheManagerClient struct {
 
 func (x *CacheManagerClient) Reset() {
 	*x = CacheManagerClient{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[1]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -238,7 +303,7 @@ func (x *CacheManagerClient) String() string {
 func (*CacheManagerClient) ProtoMessage() {}
 
 func (x *CacheManagerClient) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[1]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -251,7 +316,7 @@ func (x *CacheManagerClient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheManagerClient.ProtoReflect.Descriptor instead.
 func (*CacheManagerClient) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{1}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *CacheManagerClient) GetAddress() string {
@@ -295,7 +360,7 @@ type RetentionConfig struct {
 
 func (x *RetentionConfig) Reset() {
 	*x = RetentionConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[2]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -307,7 +372,7 @@ func (x *RetentionConfig) String() string {
 func (*RetentionConfig) ProtoMessage() {}
 
 func (x *RetentionConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[2]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -320,7 +385,7 @@ func (x *RetentionConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetentionConfig.ProtoReflect.Descriptor instead.
 func (*RetentionConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{2}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *RetentionConfig) GetBuildAge() *durationpb.Duration {
@@ -385,7 +450,7 @@ type ContextsConfig struct {
 
 func (x *ContextsConfig) Reset() {
 	*x = ContextsConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[3]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -397,7 +462,7 @@ func (x *ContextsConfig) String() string {
 func (*ContextsConfig) ProtoMessage() {}
 
 func (x *ContextsConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[3]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -410,7 +475,7 @@ func (x *ContextsConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContextsConfig.ProtoReflect.Descriptor instead.
 func (*ContextsConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{3}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *ContextsConfig) GetKeepAge() *durationpb.Duration {
@@ -490,7 +555,7 @@ type AdmissionConfig struct {
 
 func (x *AdmissionConfig) Reset() {
 	*x = AdmissionConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[4]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -502,7 +567,7 @@ func (x *AdmissionConfig) String() string {
 func (*AdmissionConfig) ProtoMessage() {}
 
 func (x *AdmissionConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[4]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -515,7 +580,7 @@ func (x *AdmissionConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdmissionConfig.ProtoReflect.Descriptor instead.
 func (*AdmissionConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{4}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *AdmissionConfig) GetMaxQueued() uint32 {
@@ -563,7 +628,7 @@ type TenantLimits struct {
 
 func (x *TenantLimits) Reset() {
 	*x = TenantLimits{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[5]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -575,7 +640,7 @@ func (x *TenantLimits) String() string {
 func (*TenantLimits) ProtoMessage() {}
 
 func (x *TenantLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[5]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -588,7 +653,7 @@ func (x *TenantLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantLimits.ProtoReflect.Descriptor instead.
 func (*TenantLimits) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{5}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *TenantLimits) GetMaxRunning() uint32 {
@@ -633,7 +698,7 @@ type TenantConfig struct {
 
 func (x *TenantConfig) Reset() {
 	*x = TenantConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[6]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -645,7 +710,7 @@ func (x *TenantConfig) String() string {
 func (*TenantConfig) ProtoMessage() {}
 
 func (x *TenantConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[6]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -658,7 +723,7 @@ func (x *TenantConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantConfig.ProtoReflect.Descriptor instead.
 func (*TenantConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{6}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TenantConfig) GetName() string {
@@ -697,7 +762,7 @@ type BuildPolicyConfig struct {
 
 func (x *BuildPolicyConfig) Reset() {
 	*x = BuildPolicyConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[7]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -709,7 +774,7 @@ func (x *BuildPolicyConfig) String() string {
 func (*BuildPolicyConfig) ProtoMessage() {}
 
 func (x *BuildPolicyConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[7]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -722,7 +787,7 @@ func (x *BuildPolicyConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildPolicyConfig.ProtoReflect.Descriptor instead.
 func (*BuildPolicyConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{7}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *BuildPolicyConfig) GetEntitlements() []string {
@@ -782,7 +847,7 @@ type SourcesConfig struct {
 
 func (x *SourcesConfig) Reset() {
 	*x = SourcesConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[8]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -794,7 +859,7 @@ func (x *SourcesConfig) String() string {
 func (*SourcesConfig) ProtoMessage() {}
 
 func (x *SourcesConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[8]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -807,7 +872,7 @@ func (x *SourcesConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourcesConfig.ProtoReflect.Descriptor instead.
 func (*SourcesConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{8}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *SourcesConfig) GetSchemes() []string {
@@ -852,7 +917,7 @@ type EgressConfig struct {
 
 func (x *EgressConfig) Reset() {
 	*x = EgressConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[9]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -864,7 +929,7 @@ func (x *EgressConfig) String() string {
 func (*EgressConfig) ProtoMessage() {}
 
 func (x *EgressConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[9]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -877,7 +942,7 @@ func (x *EgressConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressConfig.ProtoReflect.Descriptor instead.
 func (*EgressConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{9}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *EgressConfig) GetListen() string {
@@ -922,7 +987,7 @@ type CacheManagerConfig struct {
 
 func (x *CacheManagerConfig) Reset() {
 	*x = CacheManagerConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[10]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -934,7 +999,7 @@ func (x *CacheManagerConfig) String() string {
 func (*CacheManagerConfig) ProtoMessage() {}
 
 func (x *CacheManagerConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[10]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -947,7 +1012,7 @@ func (x *CacheManagerConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheManagerConfig.ProtoReflect.Descriptor instead.
 func (*CacheManagerConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{10}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *CacheManagerConfig) GetServer() *ServerConfig {
@@ -1028,7 +1093,7 @@ type CacheDirectory struct {
 
 func (x *CacheDirectory) Reset() {
 	*x = CacheDirectory{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[11]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1040,7 +1105,7 @@ func (x *CacheDirectory) String() string {
 func (*CacheDirectory) ProtoMessage() {}
 
 func (x *CacheDirectory) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[11]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1053,7 +1118,7 @@ func (x *CacheDirectory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheDirectory.ProtoReflect.Descriptor instead.
 func (*CacheDirectory) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{11}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CacheDirectory) GetPath() string {
@@ -1109,7 +1174,7 @@ type JanitorConfig struct {
 
 func (x *JanitorConfig) Reset() {
 	*x = JanitorConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[12]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1121,7 +1186,7 @@ func (x *JanitorConfig) String() string {
 func (*JanitorConfig) ProtoMessage() {}
 
 func (x *JanitorConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[12]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1134,7 +1199,7 @@ func (x *JanitorConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JanitorConfig.ProtoReflect.Descriptor instead.
 func (*JanitorConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{12}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *JanitorConfig) GetServer() *ServerConfig {
@@ -1230,7 +1295,7 @@ type ScheduleConfig struct {
 
 func (x *ScheduleConfig) Reset() {
 	*x = ScheduleConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[13]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1242,7 +1307,7 @@ func (x *ScheduleConfig) String() string {
 func (*ScheduleConfig) ProtoMessage() {}
 
 func (x *ScheduleConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[13]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1255,7 +1320,7 @@ func (x *ScheduleConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScheduleConfig.ProtoReflect.Descriptor instead.
 func (*ScheduleConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{13}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ScheduleConfig) GetCron() string {
@@ -1291,7 +1356,7 @@ type NotificationsConfig struct {
 
 func (x *NotificationsConfig) Reset() {
 	*x = NotificationsConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[14]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1303,7 +1368,7 @@ func (x *NotificationsConfig) String() string {
 func (*NotificationsConfig) ProtoMessage() {}
 
 func (x *NotificationsConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[14]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1316,7 +1381,7 @@ func (x *NotificationsConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NotificationsConfig.ProtoReflect.Descriptor instead.
 func (*NotificationsConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{14}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *NotificationsConfig) GetSecretFile() string {
@@ -1353,7 +1418,7 @@ type ServerConfig struct {
 
 func (x *ServerConfig) Reset() {
 	*x = ServerConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[15]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1365,7 +1430,7 @@ func (x *ServerConfig) String() string {
 func (*ServerConfig) ProtoMessage() {}
 
 func (x *ServerConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[15]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1378,7 +1443,7 @@ func (x *ServerConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerConfig.ProtoReflect.Descriptor instead.
 func (*ServerConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{15}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ServerConfig) GetListen() string {
@@ -1440,7 +1505,7 @@ type ServerTLS struct {
 
 func (x *ServerTLS) Reset() {
 	*x = ServerTLS{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[16]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1452,7 +1517,7 @@ func (x *ServerTLS) String() string {
 func (*ServerTLS) ProtoMessage() {}
 
 func (x *ServerTLS) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[16]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1465,7 +1530,7 @@ func (x *ServerTLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerTLS.ProtoReflect.Descriptor instead.
 func (*ServerTLS) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{16}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ServerTLS) GetCertFile() string {
@@ -1507,7 +1572,7 @@ type ClientTLS struct {
 
 func (x *ClientTLS) Reset() {
 	*x = ClientTLS{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[17]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1519,7 +1584,7 @@ func (x *ClientTLS) String() string {
 func (*ClientTLS) ProtoMessage() {}
 
 func (x *ClientTLS) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[17]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1532,7 +1597,7 @@ func (x *ClientTLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientTLS.ProtoReflect.Descriptor instead.
 func (*ClientTLS) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{17}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ClientTLS) GetCaFile() string {
@@ -1583,7 +1648,7 @@ type LimitsConfig struct {
 
 func (x *LimitsConfig) Reset() {
 	*x = LimitsConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[18]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1595,7 +1660,7 @@ func (x *LimitsConfig) String() string {
 func (*LimitsConfig) ProtoMessage() {}
 
 func (x *LimitsConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[18]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1608,7 +1673,7 @@ func (x *LimitsConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitsConfig.ProtoReflect.Descriptor instead.
 func (*LimitsConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{18}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LimitsConfig) GetMaxMessageBytes() uint32 {
@@ -1655,7 +1720,7 @@ type AccessRule struct {
 
 func (x *AccessRule) Reset() {
 	*x = AccessRule{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[19]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1667,7 +1732,7 @@ func (x *AccessRule) String() string {
 func (*AccessRule) ProtoMessage() {}
 
 func (x *AccessRule) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[19]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1680,7 +1745,7 @@ func (x *AccessRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessRule.ProtoReflect.Descriptor instead.
 func (*AccessRule) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{19}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *AccessRule) GetIdentities() []string {
@@ -1710,7 +1775,7 @@ type LogConfig struct {
 
 func (x *LogConfig) Reset() {
 	*x = LogConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[20]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1722,7 +1787,7 @@ func (x *LogConfig) String() string {
 func (*LogConfig) ProtoMessage() {}
 
 func (x *LogConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[20]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1735,7 +1800,7 @@ func (x *LogConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogConfig.ProtoReflect.Descriptor instead.
 func (*LogConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{20}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *LogConfig) GetLevel() string {
@@ -1773,7 +1838,7 @@ type DaemonConfig struct {
 
 func (x *DaemonConfig) Reset() {
 	*x = DaemonConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[21]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1785,7 +1850,7 @@ func (x *DaemonConfig) String() string {
 func (*DaemonConfig) ProtoMessage() {}
 
 func (x *DaemonConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[21]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1798,7 +1863,7 @@ func (x *DaemonConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DaemonConfig.ProtoReflect.Descriptor instead.
 func (*DaemonConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{21}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *DaemonConfig) GetName() string {
@@ -1856,7 +1921,7 @@ type RegistryConfig struct {
 
 func (x *RegistryConfig) Reset() {
 	*x = RegistryConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[22]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1868,7 +1933,7 @@ func (x *RegistryConfig) String() string {
 func (*RegistryConfig) ProtoMessage() {}
 
 func (x *RegistryConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[22]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1881,7 +1946,7 @@ func (x *RegistryConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegistryConfig.ProtoReflect.Descriptor instead.
 func (*RegistryConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{22}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RegistryConfig) GetAddress() string {
@@ -1923,7 +1988,7 @@ var File_kiln_config_v1_config_proto protoreflect.FileDescriptor
 
 const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"\x1bkiln/config/v1/config.proto\x12\x0ekiln.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xf9\x06\n" +
+	"\x1bkiln/config/v1/config.proto\x12\x0ekiln.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xb2\a\n" +
 	"\rBuilderConfig\x124\n" +
 	"\x06server\x18\x01 \x01(\v2\x1c.kiln.config.v1.ServerConfigR\x06server\x12+\n" +
 	"\x03log\x18\x02 \x01(\v2\x19.kiln.config.v1.LogConfigR\x03log\x12@\n" +
@@ -1940,7 +2005,12 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\tadmission\x18\f \x01(\v2\x1f.kiln.config.v1.AdmissionConfigR\tadmission\x129\n" +
 	"\x06policy\x18\r \x01(\v2!.kiln.config.v1.BuildPolicyConfigR\x06policy\x124\n" +
 	"\x06egress\x18\x0e \x01(\v2\x1c.kiln.config.v1.EgressConfigR\x06egress\x12G\n" +
-	"\rcache_manager\x18\x0f \x01(\v2\".kiln.config.v1.CacheManagerClientR\fcacheManager\"\xc0\x01\n" +
+	"\rcache_manager\x18\x0f \x01(\v2\".kiln.config.v1.CacheManagerClientR\fcacheManager\x127\n" +
+	"\ajanitor\x18\x10 \x01(\v2\x1d.kiln.config.v1.JanitorClientR\ajanitor\"b\n" +
+	"\rJanitorClient\x12$\n" +
+	"\aaddress\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\aaddress\x12+\n" +
+	"\x03tls\x18\x02 \x01(\v2\x19.kiln.config.v1.ClientTLSR\x03tls\"\xc0\x01\n" +
 	"\x12CacheManagerClient\x12$\n" +
 	"\aaddress\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\aaddress\x12+\n" +
@@ -2101,82 +2171,85 @@ func file_kiln_config_v1_config_proto_rawDescGZIP() []byte {
 	return file_kiln_config_v1_config_proto_rawDescData
 }
 
-var file_kiln_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 23)
+var file_kiln_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
 var file_kiln_config_v1_config_proto_goTypes = []any{
 	(*BuilderConfig)(nil),       // 0: kiln.config.v1.BuilderConfig
-	(*CacheManagerClient)(nil),  // 1: kiln.config.v1.CacheManagerClient
-	(*RetentionConfig)(nil),     // 2: kiln.config.v1.RetentionConfig
-	(*ContextsConfig)(nil),      // 3: kiln.config.v1.ContextsConfig
-	(*AdmissionConfig)(nil),     // 4: kiln.config.v1.AdmissionConfig
-	(*TenantLimits)(nil),        // 5: kiln.config.v1.TenantLimits
-	(*TenantConfig)(nil),        // 6: kiln.config.v1.TenantConfig
-	(*BuildPolicyConfig)(nil),   // 7: kiln.config.v1.BuildPolicyConfig
-	(*SourcesConfig)(nil),       // 8: kiln.config.v1.SourcesConfig
-	(*EgressConfig)(nil),        // 9: kiln.config.v1.EgressConfig
-	(*CacheManagerConfig)(nil),  // 10: kiln.config.v1.CacheManagerConfig
-	(*CacheDirectory)(nil),      // 11: kiln.config.v1.CacheDirectory
-	(*JanitorConfig)(nil),       // 12: kiln.config.v1.JanitorConfig
-	(*ScheduleConfig)(nil),      // 13: kiln.config.v1.ScheduleConfig
-	(*NotificationsConfig)(nil), // 14: kiln.config.v1.NotificationsConfig
-	(*ServerConfig)(nil),        // 15: kiln.config.v1.ServerConfig
-	(*ServerTLS)(nil),           // 16: kiln.config.v1.ServerTLS
-	(*ClientTLS)(nil),           // 17: kiln.config.v1.ClientTLS
-	(*LimitsConfig)(nil),        // 18: kiln.config.v1.LimitsConfig
-	(*AccessRule)(nil),          // 19: kiln.config.v1.AccessRule
-	(*LogConfig)(nil),           // 20: kiln.config.v1.LogConfig
-	(*DaemonConfig)(nil),        // 21: kiln.config.v1.DaemonConfig
-	(*RegistryConfig)(nil),      // 22: kiln.config.v1.RegistryConfig
-	(*durationpb.Duration)(nil), // 23: google.protobuf.Duration
+	(*JanitorClient)(nil),       // 1: kiln.config.v1.JanitorClient
+	(*CacheManagerClient)(nil),  // 2: kiln.config.v1.CacheManagerClient
+	(*RetentionConfig)(nil),     // 3: kiln.config.v1.RetentionConfig
+	(*ContextsConfig)(nil),      // 4: kiln.config.v1.ContextsConfig
+	(*AdmissionConfig)(nil),     // 5: kiln.config.v1.AdmissionConfig
+	(*TenantLimits)(nil),        // 6: kiln.config.v1.TenantLimits
+	(*TenantConfig)(nil),        // 7: kiln.config.v1.TenantConfig
+	(*BuildPolicyConfig)(nil),   // 8: kiln.config.v1.BuildPolicyConfig
+	(*SourcesConfig)(nil),       // 9: kiln.config.v1.SourcesConfig
+	(*EgressConfig)(nil),        // 10: kiln.config.v1.EgressConfig
+	(*CacheManagerConfig)(nil),  // 11: kiln.config.v1.CacheManagerConfig
+	(*CacheDirectory)(nil),      // 12: kiln.config.v1.CacheDirectory
+	(*JanitorConfig)(nil),       // 13: kiln.config.v1.JanitorConfig
+	(*ScheduleConfig)(nil),      // 14: kiln.config.v1.ScheduleConfig
+	(*NotificationsConfig)(nil), // 15: kiln.config.v1.NotificationsConfig
+	(*ServerConfig)(nil),        // 16: kiln.config.v1.ServerConfig
+	(*ServerTLS)(nil),           // 17: kiln.config.v1.ServerTLS
+	(*ClientTLS)(nil),           // 18: kiln.config.v1.ClientTLS
+	(*LimitsConfig)(nil),        // 19: kiln.config.v1.LimitsConfig
+	(*AccessRule)(nil),          // 20: kiln.config.v1.AccessRule
+	(*LogConfig)(nil),           // 21: kiln.config.v1.LogConfig
+	(*DaemonConfig)(nil),        // 22: kiln.config.v1.DaemonConfig
+	(*RegistryConfig)(nil),      // 23: kiln.config.v1.RegistryConfig
+	(*durationpb.Duration)(nil), // 24: google.protobuf.Duration
 }
 var file_kiln_config_v1_config_proto_depIdxs = []int32{
-	15, // 0: kiln.config.v1.BuilderConfig.server:type_name -> kiln.config.v1.ServerConfig
-	20, // 1: kiln.config.v1.BuilderConfig.log:type_name -> kiln.config.v1.LogConfig
-	21, // 2: kiln.config.v1.BuilderConfig.daemons:type_name -> kiln.config.v1.DaemonConfig
-	23, // 3: kiln.config.v1.BuilderConfig.max_build_time:type_name -> google.protobuf.Duration
-	2,  // 4: kiln.config.v1.BuilderConfig.retention:type_name -> kiln.config.v1.RetentionConfig
-	3,  // 5: kiln.config.v1.BuilderConfig.contexts:type_name -> kiln.config.v1.ContextsConfig
-	4,  // 6: kiln.config.v1.BuilderConfig.admission:type_name -> kiln.config.v1.AdmissionConfig
-	7,  // 7: kiln.config.v1.BuilderConfig.policy:type_name -> kiln.config.v1.BuildPolicyConfig
-	9,  // 8: kiln.config.v1.BuilderConfig.egress:type_name -> kiln.config.v1.EgressConfig
-	1,  // 9: kiln.config.v1.BuilderConfig.cache_manager:type_name -> kiln.config.v1.CacheManagerClient
-	17, // 10: kiln.config.v1.CacheManagerClient.tls:type_name -> kiln.config.v1.ClientTLS
-	23, // 11: kiln.config.v1.CacheManagerClient.prune_after_build:type_name -> google.protobuf.Duration
-	23, // 12: kiln.config.v1.RetentionConfig.build_age:type_name -> google.protobuf.Duration
-	23, // 13: kiln.config.v1.RetentionConfig.artifact_age:type_name -> google.protobuf.Duration
-	23, // 14: kiln.config.v1.RetentionConfig.interval:type_name -> google.protobuf.Duration
-	23, // 15: kiln.config.v1.ContextsConfig.keep_age:type_name -> google.protobuf.Duration
-	23, // 16: kiln.config.v1.ContextsConfig.fetch_timeout:type_name -> google.protobuf.Duration
-	5,  // 17: kiln.config.v1.AdmissionConfig.defaults:type_name -> kiln.config.v1.TenantLimits
-	6,  // 18: kiln.config.v1.AdmissionConfig.tenants:type_name -> kiln.config.v1.TenantConfig
-	5,  // 19: kiln.config.v1.TenantConfig.limits:type_name -> kiln.config.v1.TenantLimits
-	8,  // 20: kiln.config.v1.BuildPolicyConfig.sources:type_name -> kiln.config.v1.SourcesConfig
-	15, // 21: kiln.config.v1.CacheManagerConfig.server:type_name -> kiln.config.v1.ServerConfig
-	20, // 22: kiln.config.v1.CacheManagerConfig.log:type_name -> kiln.config.v1.LogConfig
-	21, // 23: kiln.config.v1.CacheManagerConfig.daemons:type_name -> kiln.config.v1.DaemonConfig
-	23, // 24: kiln.config.v1.CacheManagerConfig.keep_age:type_name -> google.protobuf.Duration
-	23, // 25: kiln.config.v1.CacheManagerConfig.interval:type_name -> google.protobuf.Duration
-	11, // 26: kiln.config.v1.CacheManagerConfig.directories:type_name -> kiln.config.v1.CacheDirectory
-	23, // 27: kiln.config.v1.CacheDirectory.grace:type_name -> google.protobuf.Duration
-	15, // 28: kiln.config.v1.JanitorConfig.server:type_name -> kiln.config.v1.ServerConfig
-	20, // 29: kiln.config.v1.JanitorConfig.log:type_name -> kiln.config.v1.LogConfig
-	22, // 30: kiln.config.v1.JanitorConfig.registry:type_name -> kiln.config.v1.RegistryConfig
-	23, // 31: kiln.config.v1.JanitorConfig.keep_age:type_name -> google.protobuf.Duration
-	23, // 32: kiln.config.v1.JanitorConfig.check_interval:type_name -> google.protobuf.Duration
-	13, // 33: kiln.config.v1.JanitorConfig.schedule:type_name -> kiln.config.v1.ScheduleConfig
-	14, // 34: kiln.config.v1.JanitorConfig.notifications:type_name -> kiln.config.v1.NotificationsConfig
-	23, // 35: kiln.config.v1.JanitorConfig.settle:type_name -> google.protobuf.Duration
-	23, // 36: kiln.config.v1.ScheduleConfig.jitter:type_name -> google.protobuf.Duration
-	16, // 37: kiln.config.v1.ServerConfig.tls:type_name -> kiln.config.v1.ServerTLS
-	18, // 38: kiln.config.v1.ServerConfig.limits:type_name -> kiln.config.v1.LimitsConfig
-	19, // 39: kiln.config.v1.ServerConfig.access:type_name -> kiln.config.v1.AccessRule
-	23, // 40: kiln.config.v1.LimitsConfig.unary_timeout:type_name -> google.protobuf.Duration
-	23, // 41: kiln.config.v1.LimitsConfig.shutdown_grace:type_name -> google.protobuf.Duration
-	17, // 42: kiln.config.v1.DaemonConfig.tls:type_name -> kiln.config.v1.ClientTLS
-	43, // [43:43] is the sub-list for method output_type
-	43, // [43:43] is the sub-list for method input_type
-	43, // [43:43] is the sub-list for extension type_name
-	43, // [43:43] is the sub-list for extension extendee
-	0,  // [0:43] is the sub-list for field type_name
+	16, // 0: kiln.config.v1.BuilderConfig.server:type_name -> kiln.config.v1.ServerConfig
+	21, // 1: kiln.config.v1.BuilderConfig.log:type_name -> kiln.config.v1.LogConfig
+	22, // 2: kiln.config.v1.BuilderConfig.daemons:type_name -> kiln.config.v1.DaemonConfig
+	24, // 3: kiln.config.v1.BuilderConfig.max_build_time:type_name -> google.protobuf.Duration
+	3,  // 4: kiln.config.v1.BuilderConfig.retention:type_name -> kiln.config.v1.RetentionConfig
+	4,  // 5: kiln.config.v1.BuilderConfig.contexts:type_name -> kiln.config.v1.ContextsConfig
+	5,  // 6: kiln.config.v1.BuilderConfig.admission:type_name -> kiln.config.v1.AdmissionConfig
+	8,  // 7: kiln.config.v1.BuilderConfig.policy:type_name -> kiln.config.v1.BuildPolicyConfig
+	10, // 8: kiln.config.v1.BuilderConfig.egress:type_name -> kiln.config.v1.EgressConfig
+	2,  // 9: kiln.config.v1.BuilderConfig.cache_manager:type_name -> kiln.config.v1.CacheManagerClient
+	1,  // 10: kiln.config.v1.BuilderConfig.janitor:type_name -> kiln.config.v1.JanitorClient
+	18, // 11: kiln.config.v1.JanitorClient.tls:type_name -> kiln.config.v1.ClientTLS
+	18, // 12: kiln.config.v1.CacheManagerClient.tls:type_name -> kiln.config.v1.ClientTLS
+	24, // 13: kiln.config.v1.CacheManagerClient.prune_after_build:type_name -> google.protobuf.Duration
+	24, // 14: kiln.config.v1.RetentionConfig.build_age:type_name -> google.protobuf.Duration
+	24, // 15: kiln.config.v1.RetentionConfig.artifact_age:type_name -> google.protobuf.Duration
+	24, // 16: kiln.config.v1.RetentionConfig.interval:type_name -> google.protobuf.Duration
+	24, // 17: kiln.config.v1.ContextsConfig.keep_age:type_name -> google.protobuf.Duration
+	24, // 18: kiln.config.v1.ContextsConfig.fetch_timeout:type_name -> google.protobuf.Duration
+	6,  // 19: kiln.config.v1.AdmissionConfig.defaults:type_name -> kiln.config.v1.TenantLimits
+	7,  // 20: kiln.config.v1.AdmissionConfig.tenants:type_name -> kiln.config.v1.TenantConfig
+	6,  // 21: kiln.config.v1.TenantConfig.limits:type_name -> kiln.config.v1.TenantLimits
+	9,  // 22: kiln.config.v1.BuildPolicyConfig.sources:type_name -> kiln.config.v1.SourcesConfig
+	16, // 23: kiln.config.v1.CacheManagerConfig.server:type_name -> kiln.config.v1.ServerConfig
+	21, // 24: kiln.config.v1.CacheManagerConfig.log:type_name -> kiln.config.v1.LogConfig
+	22, // 25: kiln.config.v1.CacheManagerConfig.daemons:type_name -> kiln.config.v1.DaemonConfig
+	24, // 26: kiln.config.v1.CacheManagerConfig.keep_age:type_name -> google.protobuf.Duration
+	24, // 27: kiln.config.v1.CacheManagerConfig.interval:type_name -> google.protobuf.Duration
+	12, // 28: kiln.config.v1.CacheManagerConfig.directories:type_name -> kiln.config.v1.CacheDirectory
+	24, // 29: kiln.config.v1.CacheDirectory.grace:type_name -> google.protobuf.Duration
+	16, // 30: kiln.config.v1.JanitorConfig.server:type_name -> kiln.config.v1.ServerConfig
+	21, // 31: kiln.config.v1.JanitorConfig.log:type_name -> kiln.config.v1.LogConfig
+	23, // 32: kiln.config.v1.JanitorConfig.registry:type_name -> kiln.config.v1.RegistryConfig
+	24, // 33: kiln.config.v1.JanitorConfig.keep_age:type_name -> google.protobuf.Duration
+	24, // 34: kiln.config.v1.JanitorConfig.check_interval:type_name -> google.protobuf.Duration
+	14, // 35: kiln.config.v1.JanitorConfig.schedule:type_name -> kiln.config.v1.ScheduleConfig
+	15, // 36: kiln.config.v1.JanitorConfig.notifications:type_name -> kiln.config.v1.NotificationsConfig
+	24, // 37: kiln.config.v1.JanitorConfig.settle:type_name -> google.protobuf.Duration
+	24, // 38: kiln.config.v1.ScheduleConfig.jitter:type_name -> google.protobuf.Duration
+	17, // 39: kiln.config.v1.ServerConfig.tls:type_name -> kiln.config.v1.ServerTLS
+	19, // 40: kiln.config.v1.ServerConfig.limits:type_name -> kiln.config.v1.LimitsConfig
+	20, // 41: kiln.config.v1.ServerConfig.access:type_name -> kiln.config.v1.AccessRule
+	24, // 42: kiln.config.v1.LimitsConfig.unary_timeout:type_name -> google.protobuf.Duration
+	24, // 43: kiln.config.v1.LimitsConfig.shutdown_grace:type_name -> google.protobuf.Duration
+	18, // 44: kiln.config.v1.DaemonConfig.tls:type_name -> kiln.config.v1.ClientTLS
+	45, // [45:45] is the sub-list for method output_type
+	45, // [45:45] is the sub-list for method input_type
+	45, // [45:45] is the sub-list for extension type_name
+	45, // [45:45] is the sub-list for extension extendee
+	0,  // [0:45] is the sub-list for field type_name
 }
 
 func init() { file_kiln_config_v1_config_proto_init() }
@@ -2190,7 +2263,7 @@ func file_kiln_config_v1_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kiln_config_v1_config_proto_rawDesc), len(file_kiln_config_v1_config_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   23,
+			NumMessages:   24,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
