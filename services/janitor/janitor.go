@@ -17,6 +17,7 @@ import (
 	janitorv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/janitor/v1"
 	"github.com/kilnbuild/kiln/services/janitor/internal/grpcapi"
 	"github.com/kilnbuild/kiln/services/janitor/internal/lastuse"
+	"github.com/kilnbuild/kiln/services/janitor/internal/verify"
 )
 
 // Service is a janitor that is listening, and serves once Run is called.
@@ -52,9 +53,13 @@ func New(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.Teleme
 	life, end := context.WithCancel(context.Background()) // runs outlive the calls that start them
 	s.end = end
 	p.undo.Push("runs", func(context.Context) error { end(); p.engine.Wait(); return nil })
+	var verified verify.Storage // an interface that holds no pointer to nothing
+	if p.storage != nil {
+		verified = p.storage
+	}
 	janitorv1.RegisterJanitorServiceServer(s.server, grpcapi.NewServer(grpcapi.Options{
 		Address: p.client.Address(), Names: lastuse.Registry{Address: p.client.Address(), Names: cfg.GetRegistryNames()}, Checker: s.watch, Surveyor: p.surveyor,
-		Engine: p.engine, Schedule: p.schedule, State: p.store, Life: life, NewID: uuid.NewString, Now: clock.Now,
+		Engine: p.engine, Schedule: p.schedule, Verified: verified, State: p.store, Life: life, NewID: uuid.NewString, Now: clock.Now,
 	}))
 	s.server.Depend("registry "+p.client.Address(), interval, p.client.Ping)
 	if p.storage != nil {

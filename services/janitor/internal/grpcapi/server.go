@@ -21,6 +21,7 @@ import (
 	"github.com/kilnbuild/kiln/services/janitor/internal/policy"
 	"github.com/kilnbuild/kiln/services/janitor/internal/run"
 	"github.com/kilnbuild/kiln/services/janitor/internal/usage"
+	"github.com/kilnbuild/kiln/services/janitor/internal/verify"
 )
 
 // Checker checks the registry.
@@ -59,6 +60,7 @@ type Options struct {
 	Surveyor Surveyor
 	Engine   *enforce.Engine
 	Schedule Schedule
+	Verified verify.Storage // nil: out of reach
 	State    State
 	Life     context.Context //nolint:containedctx // that of the service: runs outlive the calls that start them
 	NewID    func() string

@@ -14,9 +14,6 @@ import (
 	"github.com/kilnbuild/kiln/services/kiln/internal/table"
 )
 
-// maxPage is the contract's bound on a page.
-const maxPage = 1000
-
 func lsCommand(conn *connect.Flags) *cobra.Command {
 	var caches []string
 	var filter, order, format string
@@ -36,7 +33,7 @@ line is a kiln.cachemanager.v1.Record.`,
 			var all []*cachemanagerv1.Record
 			req := &cachemanagerv1.ListRecordsRequest{Caches: refs(caches), Filter: filter, OrderBy: order}
 			for {
-				req.PageSize = pageOf(limit, len(all))
+				req.PageSize = show.PageSize(limit, len(all))
 				res, err := c.api.ListRecords(ctx, req)
 				if err != nil {
 					return err
@@ -50,7 +47,7 @@ line is a kiln.cachemanager.v1.Record.`,
 				}
 			}
 			if format == "json" {
-				return jsonLines(c.out, all)
+				return show.JSONLines(c.out, all)
 			}
 			if err := writeRecords(c.out, c.term, all, c.now); err != nil || req.GetPageToken() == "" {
 				return err
@@ -68,13 +65,6 @@ line is a kiln.cachemanager.v1.Record.`,
 }
 
 // pageOf is the size of the next page for a list that is to have limit items.
-func pageOf(limit, have int) int32 {
-	if limit <= 0 {
-		return maxPage
-	}
-	return int32(min(maxPage, limit-have)) //nolint:gosec // at most a page
-}
-
 // missed says on the side that a cache is not in what is shown.
 func (c *call) missed(m *cachemanagerv1.MissedCache) {
 	// What cannot be told cannot be told of either.

@@ -151,7 +151,7 @@ func pinsCommand(conn *connect.Flags) *cobra.Command {
 		Args:    cobra.NoArgs,
 		RunE: runE(conn, func(ctx context.Context, c *call, _ []string) error {
 			var all []*cachemanagerv1.Pin
-			req := &cachemanagerv1.ListPinsRequest{PageSize: maxPage}
+			req := &cachemanagerv1.ListPinsRequest{PageSize: show.LargestPage}
 			for {
 				res, err := c.api.ListPins(ctx, req)
 				if err != nil {
@@ -163,7 +163,7 @@ func pinsCommand(conn *connect.Flags) *cobra.Command {
 				}
 			}
 			if format == "json" {
-				return jsonLines(c.out, all)
+				return show.JSONLines(c.out, all)
 			}
 			return writePins(c.out, c.term, all, c.now)
 		}),

@@ -10,7 +10,6 @@ import (
 	"github.com/kilnbuild/kiln/pkg/human"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
@@ -62,7 +61,7 @@ one a Verdict.`,
 }
 
 func (c *call) plan(ctx context.Context, o *planOptions) error {
-	req := &cachemanagerv1.PlanPruneRequest{Caches: refs(o.caches), WithKept: o.kept, PageSize: pageOf(o.limit, 0)}
+	req := &cachemanagerv1.PlanPruneRequest{Caches: refs(o.caches), WithKept: o.kept, PageSize: show.PageSize(o.limit, 0)}
 	if o.in > 0 {
 		req.At = timestamppb.New(c.now.Add(o.in))
 	}
@@ -93,7 +92,7 @@ func (c *call) plan(ctx context.Context, o *planOptions) error {
 		if err := show.JSON(c.out, plan); err != nil {
 			return err
 		}
-		return jsonLines(c.out, all)
+		return show.JSONLines(c.out, all)
 	}
 	for _, m := range plan.GetMissed() {
 		c.missed(m)
@@ -169,11 +168,3 @@ func (c *call) readPolicy(file string) (*cachemanagerv1.Policy, error) {
 }
 
 // jsonLines writes messages, one a line.
-func jsonLines[M proto.Message](w io.Writer, all []M) error {
-	for _, m := range all {
-		if err := show.JSON(w, m); err != nil {
-			return err
-		}
-	}
-	return nil
-}

@@ -45,7 +45,7 @@ func (c *call) runs(ctx context.Context, filter string, limit int, format string
 	var all []*cachemanagerv1.Run
 	req := &cachemanagerv1.ListRunsRequest{Filter: filter}
 	for {
-		req.PageSize = pageOf(limit, len(all))
+		req.PageSize = show.PageSize(limit, len(all))
 		res, err := c.api.ListRuns(ctx, req)
 		if err != nil {
 			return err
@@ -56,7 +56,7 @@ func (c *call) runs(ctx context.Context, filter string, limit int, format string
 		}
 	}
 	if format == "json" {
-		return jsonLines(c.out, all)
+		return show.JSONLines(c.out, all)
 	}
 	return writeRuns(c.out, c.term, all, c.now)
 }
@@ -110,7 +110,7 @@ func (c *call) run(ctx context.Context, id string, limit int, format string) err
 	var all []*cachemanagerv1.Verdict
 	req := &cachemanagerv1.GetRunRequest{RunId: id}
 	for {
-		req.PageSize = pageOf(limit, len(all))
+		req.PageSize = show.PageSize(limit, len(all))
 		res, err := c.api.GetRun(ctx, req)
 		if err != nil {
 			return err
@@ -124,7 +124,7 @@ func (c *call) run(ctx context.Context, id string, limit int, format string) err
 		if err := show.JSON(c.out, run); err != nil {
 			return err
 		}
-		return jsonLines(c.out, all)
+		return show.JSONLines(c.out, all)
 	}
 	if err := writeRuns(c.out, c.term, []*cachemanagerv1.Run{run}, c.now); err != nil || len(all) == 0 {
 		return err

@@ -1,5 +1,5 @@
 // Package janitor is `kiln janitor`: what the registry holds, whether it is well, and what
-// the policy would remove from it.
+// of it the policy removes.
 package janitor
 
 import (
@@ -14,15 +14,15 @@ import (
 func Command() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "janitor",
-		Short: "See whether the registry is well, what it holds, and what the policy would remove",
-		Long: `Shows what a janitor knows of the registry that it keeps. Unless it was told another one, its
-policy is: in cache/** what was not used for 7 days goes, and elsewhere what has no tag.
-This version plans, and removes nothing yet.`,
+		Short: "Keep the registry to a policy: see what would go and why, run, and bring back",
+		Long: `Shows what a janitor knows of the registry that it keeps, and has it remove what its policy
+says. Unless it was told another one, that is: in cache/** what was not used for 7 days goes,
+and elsewhere what has no tag. The janitor also runs by itself, on a schedule.`,
 		Args: cobra.NoArgs,
 	}
 	conn := &connect.Flags{To: connect.Janitor}
 	conn.Add(cmd.PersistentFlags())
-	for _, sub := range []func(*connect.Flags) *cobra.Command{planCommand, usageCommand, checkCommand} {
+	for _, sub := range []func(*connect.Flags) *cobra.Command{planCommand, runCommand, runsCommand, usageCommand, checkCommand, verifyCommand, quarantineCommand, restoreCommand, purgeCommand, policyCommand} {
 		cmd.AddCommand(sub(conn))
 	}
 	return cmd

@@ -55,13 +55,8 @@ Verdict.`,
 	return cmd
 }
 
-const largestPage = 1000
-
 func (o *planOptions) plan(cmd *cobra.Command, api janitorv1.JanitorServiceClient) error {
-	req := &janitorv1.PlanRunRequest{Repositories: o.repositories, WithKept: o.kept, PageSize: largestPage}
-	if o.limit > 0 && o.limit < largestPage {
-		req.PageSize = int32(o.limit) //nolint:gosec // below largestPage
-	}
+	req := &janitorv1.PlanRunRequest{Repositories: o.repositories, WithKept: o.kept, PageSize: show.PageSize(o.limit, 0)}
 	if o.in > 0 {
 		req.At = timestamppb.New(time.Now().Add(o.in))
 	}

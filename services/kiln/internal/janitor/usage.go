@@ -31,8 +31,8 @@ it is the kiln.janitor.v1.GetUsageResponse.`,
   kiln janitor usage --repository 'cache/*'`,
 		Args: cobra.NoArgs,
 		RunE: conn.RunE(func(cmd *cobra.Command, cc *grpc.ClientConn, _ []string) error {
-			if limit < 1 || limit > largestPage {
-				return fault.New(fault.InvalidArgument, "", fmt.Sprintf("--limit is %d", limit), fmt.Sprintf("give 1 to %d", largestPage))
+			if limit < 1 || limit > show.LargestPage {
+				return fault.New(fault.InvalidArgument, "", fmt.Sprintf("--limit is %d", limit), fmt.Sprintf("give 1 to %d", show.LargestPage))
 			}
 			res, err := janitorv1.NewJanitorServiceClient(cc).GetUsage(cmd.Context(), &janitorv1.GetUsageRequest{Repositories: repositories, PageSize: int32(limit)}) //nolint:gosec // within bounds
 			if err != nil {
