@@ -22,6 +22,9 @@ type RegistryOptions struct {
 	DescriptorCache bool
 	// YAML is added to its configuration.
 	YAML string
+	// Config is its whole configuration, in place of all the above; it has to listen on a
+	// port of 127.0.0.1.
+	Config string
 }
 
 // Registry is a CNCF distribution registry with filesystem storage, plain HTTP,
@@ -49,6 +52,9 @@ func (r *Registry) CollectGarbage(ctx context.Context, flags ...string) error {
 
 var listeningOn = regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)`)
 
+// rootDirectory is where a configuration has the storage.
+var rootDirectory = regexp.MustCompile(`(?m)^ +rootdirectory: (\S+)$`)
+
 // StartRegistry runs a registry and waits until it answers.
 func (l *Lab) StartRegistry(ctx context.Context, opts RegistryOptions) (*Registry, error) {
 	path, err := Bin("registry")
@@ -68,7 +74,13 @@ func (l *Lab) StartRegistry(ctx context.Context, opts RegistryOptions) (*Registr
 		listen = "127.0.0.1:0"
 	}
 	r.config = filepath.Join(dir, "config.yml")
-	if err := os.WriteFile(r.config, []byte(registryYAML(r.Storage, listen, opts)), 0o600); err != nil {
+	text := opts.Config
+	if text == "" {
+		text = registryYAML(r.Storage, listen, opts)
+	} else if m := rootDirectory.FindStringSubmatch(text); m != nil {
+		r.Storage = m[1]
+	}
+	if err := os.WriteFile(r.config, []byte(text), 0o600); err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
 	}
 	r.Process, err = l.Run(Command{

@@ -161,7 +161,7 @@ func (j *job) judge(err error) {
 		j.run.State, j.run.Err = run.Failed, asFault(err)
 	case len(j.troubles) > 0:
 		j.run.State, j.run.Err = run.Partial, asFault(j.troubles[0])
-	case j.spent:
+	case j.spent && !j.run.Dry:
 		j.run.State = run.Partial
 	default:
 		j.run.State = run.Succeeded

@@ -213,7 +213,7 @@ func (j *job) manifests(ctx context.Context) error {
 	told := time.Now()
 	kept := map[string]bool{} // manifests
 	for part := range slices.Chunk(todo, batch) {
-		if err := j.ended(ctx); err != nil || j.spent {
+		if err := j.ended(ctx); err != nil || j.late {
 			return err
 		}
 		gone, err := j.removeAll(ctx, find, part, kept)
@@ -238,7 +238,7 @@ func (j *job) bounded(ctx context.Context) (context.Context, context.CancelFunc)
 func (j *job) ended(ctx context.Context) error {
 	err := context.Cause(ctx)
 	if err == errSpent { //nolint:errorlint // it is the cause itself
-		j.spent = true
+		j.late, j.spent = true, true
 		return nil
 	}
 	return err

@@ -69,6 +69,7 @@ type job struct {
 	in       plan.Input      // as it was looked at last
 	allowed  map[string]bool // blobs that may go
 	spent    bool            // the budget
+	late     bool            // its time
 	troubles []error         // that were in the way, and did not end the run
 }
 

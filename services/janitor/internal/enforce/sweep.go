@@ -24,7 +24,7 @@ func (j *job) sweep(ctx context.Context) error {
 	}
 	bounded, cancel := j.bounded(ctx)
 	defer cancel()
-	if err := j.ended(bounded); err != nil || j.spent {
+	if err := j.ended(bounded); err != nil || j.late {
 		return err
 	}
 	victims, err := j.mark(ctx)
@@ -147,7 +147,7 @@ func (j *job) takeAll(ctx context.Context, victims []inventory.Orphan) (taken []
 		if err := j.ended(ctx); err != nil {
 			return taken, err
 		}
-		if j.spent {
+		if j.late {
 			break
 		}
 		var gone []inventory.Orphan

@@ -103,8 +103,12 @@ func (s *Storage) namesTaken(repository string, m content.Manifest, taken func(c
 }
 
 // Mend brings back from the quarantines what is lacking. It reports whether it is there
-// now.
-func (s *Storage) Mend(l inventory.Lack) (bool, error) {
+// now. A link that no run has taken is not made: to link is to let a repository's readers
+// read.
+func (s *Storage) Mend(l inventory.Lack) (bool, error) { return s.mend(l, false) }
+
+// mend makes the link of a blob, too, where no quarantine has it.
+func (s *Storage) mend(l inventory.Lack, links bool) (bool, error) {
 	runs, err := s.runs()
 	if err != nil {
 		return false, err
@@ -129,10 +133,10 @@ func (s *Storage) Mend(l inventory.Lack) (bool, error) {
 			there, err = exists(link)
 		}
 	}
-	if err != nil || there || l.Manifest == "" || l.Child {
+	if err != nil || there || l.Child || !links {
 		return there, err
 	}
-	return true, writeLink(link, l.Digest) // a manifest of this repository names it
+	return true, writeLink(link, l.Digest)
 }
 
 // writeLink makes a link where there is none.
@@ -228,7 +232,7 @@ func (s *Storage) restoreNeeds(repository string, digest content.Digest, seen ma
 		return err
 	}
 	for _, b := range m.Blobs {
-		there, err := s.Mend(inventory.Lack{Repository: repository, Manifest: digest, Digest: b.Digest})
+		there, err := s.mend(inventory.Lack{Repository: repository, Manifest: digest, Digest: b.Digest}, true) // its push was accepted
 		if err != nil {
 			return err
 		}
@@ -240,7 +244,7 @@ func (s *Storage) restoreNeeds(repository string, digest content.Digest, seen ma
 		if err := s.restoreNeeds(repository, child, seen); err != nil {
 			return err
 		}
-		if there, err := s.Mend(inventory.Lack{Repository: repository, Manifest: digest, Digest: child, Child: true}); err != nil || !there {
+		if there, err := s.mend(inventory.Lack{Repository: repository, Manifest: digest, Digest: child, Child: true}, true); err != nil || !there {
 			return errors.Join(err, errPurged)
 		}
 	}
