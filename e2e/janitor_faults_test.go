@@ -631,7 +631,6 @@ func TestS5_ScheduleAndPolicy(t *testing.T) {
 	}
 }
 
-
 // exitCode is that of a command that was run; 0 without an error, -1 for one that did not run.
 func exitCode(err error) int {
 	if err == nil {

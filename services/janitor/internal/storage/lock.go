@@ -57,7 +57,7 @@ func (s *Storage) Lock(ctx context.Context, run string) (held context.Context, u
 	}
 	me := holder{ID: self, Boot: bootID(), Run: run, Beat: 1}
 	me.Host, _ = os.Hostname() // for people
-	if err := s.await(ctx, me); err == nil {
+	if err = s.await(ctx, me); err == nil {
 		err = writeHolder(file, me)
 	}
 	if err != nil {
@@ -125,7 +125,7 @@ func readHolder(path string) (h holder, err error) {
 		return holder{}, err
 	}
 	if json.Unmarshal(raw, &h) != nil {
-		return holder{}, nil // half written by one that was killed
+		return holder{}, nil //nolint:nilerr // half written by one that was killed
 	}
 	return h, nil
 }
