@@ -7,6 +7,7 @@ replace github.com/kilnbuild/kiln/proto => ../../proto
 replace github.com/kilnbuild/kiln/pkg => ../../pkg
 
 require (
+	github.com/go-json-experiment/json v1.27.2
 	github.com/google/go-cmp v0.7.0
 	github.com/google/go-containerregistry v0.22.1
 	github.com/google/uuid v1.6.0

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -55,10 +57,7 @@ func (sweeping) run(ctx context.Context, s *stage) (rows []row, err error) {
 		}
 		if err == nil && round == 0 { // once: it takes long
 			if err = collect(&coldGC); err == nil {
-				err = dropCaches()
-			}
-			if err == nil {
-				err = planned(ctx, s, r, &cold, new([]float64))
+				err = planned(ctx, s, r, &cold, new([]float64), dropCaches)
 			}
 		}
 		if err != nil {
@@ -103,14 +102,43 @@ func startJanitor(ctx context.Context, s *stage, r *lab.Registry) (*lab.Service,
 		return nil, nil, err
 	}
 	s.lab.OnClose("connection to the janitor", func(context.Context) error { return conn.Close() })
-	return j, janitorv1.NewJanitorServiceClient(conn), nil
+	return j, janitorv1.NewJanitorServiceClient(conn), surveyed(ctx, j)
+}
+
+// surveyed waits until a janitor has asked the registry's API for what it holds, as it does at
+// its start and then now and then: that is no part of a plan.
+func surveyed(ctx context.Context, j *lab.Service) error {
+	for ctx.Err() == nil {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+j.HTTPAddr+"/metrics", nil)
+		if err != nil {
+			return err
+		}
+		res, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return err
+		}
+		text, err := io.ReadAll(res.Body)
+		if err := errors.Join(err, res.Body.Close()); err != nil {
+			return err
+		}
+		if bytes.Contains(text, []byte("\nkiln_registry_survey_time")) {
+			return nil
+		}
+		pause(ctx, 200*time.Millisecond)
+	}
+	return context.Cause(ctx)
 }
 
 // planned plans twice with a janitor that has just started, and says where the time went.
-func planned(ctx context.Context, s *stage, r *lab.Registry, first, second *[]float64) error {
+func planned(ctx context.Context, s *stage, r *lab.Registry, first, second *[]float64, before ...func() error) error {
 	j, api, err := startJanitor(ctx, s, r)
 	if err != nil {
 		return err
+	}
+	for _, do := range before {
+		if err := do(); err != nil {
+			return err
+		}
 	}
 	for _, into := range []*[]float64{first, second} {
 		start := time.Now()

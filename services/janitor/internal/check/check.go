@@ -85,8 +85,9 @@ type Registry interface {
 	Ping(ctx context.Context) error
 	// Login asks for an answer with the credentials there are.
 	Login(ctx context.Context) error
-	// Repositories lists the catalogue.
+	// Repositories lists the catalogue, and FirstRepositories the first of it.
 	Repositories(ctx context.Context) ([]string, error)
+	FirstRepositories(ctx context.Context, most int) ([]string, error)
 	// TryDelete asks to delete something that cannot exist: nil when the registry
 	// would delete it if it did, content.ErrUnsupported when it would not.
 	TryDelete(ctx context.Context) error
@@ -266,9 +267,12 @@ func (c *Checker) Foreign(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	r := &run{checker: c, repositories: func() ([]string, error) { return c.registry.Repositories(ctx) }}
+	r := &run{checker: c, repositories: func() ([]string, error) { return c.registry.FirstRepositories(ctx, looked) }}
 	return r.foreign(c.storage)
 }
+
+// looked is how many repositories are looked for in the storage.
+const looked = 3
 
 // foreign is an error when the storage is not the registry's. It looks at a few
 // repositories: the last of a busy registry may just have gone.
@@ -280,7 +284,7 @@ func (r *run) foreign(storage Storage) error {
 	if len(repositories) == 0 {
 		return nil
 	}
-	for _, name := range repositories[:min(len(repositories), 3)] {
+	for _, name := range repositories[:min(len(repositories), looked)] {
 		if has, err := storage.Has(name); err != nil || has {
 			return err
 		}

@@ -3,11 +3,13 @@
 package content
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"regexp"
 	"slices"
+
+	"github.com/go-json-experiment/json"
+	jsonv1 "github.com/go-json-experiment/json/v1"
 )
 
 // Digest names bytes by what they are, such as "sha256:…".
@@ -16,7 +18,20 @@ type Digest string
 var digestForm = regexp.MustCompile(`^[a-z0-9]+([+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]{32,}$`)
 
 // Valid says whether the digest has the form of one.
-func (d Digest) Valid() bool { return digestForm.MatchString(string(d)) }
+func (d Digest) Valid() bool { return d.isSHA256() || digestForm.MatchString(string(d)) }
+
+// isSHA256 is true of what nearly all digests are, and fast.
+func (d Digest) isSHA256() bool {
+	if len(d) != len("sha256:")+64 || d[:len("sha256:")] != "sha256:" {
+		return false
+	}
+	for _, c := range []byte(d[len("sha256:"):]) {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
+			return false
+		}
+	}
+	return true
+}
 
 // Blob names bytes that a registry stores.
 type Blob struct {
@@ -121,7 +136,8 @@ type document struct {
 // counts when the manifest does not say its own.
 func Parse(digest Digest, served MediaType, raw []byte) (Manifest, error) {
 	var doc document
-	if err := json.Unmarshal(raw, &doc); err != nil {
+	// With the semantics of encoding/json, which is what the registry reads it with.
+	if err := json.Unmarshal(raw, &doc, jsonv1.DefaultOptionsV1()); err != nil {
 		return Manifest{}, fmt.Errorf("%w: manifest %s of %d bytes is no JSON object: %w", ErrBroken, digest, len(raw), err)
 	}
 	if doc.Layers == nil && doc.Manifests == nil && doc.Blobs == nil {

@@ -16,6 +16,7 @@ type simulation struct {
 	in    Input
 	nodes []*node // of one repository after the other, by name and digest
 	order []*node // that go, in the order of their going
+	bytes []int64 // of what manifests reach, by its number
 }
 
 // node is a manifest of a repository.
@@ -28,6 +29,7 @@ type node struct {
 	rule       *policy.Rule // the first that matches; nil: none
 	verdict    Verdict
 	used       time.Time // last push or pull, of it or of a child
+	reaches    []int32   // numbers of what it takes: itself and the blobs that it names
 	lease      string    // id; empty: none
 	gone       bool
 	decided    bool // by its own rule, of a root
@@ -47,6 +49,7 @@ func newSimulation(in Input) *simulation {
 	for i := range s.in.Registry.Repositories {
 		s.add(&s.in.Registry.Repositories[i])
 	}
+	s.number()
 	for _, n := range s.nodes {
 		n.rule = s.ruleOf(n)
 		n.settle(in)
@@ -145,33 +148,61 @@ func (s *simulation) ruleOf(n *node) *policy.Rule {
 	return nil
 }
 
-// reaches are the bytes that a manifest takes: its own and those of the blobs that it names.
-func (n *node) reaches(do func(content.Digest, int64)) {
-	do(n.manifest.Digest, n.manifest.Bytes)
-	for _, b := range n.manifest.Blobs {
-		do(b.Digest, b.Bytes)
+// number gives each digest that manifests reach a number, so that each is looked up once.
+func (s *simulation) number() {
+	total := 0
+	for _, n := range s.nodes {
+		total += 1 + len(n.manifest.Blobs)
+	}
+	numbers := make(map[content.Digest]int32, total)
+	all := make([]int32, 0, total) // of one node after the other
+	add := func(d content.Digest, bytes int64) {
+		id, known := numbers[d]
+		if !known {
+			id = int32(len(s.bytes)) //nolint:gosec // there are fewer blobs than that
+			numbers[d] = id
+			s.bytes = append(s.bytes, bytes)
+		}
+		all = append(all, id)
+	}
+	for _, n := range s.nodes {
+		from := len(all)
+		add(n.manifest.Digest, n.manifest.Bytes)
+		for _, b := range n.manifest.Blobs {
+			add(b.Digest, b.Bytes)
+		}
+		n.reaches = all[from:]
 	}
 }
 
 // holders counts by how many manifests each blob is held.
-type holders map[content.Digest]int
+type holders struct {
+	bytes []int64 // of each
+	by    []int32
+	held  int64 // blobs
+}
 
-func (h holders) add(n *node) (bytes int64) {
-	n.reaches(func(d content.Digest, size int64) {
-		if h[d]++; h[d] == 1 {
-			bytes += size
+func (s *simulation) holders() *holders {
+	return &holders{bytes: s.bytes, by: make([]int32, len(s.bytes))}
+}
+
+func (h *holders) add(n *node) (bytes int64) {
+	for _, id := range n.reaches {
+		if h.by[id]++; h.by[id] == 1 {
+			bytes += h.bytes[id]
+			h.held++
 		}
-	})
+	}
 	return bytes
 }
 
-func (h holders) remove(n *node) (bytes, blobs int64) {
-	n.reaches(func(d content.Digest, size int64) {
-		if h[d]--; h[d] == 0 {
-			delete(h, d)
-			bytes += size
+func (h *holders) remove(n *node) (bytes, blobs int64) {
+	for _, id := range n.reaches {
+		if h.by[id]--; h.by[id] == 0 {
+			bytes += h.bytes[id]
 			blobs++
+			h.held--
 		}
-	})
+	}
 	return bytes, blobs
 }

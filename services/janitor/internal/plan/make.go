@@ -166,7 +166,7 @@ func (s *simulation) goes(n *node, reason Reason, why string) {
 // fit removes roots, the longest unused first, until what nodes reach takes at most so
 // many bytes.
 func (s *simulation) fit(nodes []*node, most int64, name string, mayGo func(*node) bool) {
-	held, total := holders{}, int64(0)
+	held, total := s.holders(), int64(0)
 	for _, n := range nodes {
 		if !n.gone {
 			total += held.add(n)
@@ -208,15 +208,15 @@ func (s *simulation) plan() *Plan {
 		}
 		p.Verdicts = append(p.Verdicts, n.verdict)
 	}
-	held := holders{}
+	held := s.holders()
 	for _, n := range s.nodes {
 		if n.gone || !s.in.within(n.repository) {
 			continue
 		}
 		n.explain()
-		before := int64(len(held))
+		before := held.held
 		bytes := held.add(n)
-		p.Keeps = p.Keeps.Plus(Amount{Manifests: 1, Blobs: int64(len(held)) - before, Bytes: bytes})
+		p.Keeps = p.Keeps.Plus(Amount{Manifests: 1, Blobs: held.held - before, Bytes: bytes})
 		stays = append(stays, n.verdict)
 	}
 	p.RemovesAll = p.Removes.Manifests > 0 && p.Keeps.Manifests == 0
@@ -238,7 +238,7 @@ func (s *simulation) plan() *Plan {
 // spend says what each removal frees, in the order of going, and cuts the plan to its
 // budget.
 func (s *simulation) spend() {
-	held := holders{}
+	held := s.holders()
 	for _, n := range s.nodes {
 		held.add(n)
 	}

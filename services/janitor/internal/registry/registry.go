@@ -85,6 +85,14 @@ func (c *Client) Repositories(ctx context.Context) (names []string, err error) {
 	return names, err
 }
 
+// FirstRepositories lists the first of the catalogue.
+func (c *Client) FirstRepositories(ctx context.Context, most int) (names []string, err error) {
+	bounded, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	names, err = remote.CatalogPage(c.registry, "", most, remote.WithContext(bounded), remote.WithTransport(c.transport), remote.WithAuth(c.auth))
+	return names, c.explain(ctx, err, "list its repositories")
+}
+
 // Tags lists the tags of a repository. It is content.ErrNotFound for a repository
 // without any, or that is gone.
 func (c *Client) Tags(ctx context.Context, repository string) (tags []string, err error) {

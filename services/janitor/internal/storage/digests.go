@@ -2,7 +2,7 @@ package storage
 
 import (
 	"context"
-	hash "crypto/sha256"
+	digester "crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"io"
@@ -24,7 +24,7 @@ func (s *Storage) ReadBlob(ctx context.Context, digest content.Digest, took func
 		return false, err
 	}
 	defer func() { _ = file.Close() }() // It was only read.
-	sum := hash.New()
+	sum := digester.New()
 	buffer := make([]byte, 256<<10)
 	for {
 		if ctx.Err() != nil {

@@ -2,9 +2,7 @@ package storage
 
 import (
 	"context"
-	"errors"
-	"io/fs"
-	"path/filepath"
+	"path"
 	"runtime"
 	"slices"
 	"strings"
@@ -43,19 +41,33 @@ func (s *Storage) Inventory(ctx context.Context, look inventory.Look) (inventory
 		return out, err
 	}
 	out.Took.Walk = time.Since(out.Time)
-	out.Repositories = make([]inventory.Repository, len(dirs))
+	all := make([]looked, len(dirs))
 	err = inParallel(ctx, len(dirs), func(i int) (err error) {
-		out.Repositories[i], err = s.repository(dirs[i], look)
+		all[i], err = s.repository(dirs[i], look)
 		return err
 	})
 	if err != nil {
 		return out, err
 	}
-	s.forgetBut(out)
 	out.Took.Parse = time.Since(out.Time) - out.Took.Walk
-	err = s.links(ctx, blobs, &out, look)
+	orphans, same, err := s.sameOrphans(all, blobs, look)
+	if err == nil && !same {
+		orphans, err = s.links(ctx, blobs, all, look)
+	}
+	if err != nil {
+		return out, err
+	}
+	s.remember(all, blobs, orphans)
+	out.Orphans = orphans
+	out.Repositories = make([]inventory.Repository, len(all))
+	for i := range all {
+		out.Repositories[i] = all[i].Repository
+	}
+	if !same {
+		s.forgetBut(out)
+	}
 	out.Took.Links = time.Since(out.Time) - out.Took.Walk - out.Took.Parse
-	return out, err
+	return out, nil
 }
 
 // inParallel does something n times, some at once: it is waiting for the disk. After an
@@ -76,16 +88,15 @@ func inParallel(ctx context.Context, n int, do func(i int) error) error {
 
 // listBlobs are the digests of all blobs whose names are sha256, by their first byte.
 // Those of other algorithms are left alone.
-func (s *Storage) listBlobs(ctx context.Context) (shards [][]string, err error) {
-	prefixes, err := names(s.path("blobs", sha256))
+func (s *Storage) listBlobs(ctx context.Context) (shards []directory, err error) {
+	root, err := s.dirs.read(s.path("blobs", sha256))
 	if err != nil {
 		return nil, err
 	}
-	slices.Sort(prefixes)
-	shards = make([][]string, len(prefixes))
+	prefixes := slices.Sorted(slices.Values(root.names))
+	shards = make([]directory, len(prefixes))
 	err = inParallel(ctx, len(prefixes), func(i int) (err error) {
-		shards[i], err = names(s.path("blobs", sha256, prefixes[i]))
-		shards[i] = slices.DeleteFunc(shards[i], func(name string) bool { return !isHex(name) })
+		shards[i], err = s.dirs.read(s.path("blobs", sha256, prefixes[i]))
 		return err
 	})
 	return shards, err
@@ -98,31 +109,38 @@ func isHex(name string) bool {
 // repositories are the names of all repositories, also of those that hold layers or
 // uploads only, which no catalog has.
 func (s *Storage) repositories(ctx context.Context) (all []string, err error) {
-	root := s.path("repositories")
-	err = filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case errors.Is(err, fs.ErrNotExist):
-			return nil // gone meanwhile, or nothing was pushed yet
-		case err != nil:
+	var walk func(dir, name string) error
+	walk = func(dir, name string) error {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		is, err := s.dirs.read(dir)
+		if err != nil {
 			return err
-		case !entry.IsDir() || path == root:
-			return nil
-		case strings.HasPrefix(entry.Name(), "_"):
-			name, err := filepath.Rel(root, filepath.Dir(path))
-			if err != nil {
+		}
+		found := false
+		for _, sub := range is.names {
+			if strings.HasPrefix(sub, "_") {
+				found = found || sub == layersDir || sub == manifestsDir || sub == uploadsDir
+				continue
+			}
+			if err := walk(dir+"/"+sub, path.Join(name, sub)); err != nil {
 				return err
 			}
-			if name != canary.Repository { // which is there for a moment
-				all = append(all, filepath.ToSlash(name))
+		}
+		for _, h := range is.hashes { // a name that looks like a digest is one, too
+			if err := walk(dir+"/"+h.hex(), path.Join(name, h.hex())); err != nil {
+				return err
 			}
-			return fs.SkipDir
+		}
+		if found && name != canary.Repository { // which is there for a moment
+			all = append(all, name)
 		}
 		return nil
-	})
+	}
+	err = walk(s.path("repositories"), "")
 	slices.Sort(all)
-	return slices.Compact(all), err
+	return all, err
 }
 
 // forgetBut forgets manifests that are in no repository any more.

@@ -13,25 +13,31 @@ import (
 // known remembers manifests by their digests: they cannot change.
 type known struct {
 	mu  sync.Mutex
-	all map[content.Digest]content.Manifest
+	all map[hash]content.Manifest
 	// when is when configurations say that they were made.
 	when map[content.Digest]time.Time
 }
 
-func (k *known) get(digest content.Digest) (content.Manifest, bool) {
+func (k *known) get(h hash) (content.Manifest, bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	m, ok := k.all[digest]
+	m, ok := k.all[h]
 	return m, ok
 }
 
-func (k *known) put(digest content.Digest, m content.Manifest) {
+func (k *known) put(h hash, m content.Manifest) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.all == nil {
-		k.all = map[content.Digest]content.Manifest{}
+		k.all = map[hash]content.Manifest{}
 	}
-	k.all[digest] = m
+	k.all[h] = m
+}
+
+func (k *known) drop(h hash) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	delete(k.all, h)
 }
 
 func (k *known) made(config content.Digest) (time.Time, bool) {
@@ -54,9 +60,11 @@ func (k *known) keep(there map[content.Digest]bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	configs := map[content.Digest]bool{}
-	maps.DeleteFunc(k.all, func(d content.Digest, m content.Manifest) bool {
-		configs[m.Config] = configs[m.Config] || there[d]
-		return !there[d]
+	maps.DeleteFunc(k.all, func(_ hash, m content.Manifest) bool {
+		if len(k.when) > 0 && there[m.Digest] {
+			configs[m.Config] = true
+		}
+		return !there[m.Digest]
 	})
 	maps.DeleteFunc(k.when, func(d content.Digest, _ time.Time) bool { return !configs[d] })
 }

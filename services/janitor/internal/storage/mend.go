@@ -64,8 +64,9 @@ func (s *Storage) wantedIn(repository string, known map[content.Digest]bool, tak
 		return nil, err
 	}
 	for _, hex := range revisions {
+		h, ok := hashOf(hex)
 		d := content.Digest(sha256 + ":" + hex)
-		if !isHex(hex) || known[d] && !taken(d) {
+		if !ok || known[d] && !taken(d) {
 			continue
 		}
 		linked, err := exists(s.link(repository, revisionsDir, d))
@@ -78,7 +79,7 @@ func (s *Storage) wantedIn(repository string, known map[content.Digest]bool, tak
 		if taken(d) {
 			all = append(all, inventory.Lack{Repository: repository, Manifest: d, Digest: d, Child: true})
 		}
-		m, doubt, err := s.manifest(d)
+		m, doubt, err := s.manifest(h)
 		switch {
 		case err != nil:
 			return nil, err
@@ -227,7 +228,11 @@ func (s *Storage) restoreNeeds(repository string, digest content.Digest, seen ma
 	if err := s.restoreData(digest); err != nil {
 		return err
 	}
-	m, doubt, err := s.manifest(digest)
+	h, ok := hashIn(digest)
+	if !ok {
+		return nil
+	}
+	m, doubt, err := s.manifest(h)
 	if err != nil || doubt != nil {
 		return err
 	}

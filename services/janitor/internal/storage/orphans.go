@@ -14,45 +14,90 @@ import (
 	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
 )
 
+// What is known of a digest.
+const (
+	isNamed  = 1 << iota // by a manifest
+	isStored             // there is a blob
+)
+
 // links compares what is stored with what names it: blobs that nothing names, and names of
 // blobs that are not there.
-func (s *Storage) links(ctx context.Context, shards [][]string, r *inventory.Registry, look inventory.Look) error {
-	stored := make(map[string]struct{}, sum(shards))
-	for _, shard := range shards {
-		for _, hex := range shard {
-			stored[hex] = struct{}{}
+func (s *Storage) links(ctx context.Context, shards []directory, all []looked, look inventory.Look) (list []inventory.Orphan, _ error) {
+	seen := make(map[hash]uint8, sum(shards))
+	name := func(d content.Digest) {
+		if h, ok := hashIn(d); ok {
+			seen[h] = isNamed
 		}
 	}
-	named := map[content.Digest]bool{}
-	for i := range r.Repositories {
-		repository := &r.Repositories[i]
-		for _, m := range repository.Manifests {
-			named[m.Digest] = true
-			for d := range reaches(m.Manifest) { // an index may list what is here, and of no revision
-				named[d] = true
+	for i := range all {
+		repository := &all[i].Repository
+		repository.Dangling = nil
+		for k := range repository.Manifests {
+			m := &repository.Manifests[k]
+			name(m.Digest)
+			for _, b := range m.Blobs {
+				name(b.Digest)
+			}
+			for _, d := range m.Children { // an index may list what is here, and of no revision
+				name(d)
+			}
+			for _, d := range m.Foreign {
+				name(d)
 			}
 		}
 		for _, d := range repository.Doubts {
-			named[d.Digest] = true // its own bytes go with its link
+			name(d.Digest) // its own bytes go with its link
 		}
 	}
-	orphans, err := s.orphans(shards, named, look)
+	orphans, err := s.orphans(shards, seen, look)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := s.linksTo(ctx, stored, orphans, r); err != nil {
-		return err
+	if lost, err := s.lost(seen, all); err != nil {
+		return nil, err
+	} else if lost { // what they name is named no more
+		for i := range all {
+			if all[i].Repository, err = s.readRepository(all[i].Name, look); err != nil {
+				return nil, err
+			}
+		}
+		return s.links(ctx, shards, all, look)
+	}
+	if err := s.linksTo(ctx, seen, orphans, all); err != nil {
+		return nil, err
 	}
 	for _, o := range orphans {
 		slices.Sort(o.Repositories)
-		r.Orphans = append(r.Orphans, *o)
+		list = append(list, *o)
 	}
-	return nil
+	return list, nil
 }
 
-func sum(shards [][]string) (n int) {
+// lost forgets manifests that are remembered and whose bytes are gone. It reports whether
+// there were any.
+func (s *Storage) lost(seen map[hash]uint8, all []looked) (lost bool, _ error) {
+	for i := range all {
+		for k := range all[i].Manifests {
+			h, ok := hashIn(all[i].Manifests[k].Digest)
+			if !ok || seen[h]&isStored != 0 {
+				continue
+			}
+			there, err := exists(s.data(all[i].Manifests[k].Digest)) // pushed meanwhile?
+			if err != nil {
+				return false, err
+			}
+			if !there {
+				s.known.drop(h)
+				lost = true
+			}
+		}
+	}
+	return lost, nil
+}
+
+func sum(shards []directory) (n int) {
 	for _, shard := range shards {
-		n += len(shard)
+		n += len(shard.hashes)
 	}
 	return n
 }
@@ -73,23 +118,24 @@ func reaches(m content.Manifest) func(func(content.Digest) bool) {
 	}
 }
 
-// orphans are the blobs that no manifest names, without their links.
-func (s *Storage) orphans(shards [][]string, named map[content.Digest]bool, look inventory.Look) (map[content.Digest]*inventory.Orphan, error) {
+// orphans are the blobs that no manifest names, without their links. It notes what is
+// stored.
+func (s *Storage) orphans(shards []directory, seen map[hash]uint8, look inventory.Look) (map[hash]*inventory.Orphan, error) {
 	removed := s.removed(look.Removed)
-	all := map[content.Digest]*inventory.Orphan{}
+	all := map[hash]*inventory.Orphan{}
 	for _, shard := range shards {
-		for _, hex := range shard {
-			digest := content.Digest(sha256 + ":" + hex)
-			if named[digest] {
+		for _, h := range shard.hashes {
+			if _, named := seen[h]; named {
+				seen[h] = isNamed | isStored
 				continue
 			}
-			o, err := s.orphan(digest)
+			o, err := s.orphan(h.digest())
 			if err != nil {
 				return nil, err
 			}
 			if o != nil {
-				o.Removed = removed[digest]
-				all[digest] = o
+				o.Removed = removed[o.Digest]
+				all[h] = o
 			}
 		}
 	}
@@ -107,7 +153,11 @@ func (s *Storage) removed(manifests []inventory.Removed) map[content.Digest]time
 	}
 	for _, r := range manifests {
 		note(r.Digest, r.At)
-		if m, doubt, err := s.manifest(r.Digest); err == nil && doubt == nil {
+		h, ok := hashIn(r.Digest)
+		if !ok {
+			continue
+		}
+		if m, doubt, err := s.manifest(h); err == nil && doubt == nil {
 			for d := range reaches(m) {
 				note(d, r.At)
 			}
@@ -145,38 +195,41 @@ func (s *Storage) orphan(digest content.Digest) (*inventory.Orphan, error) {
 
 // linksTo finds which repositories have links to orphans, and when those were written; and
 // links to what is not stored.
-func (s *Storage) linksTo(ctx context.Context, stored map[string]struct{}, orphans map[content.Digest]*inventory.Orphan, r *inventory.Registry) error {
+func (s *Storage) linksTo(ctx context.Context, seen map[hash]uint8, orphans map[hash]*inventory.Orphan, all []looked) error {
 	var mu sync.Mutex // of the orphans
-	return inParallel(ctx, len(r.Repositories), func(i int) error {
-		repository := &r.Repositories[i]
-		hexes, err := names(s.linksDir(repository.Name, layersDir))
+	return inParallel(ctx, len(all), func(i int) error {
+		repository := &all[i].Repository
+		is, err := s.dirs.read(s.linksDir(repository.Name, layersDir))
 		if err != nil {
 			return err
 		}
-		for _, hex := range hexes {
-			digest := content.Digest(sha256 + ":" + hex)
-			_, there := stored[hex]
-			o := orphans[digest]
-			if o == nil && there || !isHex(hex) {
+		for _, h := range is.hashes {
+			if seen[h]&isStored != 0 {
 				continue
 			}
-			info, err := os.Lstat(s.link(repository.Name, layersDir, digest))
-			if errors.Is(err, fs.ErrNotExist) {
-				continue
-			}
+			digest := h.digest()
+			linked, err := written(s.link(repository.Name, layersDir, digest))
 			if err != nil {
 				return err
 			}
-			if !there {
-				if _, err := os.Lstat(s.data(digest)); errors.Is(err, fs.ErrNotExist) { // else it was pushed meanwhile
-					repository.Dangling = append(repository.Dangling, inventory.Link{Digest: digest, Linked: info.ModTime()})
+			if linked.IsZero() {
+				continue
+			}
+			o := orphans[h]
+			if o == nil {
+				there, err := exists(s.data(digest)) // pushed meanwhile?
+				if err != nil {
+					return err
+				}
+				if !there {
+					repository.Dangling = append(repository.Dangling, inventory.Link{Digest: digest, Linked: linked})
 				}
 				continue
 			}
 			mu.Lock()
 			o.Repositories = append(o.Repositories, repository.Name)
-			if info.ModTime().After(o.Changed) {
-				o.Changed = info.ModTime()
+			if linked.After(o.Changed) {
+				o.Changed = linked
 			}
 			mu.Unlock()
 		}

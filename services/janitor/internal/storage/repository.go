@@ -1,6 +1,8 @@
 package storage
 
 import (
+	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -15,74 +17,93 @@ import (
 	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
 )
 
-// repository reads one repository.
-func (s *Storage) repository(name string, look inventory.Look) (inventory.Repository, error) {
+// repository reads one repository, if it has changed since the last look.
+func (s *Storage) repository(name string, look inventory.Look) (looked, error) {
+	if was, same, err := s.again(name, look); err != nil || same {
+		return was, err
+	}
+	at, _, err := s.changes(name)
+	if err != nil {
+		return looked{}, err
+	}
+	r, err := s.readRepository(name, look)
+	return looked{Repository: r, revisions: at[0], tags: at[1], layers: at[2], created: look.Created}, err
+}
+
+func (s *Storage) readRepository(name string, look inventory.Look) (inventory.Repository, error) {
 	r := inventory.Repository{Name: name}
-	dir := s.repositoryDir(name)
-	revisions, err := names(s.linksDir(name, revisionsDir))
+	dir := s.linksDir(name, revisionsDir)
+	is, err := s.dirs.read(dir)
 	if err != nil {
 		return r, err
 	}
-	slices.Sort(revisions)
-	at := map[content.Digest]int{} // in r.Manifests
+	revisions := slices.SortedFunc(slices.Values(is.hashes), func(a, b hash) int { return bytes.Compare(a[:], b[:]) })
+	at := make(map[content.Digest]int, len(revisions)) // in r.Manifests
 	doubted := map[content.Digest]bool{}
-	for _, hex := range revisions {
-		link, err := os.Lstat(filepath.Join(s.linksDir(name, revisionsDir), hex, "link"))
-		if errors.Is(err, fs.ErrNotExist) || !isHex(hex) {
-			continue // deleted by the API, which leaves the directory
-		}
+	r.Manifests = make([]inventory.Manifest, 0, len(revisions))
+	for _, h := range revisions {
+		linked, err := written(dir + "/" + h.hex() + "/link")
 		if err != nil {
 			return r, err
 		}
-		digest := content.Digest(sha256 + ":" + hex)
-		m, doubt, err := s.manifest(digest)
+		if linked.IsZero() {
+			continue // deleted by the API, which leaves the directory
+		}
+		m, doubt, err := s.manifest(h)
 		switch {
 		case err != nil:
 			return r, err
 		case doubt != nil:
-			doubted[digest], doubt.Linked = true, link.ModTime()
+			doubted[doubt.Digest], doubt.Linked = true, linked
 			r.Doubts = append(r.Doubts, *doubt)
 		default:
-			one := inventory.Manifest{Manifest: m, Linked: link.ModTime(), Pushed: link.ModTime()}
+			one := inventory.Manifest{Manifest: m, Linked: linked, Pushed: linked}
 			if look.Created {
 				one.Created = s.created(m)
 			}
-			at[digest] = len(r.Manifests)
+			at[m.Digest] = len(r.Manifests)
 			r.Manifests = append(r.Manifests, one)
 		}
 	}
-	if err := s.tags(dir, &r, at, doubted); err != nil {
+	if err := s.tags(&r, at, doubted); err != nil {
 		return r, err
 	}
-	return r, s.uploadsOf(dir, &r)
+	return r, s.uploadsOf(s.repositoryDir(name), &r)
 }
 
 // tags reads the tags of a repository. A push of a tag is one of its manifest.
-func (s *Storage) tags(dir string, r *inventory.Repository, at map[content.Digest]int, doubted map[content.Digest]bool) error {
-	tags, err := names(filepath.Join(dir, manifestsDir, "tags"))
+func (s *Storage) tags(r *inventory.Repository, at map[content.Digest]int, doubted map[content.Digest]bool) error {
+	dir := s.tagsDir(r.Name)
+	is, err := s.dirs.read(dir)
 	if err != nil {
 		return err
 	}
-	slices.Sort(tags)
-	for _, name := range tags {
-		path := filepath.Join(dir, manifestsDir, "tags", name, "current", "link")
-		link, err := os.ReadFile(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // deleted meanwhile, or being made
+	list := is.names
+	for _, h := range is.hashes { // a tag may look like one
+		list = append(slices.Clip(list), h.hex())
+	}
+	list = slices.Sorted(slices.Values(list))
+	r.Tags = make([]inventory.Tag, 0, len(list))
+	var was []inventory.Tag
+	if before := s.before(r.Name); before != nil {
+		was = before.Tags
+	}
+	for _, name := range list {
+		for len(was) > 0 && was[0].Name < name {
+			was = was[1:]
 		}
+		var last *inventory.Tag
+		if len(was) > 0 && was[0].Name == name {
+			last = &was[0]
+		}
+		tag, err := readTag(dir, name, last)
 		if err != nil {
 			return err
 		}
-		info, err := os.Lstat(path)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return err
-		}
-		tag := inventory.Tag{Name: name, Digest: content.Digest(strings.TrimSpace(string(link))), Moved: info.ModTime()}
 		i, there := at[tag.Digest]
 		switch {
+		case tag.Digest == "":
+			continue // deleted meanwhile, or being made
 		case there:
 			if tag.Moved.After(r.Manifests[i].Pushed) {
 				r.Manifests[i].Pushed = tag.Moved
@@ -97,6 +118,28 @@ func (s *Storage) tags(dir string, r *inventory.Repository, at map[content.Diges
 	}
 	return nil
 }
+
+// readTag reads a tag; one that was not written since it was read last is not read again.
+func readTag(dir, name string, last *inventory.Tag) (tag inventory.Tag, err error) {
+	path := dir + "/" + name + "/current/link"
+	tag.Name = name
+	if tag.Moved, err = written(path); err != nil || tag.Moved.IsZero() {
+		return tag, err
+	}
+	if last != nil && last.Moved.Equal(tag.Moved) && time.Since(tag.Moved) > settled {
+		tag.Digest = cmp.Or(last.Digest, last.Lost)
+		return tag, nil
+	}
+	text, err := readFile(path, maxLink)
+	if errors.Is(err, fs.ErrNotExist) {
+		return tag, nil
+	}
+	tag.Digest = content.Digest(strings.TrimSpace(string(text)))
+	return tag, err
+}
+
+// maxLink bounds what a link may hold.
+const maxLink = 1 << 10
 
 // uploadsOf reads the uploads of a repository.
 func (s *Storage) uploadsOf(dir string, r *inventory.Repository) error {
@@ -144,31 +187,27 @@ func (s *Storage) upload(repository, id string) (inventory.Upload, error) {
 const maxManifest = 4 << 20
 
 // manifest is remembered or read. One that cannot be understood is a doubt.
-func (s *Storage) manifest(digest content.Digest) (content.Manifest, *inventory.Doubt, error) {
-	if m, ok := s.known.get(digest); ok {
+func (s *Storage) manifest(h hash) (content.Manifest, *inventory.Doubt, error) {
+	if m, ok := s.known.get(h); ok {
 		return m, nil, nil
 	}
-	path := s.data(digest)
-	info, err := os.Stat(path)
+	digest := h.digest()
+	raw, err := readFile(s.data(digest), maxManifest)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return content.Manifest{}, &inventory.Doubt{Digest: digest, Missing: true, Message: fmt.Sprintf("manifest %s is linked, and its bytes are not there", digest)}, nil
 	case err != nil:
 		return content.Manifest{}, nil, err
-	case info.Size() == 0:
+	case len(raw) == 0:
 		return content.Manifest{}, &inventory.Doubt{Digest: digest, Message: fmt.Sprintf("manifest %s is empty", digest)}, nil
-	case info.Size() > maxManifest:
-		return content.Manifest{}, &inventory.Doubt{Digest: digest, Bytes: info.Size(), Message: fmt.Sprintf("manifest %s is too large to be one", digest)}, nil
-	}
-	raw, err := os.ReadFile(path)
-	if err != nil {
-		return content.Manifest{}, nil, err
+	case len(raw) > maxManifest:
+		return content.Manifest{}, &inventory.Doubt{Digest: digest, Bytes: int64(len(raw)), Message: fmt.Sprintf("manifest %s is too large to be one", digest)}, nil
 	}
 	m, err := content.Parse(digest, "", raw)
 	if err != nil {
-		return content.Manifest{}, &inventory.Doubt{Digest: digest, Bytes: max(int64(len(raw)), 1), Message: err.Error()}, nil //nolint:nilerr // it is told
+		return content.Manifest{}, &inventory.Doubt{Digest: digest, Bytes: int64(len(raw)), Message: err.Error()}, nil //nolint:nilerr // it is told
 	}
-	s.known.put(digest, m)
+	s.known.put(h, m)
 	return m, nil, nil
 }
 

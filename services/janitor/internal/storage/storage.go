@@ -28,6 +28,11 @@ const layout = "docker/registry/v2"
 type Storage struct {
 	root  string
 	known known // manifests
+	dirs  directories
+	// What was found last, repositories by their names.
+	lastMu     sync.Mutex
+	last       map[string]*looked
+	lastStored *stored
 }
 
 // New returns the storage below root, the registry's
@@ -225,19 +230,6 @@ func addUploads(dir string, out *usage.Storage) error {
 		out.UploadBytes += st.Size()
 	}
 	return nil
-}
-
-// names are those in a directory; none when it is not there.
-func names(dir string) ([]string, error) {
-	f, err := os.Open(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	list, err := f.Readdirnames(-1)
-	return list, errors.Join(err, f.Close())
 }
 
 // Writable is an error when the storage cannot be written to.

@@ -1,0 +1,166 @@
+package storage
+
+import (
+	"errors"
+	"io/fs"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
+)
+
+// looked is a repository as it was looked at, and when its directories were last changed
+// then: what has not changed is not read again.
+type looked struct {
+	inventory.Repository
+	revisions, tags, layers time.Time
+	created                 bool // that was looked for
+	same                    bool // as in the look before
+}
+
+// again is a repository that is as it was looked at last; false when it may not be, and has
+// to be read. Its links are looked at one by one: to push what is there writes only these.
+func (s *Storage) again(name string, look inventory.Look) (looked, bool, error) {
+	was := s.before(name)
+	if was == nil || look.Created && !was.created || len(was.Doubts)+len(was.Uploads) > 0 {
+		return looked{}, false, nil
+	}
+	is := looked{Repository: was.Repository, created: was.created, same: true}
+	at, hashes, err := s.changes(name)
+	if err != nil || at != [3]time.Time{was.revisions, was.tags, was.layers} || hashes != len(was.Manifests) {
+		return looked{}, false, err
+	}
+	is.revisions, is.tags, is.layers = at[0], at[1], at[2]
+	for _, t := range at {
+		if time.Since(t) < settled {
+			return looked{}, false, nil
+		}
+	}
+	ids, err := names(filepath.Join(s.repositoryDir(name), uploadsDir))
+	if err != nil || len(ids) > 0 {
+		return looked{}, false, err
+	}
+	same, err := s.sameLinks(&was.Repository)
+	return is, same, err
+}
+
+// changes are when the directories of a repository were changed, and how many revisions
+// there are.
+func (s *Storage) changes(name string) (at [3]time.Time, revisions int, _ error) {
+	for i, dir := range []string{s.linksDir(name, revisionsDir), s.tagsDir(name), s.linksDir(name, layersDir)} {
+		is, err := s.dirs.read(dir)
+		if err != nil {
+			return at, 0, err
+		}
+		if at[i] = is.at; i == 0 {
+			revisions = len(is.hashes)
+		}
+	}
+	return at, revisions, nil
+}
+
+// sameLinks reports whether the links of a repository's manifests and tags are as they were.
+func (s *Storage) sameLinks(r *inventory.Repository) (bool, error) {
+	same := func(dir string, n int, link func(i int) (name string, at time.Time)) (bool, error) {
+		if n == 0 {
+			return true, nil
+		}
+		fd, err := openRetry(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC)
+		if err != nil {
+			return false, ignoreGone(dir, err)
+		}
+		defer func() { _ = unix.Close(fd) }() // It was only looked in.
+		var st unix.Stat_t
+		for i := range n {
+			name, at := link(i)
+			if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+				return false, ignoreGone(dir, err)
+			}
+			if time.Unix(st.Mtim.Unix()) != at || time.Since(at) < settled { //nolint:revive // both were made so
+				return false, nil
+			}
+		}
+		return true, nil
+	}
+	is, err := same(s.linksDir(r.Name, revisionsDir), len(r.Manifests), func(i int) (string, time.Time) {
+		return hexOf(r.Manifests[i].Digest) + "/link", r.Manifests[i].Linked
+	})
+	if err != nil || !is {
+		return false, err
+	}
+	return same(s.tagsDir(r.Name), len(r.Tags), func(i int) (string, time.Time) { return r.Tags[i].Name + "/current/link", r.Tags[i].Moved })
+}
+
+func ignoreGone(path string, err error) error {
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return nil
+	}
+	return &fs.PathError{Op: "stat", Path: path, Err: err}
+}
+
+func (s *Storage) tagsDir(name string) string {
+	return filepath.Join(s.repositoryDir(name), manifestsDir, "tags")
+}
+
+// stored is what nothing names, as it was found last, and when the directories of blobs were
+// changed then.
+type stored struct {
+	shards  []time.Time
+	orphans []inventory.Orphan
+}
+
+// sameOrphans are those that were found last, as they are now; false when what is stored or
+// what names it has changed.
+func (s *Storage) sameOrphans(all []looked, shards []directory, look inventory.Look) (orphans []inventory.Orphan, same bool, _ error) {
+	s.lastMu.Lock()
+	was, count := s.lastStored, len(s.last)
+	s.lastMu.Unlock()
+	if was == nil || count != len(all) || slices.ContainsFunc(all, func(r looked) bool { return !r.same }) ||
+		!slices.EqualFunc(was.shards, shards, func(at time.Time, d directory) bool { return at.Equal(d.at) && time.Since(at) > settled }) {
+		return nil, false, nil
+	}
+	removed := s.removed(look.Removed)
+	for _, last := range was.orphans {
+		o, err := s.orphan(last.Digest)
+		if err != nil || o == nil {
+			return nil, false, err
+		}
+		o.Repositories, o.Removed = last.Repositories, removed[o.Digest]
+		for _, repository := range o.Repositories {
+			at, err := written(s.link(repository, layersDir, o.Digest))
+			if err != nil || at.IsZero() {
+				return nil, false, err
+			}
+			if at.After(o.Changed) {
+				o.Changed = at
+			}
+		}
+		orphans = append(orphans, *o)
+	}
+	return orphans, true, nil
+}
+
+// remember keeps what a look has found, for the next one.
+func (s *Storage) remember(all []looked, shards []directory, orphans []inventory.Orphan) {
+	last := make(map[string]*looked, len(all))
+	for i := range all {
+		last[all[i].Name] = &all[i]
+	}
+	kept := &stored{orphans: orphans}
+	for _, d := range shards {
+		kept.shards = append(kept.shards, d.at)
+	}
+	s.lastMu.Lock()
+	defer s.lastMu.Unlock()
+	s.last, s.lastStored = last, kept
+}
+
+// before is a repository as it was looked at last; nil: not yet.
+func (s *Storage) before(name string) *looked {
+	s.lastMu.Lock()
+	defer s.lastMu.Unlock()
+	return s.last[name]
+}

@@ -1,0 +1,215 @@
+package storage
+
+import (
+	"bytes"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"io/fs"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/kilnbuild/kiln/services/janitor/internal/content"
+)
+
+// hash is a digest of sha256, as its bytes: a million take 32 MB.
+type hash [32]byte
+
+// hashOf reads the name of a directory; false when it is none of a digest.
+func hashOf[T string | []byte](name T) (h hash, ok bool) {
+	if len(name) != 2*len(h) {
+		return h, false
+	}
+	for i := range h {
+		a, b := nibbles[name[2*i]], nibbles[name[2*i+1]]
+		if a|b > 0xf {
+			return h, false
+		}
+		h[i] = a<<4 | b
+	}
+	return h, true
+}
+
+// nibbles are the values of lower-case hexadecimal digits, and 0xff.
+var nibbles = func() (table [256]byte) {
+	for i := range table {
+		table[i] = 0xff
+	}
+	for i, c := range []byte("0123456789abcdef") {
+		table[c] = byte(i)
+	}
+	return table
+}()
+
+// hashIn is that of a digest; false for other algorithms than sha256.
+func hashIn(d content.Digest) (hash, bool) {
+	if len(d) != len(sha256)+1+64 || d[:len(sha256)] != sha256 {
+		return hash{}, false
+	}
+	return hashOf(string(d[len(sha256)+1:]))
+}
+
+func (h hash) hex() string            { return hex.EncodeToString(h[:]) }
+func (h hash) digest() content.Digest { return content.Digest(sha256 + ":" + h.hex()) }
+
+// list calls do for the names in a directory, which does not keep them. It is no error when
+// that is not there. The runtime's way costs some more calls and a string for each name, which
+// is most of the time of a look at a large registry.
+func list(dir string, do func(name []byte)) error {
+	fd, err := openRetry(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return nil
+	}
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: dir, Err: err}
+	}
+	defer func() { _ = unix.Close(fd) }() // It was only read.
+	buffer, _ := buffers.Get().(*[bufferSize]byte)
+	defer buffers.Put(buffer)
+	for {
+		n, err := unix.ReadDirent(fd, buffer[:])
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return &fs.PathError{Op: "readdirent", Path: dir, Err: err}
+		}
+		if n == 0 {
+			return nil
+		}
+		entries(buffer[:n], do)
+	}
+}
+
+// entries reads records of getdents64(2).
+func entries(buffer []byte, do func(name []byte)) {
+	const nameAt = 19 // after inode, offset, length and type
+	for len(buffer) >= nameAt {
+		length := int(binary.NativeEndian.Uint16(buffer[16:]))
+		if length < nameAt || length > len(buffer) {
+			return
+		}
+		name := buffer[nameAt:length]
+		if end := bytes.IndexByte(name, 0); end >= 0 {
+			name = name[:end]
+		}
+		if s := string(name); s != "." && s != ".." {
+			do(name)
+		}
+		buffer = buffer[length:]
+	}
+}
+
+const bufferSize = 64 << 10
+
+var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
+
+func openRetry(path string, flags int) (int, error) {
+	for {
+		fd, err := unix.Open(path, flags, 0)
+		if !errors.Is(err, unix.EINTR) {
+			return fd, err
+		}
+	}
+}
+
+// names are those in a directory; none when it is not there.
+func names(dir string) (all []string, err error) {
+	err = list(dir, func(name []byte) { all = append(all, string(name)) })
+	return all, err
+}
+
+// written is when a file was last written; zero when it is not there.
+func written(path string) (time.Time, error) {
+	var st unix.Stat_t
+	err := unix.Lstat(path, &st)
+	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
+		return time.Time{}, nil
+	}
+	if err != nil {
+		return time.Time{}, &fs.PathError{Op: "lstat", Path: path, Err: err}
+	}
+	return time.Unix(st.Mtim.Unix()), nil
+}
+
+// readFile reads a file that is small; at most most bytes. It is fs.ErrNotExist when it is
+// not there.
+func readFile(path string, most int) ([]byte, error) {
+	fd, err := openRetry(path, unix.O_RDONLY|unix.O_CLOEXEC)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer func() { _ = unix.Close(fd) }() // It was only read.
+	buffer, _ := buffers.Get().(*[bufferSize]byte)
+	defer buffers.Put(buffer)
+	var out []byte
+	for {
+		n, err := unix.Read(fd, buffer[:])
+		switch {
+		case errors.Is(err, unix.EINTR):
+			continue
+		case err != nil:
+			return nil, &fs.PathError{Op: "read", Path: path, Err: err}
+		}
+		out = append(out, buffer[:n]...)
+		if n < bufferSize || len(out) > most {
+			return out, nil
+		}
+	}
+}
+
+// directories remembers what is in directories that have not changed since they were read:
+// whoever adds or removes a name changes their time.
+type directories struct {
+	mu  sync.Mutex
+	all map[string]directory
+}
+
+// directory is what was in one.
+type directory struct {
+	at     time.Time // when it was last changed
+	hashes []hash    // names that are digests
+	names  []string  // the others
+}
+
+// settled is how old a change must be so that one after it is seen: file systems tell times
+// by the tick.
+var settled = 2 * time.Second // tests set it
+
+// read is what is in a directory: digests, and other names.
+func (d *directories) read(dir string) (directory, error) {
+	at, err := written(dir)
+	d.mu.Lock()
+	was, known := d.all[dir]
+	if known && at.IsZero() {
+		delete(d.all, dir)
+	}
+	d.mu.Unlock()
+	if err != nil || at.IsZero() {
+		return directory{}, err
+	}
+	if known && was.at.Equal(at) {
+		return was, nil
+	}
+	is := directory{at: at}
+	old := time.Since(at) > settled
+	err = list(dir, func(name []byte) {
+		if h, ok := hashOf(name); ok {
+			is.hashes = append(is.hashes, h)
+		} else {
+			is.names = append(is.names, string(name))
+		}
+	})
+	if err != nil || !old {
+		return is, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.all == nil {
+		d.all = map[string]directory{}
+	}
+	d.all[dir] = is
+	return is, nil
+}
