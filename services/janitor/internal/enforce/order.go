@@ -136,17 +136,13 @@ func (j *job) start(ctx context.Context, sc trace.SpanContext) (*Active, error) 
 	running, cancel := context.WithCancelCause(ctx)
 	held := running
 	if !j.run.Dry {
-		if e.Storage == nil {
-			cancel(nil)
-			return nil, unreachable()
-		}
-		locked, unlock, err := e.Storage.Lock(running, j.run.ID)
+		locked, err := j.lock(running)
 		if err != nil {
 			cancel(nil)
 			e.plans.untake(j.order.PlanDigest)
 			return nil, err
 		}
-		held, j.unlock = locked, unlock
+		held = locked
 	}
 	if err := j.keepStarted(ctx); err != nil {
 		j.letGo()
@@ -168,6 +164,20 @@ func (j *job) start(ctx context.Context, sc trace.SpanContext) (*Active, error) 
 		j.active.end()
 	}()
 	return j.active, nil
+}
+
+// lock makes the run the only one on the storage, which has to be the registry's.
+func (j *job) lock(ctx context.Context) (context.Context, error) {
+	e := j.engine
+	if e.Storage == nil {
+		return nil, unreachable()
+	}
+	if err := e.own(ctx); err != nil {
+		return nil, err
+	}
+	held, unlock, err := e.Storage.Lock(ctx, j.run.ID)
+	j.unlock = unlock
+	return held, err
 }
 
 func unreachable() error {

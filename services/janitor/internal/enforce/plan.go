@@ -145,9 +145,8 @@ func (e *Engine) look(ctx context.Context, look inventory.Look) (inventory.Regis
 	case <-ctx.Done():
 		return inventory.Registry{}, context.Cause(ctx)
 	}
-	if err := e.Checker.Foreign(ctx); err != nil {
-		return inventory.Registry{}, fault.Wrap(err, fault.FailedPrecondition, "WRONG_STATE", "registry.storage_root is not the registry's storage",
-			"set it to the registry's storage.filesystem.rootdirectory")
+	if err := e.own(ctx); err != nil {
+		return inventory.Registry{}, err
 	}
 	registry, err := e.Storage.Inventory(ctx, look)
 	switch {
@@ -158,6 +157,15 @@ func (e *Engine) look(ctx context.Context, look inventory.Look) (inventory.Regis
 	default:
 		return registry, unreadable(err)
 	}
+}
+
+// own is an error when the storage is not the registry's.
+func (e *Engine) own(ctx context.Context) error {
+	if err := e.Checker.Foreign(ctx); err != nil {
+		return fault.Wrap(err, fault.FailedPrecondition, "WRONG_STATE", "registry.storage_root is not the registry's storage",
+			"set it to the registry's storage.filesystem.rootdirectory")
+	}
+	return nil
 }
 
 func unreadable(err error) error {

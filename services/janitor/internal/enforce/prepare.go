@@ -18,10 +18,6 @@ import (
 // and begins the journal.
 func (j *job) prepare(ctx context.Context) (err error) {
 	e := j.engine
-	if err := e.Checker.Foreign(ctx); err != nil {
-		return fault.Wrap(err, fault.FailedPrecondition, "WRONG_STATE", "registry.storage_root is not the registry's storage",
-			"set it to the registry's storage.filesystem.rootdirectory")
-	}
 	if err := e.Checker.Deaf(ctx); err != nil {
 		return err
 	}

@@ -113,7 +113,7 @@ func (s *Storage) beat(ctx context.Context, lost context.CancelCauseFunc, file *
 		}
 		me.Beat++
 		if err := writeHolder(file, me); err != nil {
-			lost(denied(err))
+			lost(err)
 			return
 		}
 	}
@@ -137,7 +137,7 @@ func writeHolder(file *os.File, h holder) error {
 	}
 	raw = append(raw, '\n')
 	if _, err := file.WriteAt(raw, 0); err != nil {
-		return err
+		return denied(err)
 	}
 	return file.Truncate(int64(len(raw)))
 }
