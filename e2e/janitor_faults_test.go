@@ -641,3 +641,49 @@ func exitCode(err error) int {
 	}
 	return -1
 }
+
+// Where the storage is out of reach, manifests go through the API once they were not used for
+// long enough since they were seen first, and the registry's own collection frees the space.
+func TestS5_APIOnly(t *testing.T) {
+	l := labtest.New(t)
+	ctx := labtest.Context(t, time.Minute)
+	registry := labtest.Must(l.StartRegistry(ctx, lab.RegistryOptions{}))(t)
+	putImage(t, registry, "cache/a:main", small(t))
+	index := mutate.AppendManifests(empty.Index, mutate.IndexAddendum{Add: small(t)}, mutate.IndexAddendum{Add: small(t)})
+	putImage(t, registry, "cache/b:main", index)
+	putImage(t, registry, "cache/b:used", small(t))
+	putImage(t, registry, "app:v1", small(t))
+	state := t.TempDir()
+	start := func(moved time.Duration) janitor {
+		return keeper(t, l, registry, moved, func(cfg *configv1.JanitorConfig) {
+			cfg.Registry.StorageRoot, cfg.StateDir = "", state
+		})
+	}
+	j := start(30 * day)
+	if o := j.run(t, &janitorv1.RunRequest{By: &janitorv1.RunRequest_Policy{Policy: weekly()}, Force: true}); len(o.removed) > 0 || o.finished.GetReach() != janitorv1.Reach_REACH_API {
+		t.Errorf("seen for the first time: %v", o.finished)
+	}
+	labtest.Must(0, j.Stop(ctx))(t)
+	j = start(38 * day)
+	labtest.Must(j.api.RecordUse(ctx, &janitorv1.RecordUseRequest{Uses: []*janitorv1.Use{{Reference: registry.Addr + "/cache/b:used", Kind: janitorv1.UseKind_USE_KIND_EXPORT}}}))(t)
+	plan, _ := j.planned(t, &janitorv1.PlanRunRequest{Policy: weekly()})
+	if len(plan.GetWarnings()) == 0 || plan.GetReach() != janitorv1.Reach_REACH_API {
+		t.Errorf("%v", plan)
+	}
+	o := j.run(t, &janitorv1.RunRequest{By: &janitorv1.RunRequest_PlanDigest{PlanDigest: plan.GetDigest()}, Force: true})
+	if o.finished.GetState() != janitorv1.RunState_RUN_STATE_SUCCEEDED || o.finished.GetRemoved().GetManifests() != 4 || o.finished.GetRemoved().GetSizeBytes() != plan.GetRemove().GetSizeBytes() {
+		t.Errorf("%v", o.finished)
+	}
+	_, before := stored(t, registry.Storage)
+	labtest.Must(0, registry.CollectGarbage(ctx))(t)
+	if _, after := stored(t, registry.Storage); before-after != plan.GetRemove().GetSizeBytes() {
+		t.Errorf("%d bytes are free, and the plan said %v", before-after, plan.GetRemove())
+	}
+	for ref, there := range map[string]bool{"cache/a:main": false, "cache/b:main": false, "cache/b:used": true, "app:v1": true} {
+		if err := pullWhole(ctx, registry.Addr, ref); (err == nil) != there {
+			t.Errorf("%s: %v", ref, err)
+		}
+	}
+	_, err := j.api.ListQuarantine(ctx, &janitorv1.ListQuarantineRequest{})
+	refused(t, err, codes.FailedPrecondition, "WRONG_STATE", "")
+}

@@ -25,6 +25,7 @@ import (
 	"github.com/kilnbuild/kiln/services/janitor/internal/notify"
 	"github.com/kilnbuild/kiln/services/janitor/internal/policy"
 	"github.com/kilnbuild/kiln/services/janitor/internal/registry"
+	"github.com/kilnbuild/kiln/services/janitor/internal/remote"
 	"github.com/kilnbuild/kiln/services/janitor/internal/state"
 	"github.com/kilnbuild/kiln/services/janitor/internal/storage"
 	"github.com/kilnbuild/kiln/services/janitor/internal/usage"
@@ -92,7 +93,7 @@ func newParts(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.T
 	p.surveyor = usage.NewSurveyor(p.client, surveyed, p.gauges, p.tracer)
 	p.undo.Push("surveyor", func(context.Context) error { p.surveyor.Close(); return nil })
 	p.engine = enforce.New(enforce.Options{
-		Storage: kept, Registry: p.client, Checker: p.checker, State: p.store, Metrics: p.gauges, Log: tel.Logger, Tracer: p.tracer, NewID: newRunID, Now: clock.Now,
+		Storage: kept, Remote: remote.New(p.client), Registry: p.client, Checker: p.checker, State: p.store, Metrics: p.gauges, Log: tel.Logger, Tracer: p.tracer, NewID: newRunID, Now: clock.Now,
 		Settle: cfg.GetSettle().AsDuration(), Listens: p.listener != nil,
 	})
 	p.schedule = enforce.NewSchedule(p.engine, timetable)

@@ -138,7 +138,7 @@ func (c *Checker) Caches(ctx context.Context) (bool, error) {
 // Deaf is an error when notifications are configured and do not arrive: then it is not
 // known what was used.
 func (c *Checker) Deaf(ctx context.Context) error {
-	if !c.listens {
+	if !c.listens || c.canary == nil {
 		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, 6*timeout)

@@ -83,6 +83,14 @@ type Registry interface {
 	DeleteManifest(ctx context.Context, repository string, digest content.Digest) error
 }
 
+// Remote is a registry by its API alone.
+type Remote interface {
+	// Inventory is what tags reach now.
+	Inventory(ctx context.Context) (_ inventory.Registry, warnings []string, _ error)
+	// Delete deletes a manifest, if these tags still lead to it.
+	Delete(ctx context.Context, repository string, digest content.Digest, tags []string) (deleted bool, _ error)
+}
+
 // Checker knows the registry.
 type Checker interface {
 	// Foreign is an error when the storage is not the registry's, as far as that answers.
@@ -96,6 +104,8 @@ type Checker interface {
 // State is what outlives the process.
 type State interface {
 	PolicyInForce(ctx context.Context) (policy.Policy, error)
+	// RecordUses keeps when things were used.
+	RecordUses(ctx context.Context, uses []lastuse.Use) (news int, err error)
 	// Uses is all that is known of uses, and Leases those that have not ended.
 	Uses(ctx context.Context) (*lastuse.Book, error)
 	Leases(ctx context.Context, now time.Time) (lease.Set, error)
@@ -118,6 +128,7 @@ type Metrics interface {
 // Options is what an engine is made of.
 type Options struct {
 	Storage  Storage // nil: out of reach
+	Remote   Remote  // in its place
 	Registry Registry
 	Checker  Checker
 	State    State

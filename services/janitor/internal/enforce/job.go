@@ -38,15 +38,20 @@ func (j *job) do(ctx context.Context) {
 
 // carryOut does the phases of the run. Its error is why it ended before its end.
 func (j *job) carryOut(ctx context.Context) error {
-	if j.run.Dry {
-		return j.phase(ctx, run.Planning, j.plan)
-	}
-	for _, step := range []struct {
+	type step struct {
 		phase run.Phase
 		do    func(context.Context) error
-	}{
+	}
+	steps := []step{
 		{run.Prepare, j.prepare}, {run.Planning, j.plan}, {run.Manifests, j.manifests}, {run.List, j.sweep}, {run.Verify, j.verify}, {run.Purge, j.purge},
-	} {
+	}
+	switch {
+	case j.run.Dry:
+		steps = []step{{run.Planning, j.plan}}
+	case j.engine.Storage == nil:
+		steps = []step{{run.Planning, j.plan}, {run.Manifests, j.manifests}, {run.Verify, j.verifyByAPI}}
+	}
+	for _, step := range steps {
 		if err := j.phase(ctx, step.phase, step.do); err != nil {
 			return err
 		}

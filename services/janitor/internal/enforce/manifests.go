@@ -51,8 +51,8 @@ func (j *job) plan(ctx context.Context) error {
 		return removesAll("everything would be removed")
 	}
 	j.given = removals
-	if j.resume {
-		return nil // it is in the journal
+	if j.resume || j.q == nil {
+		return nil // it is in the journal, or there is none
 	}
 	lines := make([]quarantine.Line, 0, len(removals)+1)
 	for i := range removals {
@@ -76,7 +76,7 @@ func (j *job) recheck(ctx context.Context, now run.Plan) (run.Plan, error) {
 		return now, err
 	}
 	find := indexOf(j.in.Registry)
-	out := run.Plan{Plan: &plan.Plan{Time: now.Time, PolicyVersion: j.run.PolicyVersion, Rules: now.Rules, Keeps: now.Keeps}, Digest: j.run.PlanDigest, Created: now.Created, Reach: run.Storage}
+	out := run.Plan{Plan: &plan.Plan{Time: now.Time, PolicyVersion: j.run.PolicyVersion, Rules: now.Rules, Keeps: now.Keeps}, Digest: j.run.PlanDigest, Created: now.Created, Reach: e.reach()}
 	kept, had := map[string]bool{}, map[string]bool{}
 	for _, e := range j.entries {
 		had[string(e.Kind)+e.Repository+"@"+e.Digest] = true
@@ -258,7 +258,10 @@ func (j *job) removeAll(ctx context.Context, find index, part []plan.Verdict, ke
 		}
 		lines = append(lines, quarantine.Line{Entry: &e})
 	}
-	if err := j.q.Note(lines...); err != nil {
+	if j.q != nil {
+		err = j.q.Note(lines...)
+	}
+	if err != nil {
 		return nil, err
 	}
 	j.noted += len(lines)
@@ -285,7 +288,11 @@ func (j *job) removeAll(ctx context.Context, find index, part []plan.Verdict, ke
 		if taken {
 			j.entries = append(j.entries, entry)
 			j.gone[v.Digest] = j.gone[v.Digest] || v.Kind == plan.Manifest
-			j.count(entry)
+			if j.q == nil {
+				j.run.Removed = j.run.Removed.Plus(v.Amount()) // what it lets the registry free
+			} else {
+				j.count(entry)
+			}
 			j.addRule(v)
 			j.allow(find, v)
 		} else {
@@ -301,6 +308,9 @@ func (j *job) removeAll(ctx context.Context, find index, part []plan.Verdict, ke
 
 // remove takes one thing that is not a blob.
 func (j *job) remove(ctx context.Context, find index, v plan.Verdict) (bool, error) {
+	if j.q == nil {
+		return j.removeByAPI(ctx, v)
+	}
 	key, digest := v.Repository+"@"+v.Digest, content.Digest(v.Digest)
 	switch v.Kind {
 	case plan.Upload:

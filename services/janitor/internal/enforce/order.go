@@ -85,7 +85,7 @@ func (e *Engine) Start(ctx context.Context, o Order, sc trace.SpanContext) (*Act
 	}
 	j.run = run.Run{
 		ID: e.NewID(), State: run.Running, Trigger: o.Trigger, Started: time.Now(), Dry: !o.Force, PolicyVersion: j.policy.Version,
-		PlanDigest: o.PlanDigest, Caller: o.Caller, RequestID: o.RequestID, Reach: run.Storage,
+		PlanDigest: o.PlanDigest, Caller: o.Caller, RequestID: o.RequestID, Reach: e.reach(),
 	}
 	return j.start(ctx, sc)
 }
@@ -170,7 +170,7 @@ func (j *job) start(ctx context.Context, sc trace.SpanContext) (*Active, error) 
 func (j *job) lock(ctx context.Context) (context.Context, error) {
 	e := j.engine
 	if e.Storage == nil {
-		return nil, unreachable()
+		return ctx, j.lockByAPI()
 	}
 	if err := e.own(ctx); err != nil {
 		return nil, err
@@ -178,11 +178,6 @@ func (j *job) lock(ctx context.Context) (context.Context, error) {
 	held, unlock, err := e.Storage.Lock(ctx, j.run.ID)
 	j.unlock = unlock
 	return held, err
-}
-
-func unreachable() error {
-	return fault.New(fault.Unimplemented, "UNIMPLEMENTED", "this version removes with the registry's storage only",
-		"run the janitor where the storage is, and set registry.storage_root")
 }
 
 func (j *job) keepStarted(ctx context.Context) error {

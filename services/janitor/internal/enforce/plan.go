@@ -69,7 +69,7 @@ func (e *Engine) policy(ctx context.Context, given *policy.Policy) (policy.Polic
 
 func (e *Engine) plan(ctx context.Context, p policy.Policy, ask Ask) (run.Plan, inventory.Registry, error) {
 	now := e.Now()
-	made := run.Plan{Created: now, Expires: now.Add(planLasts), Hypothetical: !ask.At.IsZero(), Reach: run.Storage, Policy: p}
+	made := run.Plan{Created: now, Expires: now.Add(planLasts), Hypothetical: !ask.At.IsZero(), Reach: e.reach(), Policy: p}
 	if made.Hypothetical {
 		now = ask.At
 	}
@@ -88,8 +88,17 @@ func (e *Engine) plan(ctx context.Context, p policy.Policy, ask Ask) (run.Plan, 
 	if !e.Listens {
 		made.Warnings = append(made.Warnings, "pulls are not known of: the registry's notifications are not configured, so ages count from pushes and from what builds tell")
 	}
+	made.Warnings = append(made.Warnings, in.Registry.Warnings...)
 	made.Digest = digest(made)
 	return made, in.Registry, nil
+}
+
+// reach is how far the engine reaches.
+func (e *Engine) reach() run.Reach {
+	if e.Storage == nil {
+		return run.API
+	}
+	return run.Storage
 }
 
 // input is all that a plan is made from, for a run, if there is one.
@@ -106,6 +115,11 @@ func (e *Engine) input(ctx context.Context, p policy.Policy, now time.Time, runI
 	uses, err := e.State.Uses(ctx)
 	if err != nil {
 		return in, err
+	}
+	if e.Storage == nil {
+		if err := e.noteSeen(ctx, in.Registry, uses); err != nil {
+			return in, err
+		}
 	}
 	leases, err := e.State.Leases(ctx, now)
 	in.Uses, in.Leases = uses, leases
@@ -133,10 +147,6 @@ func (e *Engine) removed(since time.Time, own string) (all []inventory.Removed, 
 
 // look looks at the storage, one look at a time: each keeps the disk busy.
 func (e *Engine) look(ctx context.Context, look inventory.Look) (inventory.Registry, error) {
-	if e.Storage == nil {
-		return inventory.Registry{}, fault.New(fault.Unimplemented, "UNIMPLEMENTED", "this version works with the registry's storage only",
-			"run the janitor where the storage is, and set registry.storage_root")
-	}
 	ctx, cancel := context.WithTimeout(ctx, planTimeout)
 	defer cancel()
 	select {
@@ -144,6 +154,9 @@ func (e *Engine) look(ctx context.Context, look inventory.Look) (inventory.Regis
 		defer func() { <-e.looking }()
 	case <-ctx.Done():
 		return inventory.Registry{}, context.Cause(ctx)
+	}
+	if e.Storage == nil {
+		return e.lookByAPI(ctx)
 	}
 	if err := e.own(ctx); err != nil {
 		return inventory.Registry{}, err

@@ -24,6 +24,7 @@ type Registry struct {
 	Repositories []Repository // by name
 	Orphans      []Orphan     // in any order
 	Took         Took
+	Warnings     []string // what could not be looked at, in sentences
 }
 
 // Took is where the time of a look went.

@@ -28,6 +28,7 @@ type node struct {
 	dependents []*node
 	rule       *policy.Rule // the first that matches; nil: none
 	verdict    Verdict
+	pushed     time.Time // last push that is known of
 	used       time.Time // last push or pull, of it or of a child
 	reaches    []int32   // numbers of what it takes: itself and the blobs that it names
 	lease      string    // id; empty: none
@@ -66,7 +67,7 @@ func (s *simulation) add(r *inventory.Repository) {
 	nodes := make([]*node, 0, len(r.Manifests))
 	for i := range r.Manifests {
 		m := &r.Manifests[i]
-		n := &node{repository: r.Name, manifest: m, used: m.Pushed}
+		n := &node{repository: r.Name, manifest: m, pushed: m.Pushed, used: m.Pushed}
 		n.verdict = Verdict{Repository: r.Name, Kind: Manifest, Digest: string(m.Digest), Of: m.Of, Bytes: m.Bytes, Pushed: m.Pushed, Reason: NoRule}
 		byDigest[m.Digest] = n
 		nodes = append(nodes, n)
@@ -116,6 +117,9 @@ func (n *node) use(in Input) {
 	if in.Uses != nil {
 		pushed, pulled := in.Uses.Last(n.repository, n.manifest.Digest, n.verdict.Tags)
 		n.verdict.Pulled = pulled
+		if pushed.After(n.pushed) {
+			n.pushed = pushed
+		}
 		for _, at := range []time.Time{pushed, pulled} {
 			if at.After(n.used) {
 				n.used = at

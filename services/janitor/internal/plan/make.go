@@ -87,7 +87,7 @@ func markNewest(rule *policy.Rule, matched []*node, newest map[*node]bool) {
 			newest[n] = true
 		}
 	}
-	mark(rule.Keep.NewestByPush, func(n *node) time.Time { return n.manifest.Pushed })
+	mark(rule.Keep.NewestByPush, func(n *node) time.Time { return n.pushed })
 	mark(rule.Keep.NewestByPull, func(n *node) time.Time { return n.verdict.Pulled })
 }
 
@@ -126,8 +126,8 @@ func (n *node) beyond(now time.Time) (reason Reason, why string) {
 	switch {
 	case k.Age != nil && n.verdict.Age > *k.Age:
 		return Age, fmt.Sprintf("unused for %s; %s keeps %s", human.Span(n.verdict.Age), n.rule.Name, human.Span(*k.Age))
-	case over(k.PushAge, n.manifest.Pushed):
-		return PushAge, fmt.Sprintf("pushed %s ago; %s keeps %s", human.Span(now.Sub(n.manifest.Pushed)), n.rule.Name, human.Span(*k.PushAge))
+	case over(k.PushAge, n.pushed):
+		return PushAge, fmt.Sprintf("pushed %s ago; %s keeps %s", human.Span(now.Sub(n.pushed)), n.rule.Name, human.Span(*k.PushAge))
 	case over(k.CreateAge, n.manifest.Created):
 		return CreateAge, fmt.Sprintf("made %s ago; %s keeps %s", human.Span(now.Sub(n.manifest.Created)), n.rule.Name, human.Span(*k.CreateAge))
 	case k.Age == nil && k.PushAge == nil && k.CreateAge == nil && k.Bytes == nil && (k.NewestByPush != nil || k.NewestByPull != nil):

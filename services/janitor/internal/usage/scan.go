@@ -26,9 +26,9 @@ type Registry interface {
 // the same time.
 const workers = 8
 
-// scanner reads all manifests that tags reach. It remembers them: a manifest
+// Scanner reads all manifests that tags reach. It remembers them: a manifest
 // with a digest never changes, so the next scan asks only where tags point to.
-type scanner struct {
+type Scanner struct {
 	registry Registry
 
 	mu    sync.Mutex
@@ -42,12 +42,13 @@ type place struct {
 	digest     content.Digest
 }
 
-func newScanner(registry Registry) *scanner {
-	return &scanner{registry: registry, known: map[place]content.Manifest{}}
+// NewScanner returns a scanner of a registry.
+func NewScanner(registry Registry) *Scanner {
+	return &Scanner{registry: registry, known: map[place]content.Manifest{}}
 }
 
-// scan looks at the whole registry. Only one may run at a time.
-func (s *scanner) scan(ctx context.Context) ([]Repository, error) {
+// Scan looks at the whole registry. Only one may run at a time.
+func (s *Scanner) Scan(ctx context.Context) ([]Repository, error) {
 	if err := s.ping(ctx); err != nil {
 		return nil, err
 	}
@@ -73,14 +74,14 @@ func (s *scanner) scan(ctx context.Context) ([]Repository, error) {
 // known soon, though a long list may take it long.
 const pingTimeout = 5 * time.Second
 
-func (s *scanner) ping(ctx context.Context) error {
+func (s *Scanner) ping(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, pingTimeout)
 	defer cancel()
 	return s.registry.Ping(ctx)
 }
 
 // repository looks at one repository.
-func (s *scanner) repository(ctx context.Context, name string) Repository {
+func (s *Scanner) repository(ctx context.Context, name string) Repository {
 	r := Repository{Name: name, Manifests: map[content.Digest]content.Manifest{}}
 	tags, err := s.registry.Tags(ctx, name)
 	switch {
@@ -111,7 +112,7 @@ func (s *scanner) repository(ctx context.Context, name string) Repository {
 }
 
 // manifests reads what the tags reach, a generation at a time.
-func (s *scanner) manifests(ctx context.Context, r *Repository) error {
+func (s *Scanner) manifests(ctx context.Context, r *Repository) error {
 	var wanted []content.Digest
 	for _, tag := range r.Tags {
 		if tag.Digest != "" {
@@ -144,7 +145,7 @@ func (s *scanner) manifests(ctx context.Context, r *Repository) error {
 }
 
 // manifest is remembered or read.
-func (s *scanner) manifest(ctx context.Context, at place) (content.Manifest, error) {
+func (s *Scanner) manifest(ctx context.Context, at place) (content.Manifest, error) {
 	s.mu.Lock()
 	m, ok := s.known[at]
 	s.used[at] = true

@@ -48,7 +48,7 @@ const (
 
 // Surveyor looks at a whole registry.
 type Surveyor struct {
-	scanner *scanner
+	scanner *Scanner
 	store   Store // nil: out of reach
 	metrics Metrics
 	tracer  trace.Tracer
@@ -72,7 +72,7 @@ type survey struct {
 // NewSurveyor returns a surveyor. A nil store is out of reach. Close it.
 func NewSurveyor(registry Registry, store Store, metrics Metrics, tracer trace.Tracer) *Surveyor {
 	return &Surveyor{
-		scanner: newScanner(registry), store: store, metrics: metrics, tracer: tracer, stop: make(chan struct{}),
+		scanner: NewScanner(registry), store: store, metrics: metrics, tracer: tracer, stop: make(chan struct{}),
 	}
 }
 
@@ -145,7 +145,7 @@ func (s *Surveyor) snapshot(ctx context.Context) (_ Snapshot, err error) {
 		}
 		span.End()
 	}()
-	found, err := s.scanner.scan(ctx)
+	found, err := s.scanner.Scan(ctx)
 	if err != nil {
 		return Snapshot{}, err
 	}

@@ -1,0 +1,71 @@
+package enforce
+
+import (
+	"context"
+
+	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/services/janitor/internal/content"
+	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
+	"github.com/kilnbuild/kiln/services/janitor/internal/lastuse"
+	"github.com/kilnbuild/kiln/services/janitor/internal/plan"
+)
+
+// lookByAPI looks at a registry whose storage is out of reach.
+func (e *Engine) lookByAPI(ctx context.Context) (inventory.Registry, error) {
+	registry, warnings, err := e.Remote.Inventory(ctx)
+	registry.Warnings = append(warnings, "the registry's storage is out of reach: manifests are deleted through its API, those without a tag are not seen, and the space is the registry's own to free")
+	return registry, err
+}
+
+// noteSeen has what nothing is known of count as pushed when it is seen first: the API does
+// not tell when that was.
+func (e *Engine) noteSeen(ctx context.Context, r inventory.Registry, book *lastuse.Book) error {
+	var seen []lastuse.Use
+	now := e.Now()
+	for _, of := range r.Repositories {
+		for _, m := range of.Manifests {
+			if pushed, pulled := book.Last(of.Name, m.Digest, nil); pushed.IsZero() && pulled.IsZero() {
+				seen = append(seen, lastuse.Use{Repository: of.Name, Name: lastuse.ByDigest(m.Digest), Push: true, At: now})
+			}
+		}
+	}
+	for _, u := range seen {
+		book.Add(u.Repository, u.Name, lastuse.Last{Pushed: u.At})
+	}
+	if len(seen) == 0 {
+		return nil
+	}
+	_, err := e.State.RecordUses(ctx, seen)
+	return err
+}
+
+// lockByAPI makes sure that no other run of this janitor removes.
+func (j *job) lockByAPI() error {
+	if other := j.engine.Running(); other != "" {
+		err := fault.New(fault.AlreadyExists, "ALREADY_EXISTS", "a run on the registry is under way", "wait for its end, watch it with GetRun, or end it with CancelRun")
+		err.Metadata = map[string]string{"run_id": other}
+		return err
+	}
+	return nil
+}
+
+// removeByAPI deletes a manifest through the API.
+func (j *job) removeByAPI(ctx context.Context, v plan.Verdict) (bool, error) {
+	if v.Kind != plan.Manifest {
+		return false, nil
+	}
+	return j.engine.Remote.Delete(ctx, v.Repository, content.Digest(v.Digest), v.Tags)
+}
+
+// verifyByAPI resolves what tags reach.
+func (j *job) verifyByAPI(ctx context.Context) error {
+	registry, warnings, err := j.engine.Remote.Inventory(ctx)
+	if err != nil {
+		return err
+	}
+	j.run.Verified, j.run.Broken = 0, int64(len(warnings))
+	for _, r := range registry.Repositories {
+		j.run.Verified += int64(len(r.Manifests))
+	}
+	return nil
+}
