@@ -144,6 +144,7 @@ func TestS5_PlanSaysWhatIsFreed(t *testing.T) {
 		"plan --repository app --kept": `(?s)no rule matches it.*goes: 0 manifests`,
 		"plan --policy " + policyFile(t, "rules:\n- {name: all, keep: {age: 1h}}\n"): `(?m)^remove +app +image .*\s+all `,
 		"usage":               `(?m)^app +2 .*\n(.*\n)*.*on the disk `,
+		"usage --rules":       `(?m)^rule cache would free \d+ manifests`,
 		"check --format json": `"reachable"`,
 	} {
 		out := labtest.Must(lab.Exec(ctx, lab.Command{

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -19,8 +20,10 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/kilnbuild/kiln/e2e/lab"
+	"github.com/kilnbuild/kiln/e2e/lab/image"
 	"github.com/kilnbuild/kiln/e2e/lab/labtest"
 	"github.com/kilnbuild/kiln/pkg/failpoint/find"
+	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 	janitorv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/janitor/v1"
 )
@@ -371,5 +374,62 @@ func dieSweeping(t *testing.T, point string) {
 	}
 	if n, size := stored(t, registry.Storage); n != blobs || size != bytes {
 		t.Errorf("%d blobs of %d bytes are there, of %d of %d", n, size, blobs, bytes)
+	}
+}
+
+// A build by Kiln leases the caches in the registry that it imports and exports while it goes
+// on, and tells of their use when it ends; without a janitor it goes on all the same.
+func TestS5_BuildsLeaseTheirCaches(t *testing.T) {
+	l := labtest.New(t)
+	ctx := labtest.Context(t, 2*time.Minute)
+	registry := labtest.Must(l.StartRegistry(ctx, lab.RegistryOptions{}))(t)
+	daemon := labtest.Must(l.StartBuildkitd(ctx, lab.BuildkitdOptions{Registries: []string{registry.Addr}}))(t)
+	base := labtest.Must(image.PushBase(ctx, registry.Addr))(t)
+	j := keeper(t, l, registry, 30*day, nil)
+	builder := labtest.Must(l.StartBuilder(ctx, &configv1.BuilderConfig{
+		Daemons: []*configv1.DaemonConfig{{Name: "a", Address: daemon.Addr}}, CacheRepository: registry.Addr + "/cache", Janitor: &configv1.JanitorClient{Address: j.Addr},
+	}, lab.ServiceOptions{}))(t)
+	conn := labtest.Must(lab.Dial(builder.Addr))(t)
+	defer func() { _ = conn.Close() }()
+	api := builderv1.NewBuilderServiceClient(conn)
+	start := func(text string) error {
+		spec := inline(map[string]string{"Dockerfile": "FROM " + base + "\n" + text})
+		spec.Project, spec.Cache = "web", registryCache()
+		stream, err := api.Build(ctx, &builderv1.BuildRequest{Spec: spec})
+		for err == nil {
+			_, err = stream.Recv()
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		return err
+	}
+	caches := func() (all []*janitorv1.Verdict) {
+		_, verdicts := j.planned(t, &janitorv1.PlanRunRequest{Policy: weekly()})
+		for _, v := range verdicts {
+			if v.GetItem().GetRepository() == "cache/web" {
+				all = append(all, v)
+			}
+		}
+		return all
+	}
+	labtest.Must(0, start("RUN head -c 10000 /dev/urandom >/x\n"))(t)
+	ended := make(chan error, 1)
+	go func() { ended <- start("RUN sleep 4; head -c 10000 /dev/urandom >/x\n") }()
+	labtest.Eventually(t, 20*time.Second, "the lease", func() bool {
+		return slices.ContainsFunc(caches(), func(v *janitorv1.Verdict) bool { return word(v) == "leased" })
+	})
+	labtest.Must(0, <-ended)(t)
+	// Its export counts as a use on day thirty, though the registry says that it was pushed long ago.
+	all := caches()
+	if !slices.ContainsFunc(all, func(v *janitorv1.Verdict) bool {
+		return word(v) == "within_bounds" && v.GetAge().AsDuration() < time.Hour && slices.Contains(v.GetItem().GetTags(), "latest")
+	}) || slices.ContainsFunc(all, func(v *janitorv1.Verdict) bool { return word(v) == "leased" }) {
+		t.Errorf("after the build: %v", all)
+	}
+	labtest.Must(0, j.Stop(ctx))(t)
+	labtest.Must(0, start("RUN echo without a janitor\n"))(t)
+	if got := metric(t, builder, "kiln_build_leases_missed_total"); got == "" || got == "0" {
+		t.Errorf("%q builds without a lease in the metrics", got)
 	}
 }

@@ -49,7 +49,7 @@ func New(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.Teleme
 	}
 	p.undo.Push("server", func(context.Context) error { return s.server.Close() })
 	interval := cfg.GetCheckInterval().AsDuration()
-	s.watch = &watch{checker: p.checker, surveyor: p.surveyor, gauges: p.gauges, tracer: p.tracer, log: tel.Logger, every: surveyPause * interval}
+	s.watch = &watch{checker: p.checker, surveyor: p.surveyor, gauges: p.gauges, tracer: p.tracer, log: tel.Logger, samples: p.store, every: surveyPause * interval}
 	life, end := context.WithCancel(context.Background()) // runs outlive the calls that start them
 	s.end = end
 	p.undo.Push("runs", func(context.Context) error { end(); p.engine.Wait(); return nil })

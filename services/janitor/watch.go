@@ -8,6 +8,7 @@ import (
 	"go.opentelemetry.io/otel/trace"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/pkg/growth"
 	"github.com/kilnbuild/kiln/services/janitor/internal/check"
 	"github.com/kilnbuild/kiln/services/janitor/internal/metrics"
 	"github.com/kilnbuild/kiln/services/janitor/internal/usage"
@@ -21,7 +22,13 @@ type watch struct {
 	gauges   *metrics.Registry
 	tracer   trace.Tracer
 	log      *slog.Logger
+	samples  sampler
 	every    time.Duration
+}
+
+// sampler keeps what the registry held, for forecasts.
+type sampler interface {
+	AddSample(ctx context.Context, s growth.Sample) error
 }
 
 // Check checks the registry; the metrics show what it found.
@@ -73,10 +80,22 @@ func (w *watch) once(ctx context.Context, was []check.State) []check.State {
 	if s, err := w.surveyor.Survey(ctx); err != nil && ctx.Err() == nil {
 		w.log.WarnContext(ctx, "the registry could not be looked at as a whole", "error", fault.Line(err))
 	} else if err == nil {
+		w.sample(ctx, s)
 		w.log.DebugContext(ctx, "registry", "repositories", s.Total.Repositories, "tags", s.Total.Tags,
 			"deduplicated_bytes", s.Total.DeduplicatedBytes)
 	}
 	return states
+}
+
+// sample keeps what the registry holds now: on its disk, where that is known.
+func (w *watch) sample(ctx context.Context, s usage.Snapshot) {
+	bytes := s.Total.DeduplicatedBytes
+	if s.Storage != nil && s.Storage.Err == nil {
+		bytes = s.Storage.BlobBytes
+	}
+	if err := w.samples.AddSample(ctx, growth.Sample{Time: s.Time, Bytes: bytes}); err != nil && ctx.Err() == nil {
+		w.log.WarnContext(ctx, "what the registry holds cannot be kept for forecasts", "error", fault.Line(err))
+	}
 }
 
 // report logs what a check found when that is bad and news, or good again.

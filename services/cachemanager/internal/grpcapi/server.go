@@ -7,11 +7,11 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/pkg/auth"
+	"github.com/kilnbuild/kiln/pkg/growth"
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/attribution"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/enforce"
-	"github.com/kilnbuild/kiln/services/cachemanager/internal/growth"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/local"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/plan"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/policy"

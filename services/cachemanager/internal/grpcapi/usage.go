@@ -11,10 +11,10 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/kilnbuild/kiln/pkg/aip"
+	"github.com/kilnbuild/kiln/pkg/growth"
 	"github.com/kilnbuild/kiln/pkg/rpc"
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
-	"github.com/kilnbuild/kiln/services/cachemanager/internal/growth"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/policy"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/run"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/usage"
@@ -161,7 +161,11 @@ func (s *Server) forecast(ctx context.Context, l cache.Listing) (*cachemanagerv1
 	if err != nil {
 		return nil, err
 	}
-	f, ok := growth.Of(samples, l.Disk, l.Time)
+	free := int64(-1)
+	if l.Disk != nil {
+		free = l.Disk.FreeBytes
+	}
+	f, ok := growth.Of(samples, free, l.Time)
 	if !ok {
 		return nil, nil
 	}

@@ -5,8 +5,8 @@ import (
 	"errors"
 	"time"
 
+	"github.com/kilnbuild/kiln/pkg/growth"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
-	"github.com/kilnbuild/kiln/services/cachemanager/internal/growth"
 )
 
 const (

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/pkg/growth"
 	"github.com/kilnbuild/kiln/pkg/rpc"
 	janitorv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/janitor/v1"
 	"github.com/kilnbuild/kiln/services/janitor/internal/check"
@@ -22,6 +23,7 @@ import (
 	"github.com/kilnbuild/kiln/services/janitor/internal/run"
 	"github.com/kilnbuild/kiln/services/janitor/internal/usage"
 	"github.com/kilnbuild/kiln/services/janitor/internal/verify"
+	"github.com/kilnbuild/kiln/services/janitor/internal/wire"
 )
 
 // Checker checks the registry.
@@ -50,6 +52,7 @@ type State interface {
 	RenewLease(ctx context.Context, id string, ttl time.Duration, now time.Time) (lease.Lease, error)
 	ReleaseLease(ctx context.Context, id string, now time.Time) error
 	RecordUses(ctx context.Context, uses []lastuse.Use) (news int, err error)
+	Samples(ctx context.Context) ([]growth.Sample, error)
 }
 
 // Options is what a server is made of.
@@ -132,11 +135,6 @@ const defaultPageSize = 50
 
 // GetUsage implements the RPC.
 func (s *Server) GetUsage(ctx context.Context, req *janitorv1.GetUsageRequest) (*janitorv1.GetUsageResponse, error) {
-	if req.GetWithRules() {
-		err := fault.New(fault.Unimplemented, "UNIMPLEMENTED", "what the rules of a policy free is not told yet", "leave with_rules out")
-		err.Field = "with_rules"
-		return nil, err
-	}
 	size := int(req.GetPageSize())
 	if size == 0 {
 		size = defaultPageSize
@@ -151,7 +149,36 @@ func (s *Server) GetUsage(ctx context.Context, req *janitorv1.GetUsageRequest) (
 	for _, r := range page.Repositories {
 		res.Repositories = append(res.Repositories, repositoryToProto(r, req.GetWithTags()))
 	}
+	if res.Total.Forecast, err = s.forecast(ctx, page.Snapshot); err != nil || !req.GetWithRules() {
+		return res, err
+	}
+	plan, err := s.Engine.Plan(ctx, enforce.Ask{})
+	if err != nil {
+		return nil, err
+	}
+	res.Rules = wire.RulesProto(plan.Rules)
 	return res, nil
+}
+
+// forecast says how the registry grows; nil when it was not watched for long enough.
+func (s *Server) forecast(ctx context.Context, snapshot usage.Snapshot) (*janitorv1.Forecast, error) {
+	samples, err := s.State.Samples(ctx)
+	if err != nil {
+		return nil, err
+	}
+	free := int64(-1)
+	if snapshot.Storage != nil && snapshot.Storage.Err == nil {
+		free = snapshot.Storage.DiskFree
+	}
+	f, ok := growth.Of(samples, free, snapshot.Time)
+	if !ok {
+		return nil, nil //nolint:nilnil // there is none
+	}
+	out := &janitorv1.Forecast{GrowthBytesPerDay: f.BytesPerDay, Watched: durationpb.New(f.Watched)}
+	if !f.Full.IsZero() {
+		out.FullTime = timestamppb.New(f.Full)
+	}
+	return out, nil
 }
 
 func totalToProto(s usage.Snapshot) *janitorv1.RegistryUsage {
@@ -172,7 +199,7 @@ func storageToProto(s *usage.Storage) *janitorv1.StorageUsage {
 	}
 	return &janitorv1.StorageUsage{
 		Blobs: s.Blobs, BlobBytes: s.BlobBytes, UntaggedBytes: s.UntaggedBytes, Uploads: s.Uploads, UploadBytes: s.UploadBytes,
-		Disk: &janitorv1.Disk{TotalBytes: s.DiskTotal, FreeBytes: s.DiskFree},
+		QuarantineBytes: s.Quarantined, Disk: &janitorv1.Disk{TotalBytes: s.DiskTotal, FreeBytes: s.DiskFree},
 	}
 }
 

@@ -66,12 +66,12 @@ func TestUsageToProto(t *testing.T) {
 		Total: usage.Totals{
 			Repositories: 1, Failed: 2, Tags: 3, Manifests: 4, Blobs: 5, DeduplicatedBytes: 6, SumOwnBytes: 7,
 		},
-		Storage: &usage.Storage{Blobs: 1, BlobBytes: 2, UntaggedBytes: 3, Uploads: 4, UploadBytes: 5, DiskTotal: 6, DiskFree: 7},
+		Storage: &usage.Storage{Blobs: 1, BlobBytes: 2, UntaggedBytes: 3, Uploads: 4, UploadBytes: 5, Quarantined: 8, DiskTotal: 6, DiskFree: 7},
 	}
 	want := &janitorv1.RegistryUsage{
 		Repositories: 1, FailedRepositories: 2, Tags: 3, Manifests: 4, Blobs: 5, DeduplicatedBytes: 6, SumOwnBytes: 7,
 		Storage: &janitorv1.StorageUsage{
-			Blobs: 1, BlobBytes: 2, UntaggedBytes: 3, Uploads: 4, UploadBytes: 5, Disk: &janitorv1.Disk{TotalBytes: 6, FreeBytes: 7},
+			Blobs: 1, BlobBytes: 2, UntaggedBytes: 3, Uploads: 4, UploadBytes: 5, QuarantineBytes: 8, Disk: &janitorv1.Disk{TotalBytes: 6, FreeBytes: 7},
 		},
 	}
 	if diff := cmp.Diff(want, totalToProto(snapshot), protocmp.Transform()); diff != "" {

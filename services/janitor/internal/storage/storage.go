@@ -17,6 +17,7 @@ import (
 
 	"github.com/kilnbuild/kiln/services/janitor/internal/check"
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
+	"github.com/kilnbuild/kiln/services/janitor/internal/plan"
 	"github.com/kilnbuild/kiln/services/janitor/internal/usage"
 )
 
@@ -130,7 +131,22 @@ func (s *Storage) Usage(ctx context.Context, reached func(content.Digest) bool) 
 	if err := s.uploads(ctx, &out); err != nil {
 		return usage.Storage{}, err
 	}
-	return out, nil
+	journals, err := s.Journals()
+	for _, j := range journals {
+		for _, e := range j.Entries {
+			if e.Kind != plan.Blob {
+				continue
+			}
+			held, err := s.Holds(e)
+			if err != nil {
+				return usage.Storage{}, err
+			}
+			if held {
+				out.Quarantined += e.Bytes
+			}
+		}
+	}
+	return out, err
 }
 
 // blobs adds up blobs/<algorithm>/<two characters>/<hex>/data.

@@ -21,6 +21,7 @@ type Storage struct {
 	UntaggedBytes int64 // of BlobBytes, those that no tag reaches
 	Uploads       int64 // their number
 	UploadBytes   int64
+	Quarantined   int64 // bytes in quarantine
 	DiskTotal     int64
 	DiskFree      int64
 	Err           error // why it could not be looked at; then the rest is 0

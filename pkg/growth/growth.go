@@ -1,20 +1,19 @@
-// Package growth says how a cache grows, and when its disk is full if it goes on so.
+// Package growth says how something grows, such as a cache or a registry, and when its disk
+// is full if it goes on so.
 package growth
 
 import (
 	"slices"
 	"time"
-
-	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
 )
 
-// Sample is what a cache held at one time.
+// Sample is what there was at one time.
 type Sample struct {
 	Time  time.Time
 	Bytes int64
 }
 
-// Forecast is how a cache grows.
+// Forecast is how it grows.
 type Forecast struct {
 	BytesPerDay int64         // less than 0: it shrinks
 	Watched     time.Duration // how long it was
@@ -36,19 +35,20 @@ const (
 const day = 24 * time.Hour
 
 // Of makes a forecast of samples in the order of their times; false when they are too
-// few, or too close together.
+// few, or too close together. free is what is free on the disk, in bytes; less than 0: not
+// known.
 //
 // The growth is the median of the slopes between all pairs of samples (Theil, 1950; Sen,
 // 1968). A cache grows slowly and falls at once when it is pruned: a line of least
 // squares follows each fall, the median does not.
-func Of(samples []Sample, disk *cache.Disk, now time.Time) (Forecast, bool) {
+func Of(samples []Sample, free int64, now time.Time) (Forecast, bool) {
 	samples = slices.DeleteFunc(slices.Clone(samples), func(s Sample) bool { return now.Sub(s.Time) > Window })
 	if len(samples) < minSamples || samples[len(samples)-1].Time.Sub(samples[0].Time) < minWatched {
 		return Forecast{}, false
 	}
 	f := Forecast{BytesPerDay: int64(slope(thin(samples))), Watched: samples[len(samples)-1].Time.Sub(samples[0].Time)}
-	if disk != nil && f.BytesPerDay > 0 {
-		if left := float64(disk.FreeBytes) / float64(f.BytesPerDay) * float64(day); left < float64(foreseeable) {
+	if free >= 0 && f.BytesPerDay > 0 {
+		if left := float64(free) / float64(f.BytesPerDay) * float64(day); left < float64(foreseeable) {
 			f.Full = now.Add(time.Duration(left))
 		}
 	}

@@ -6,8 +6,7 @@ import (
 
 	"pgregory.net/rapid"
 
-	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
-	"github.com/kilnbuild/kiln/services/cachemanager/internal/growth"
+	"github.com/kilnbuild/kiln/pkg/growth"
 )
 
 var now = time.Date(2026, 11, 20, 12, 0, 0, 0, time.UTC)
@@ -22,29 +21,29 @@ func every(hours int, bytes func(hour float64) float64) (all []growth.Sample) {
 }
 
 func TestForecast(t *testing.T) {
-	disk := &cache.Disk{FreeBytes: 10_000_000_000}
+	const free = int64(10_000_000_000)
 	steady := func(h float64) float64 { return 1e9 + 1e8*h } // 2.4 GB a day
 	for name, test := range map[string]struct {
 		samples []growth.Sample
-		disk    *cache.Disk
+		free    int64
 		perDay  int64
 		full    time.Duration // from now; 0: not foreseeable
 	}{
-		"steady":            {every(24, steady), disk, 2_400_000_000, 100 * time.Hour},
-		"unknown disk":      {every(24, steady), nil, 2_400_000_000, 0},
-		"older than a week": {append([]growth.Sample{{Time: now.Add(-8 * 24 * time.Hour), Bytes: 1e15}}, every(24, steady)...), disk, 2_400_000_000, 100 * time.Hour},
+		"steady":            {every(24, steady), free, 2_400_000_000, 100 * time.Hour},
+		"unknown disk":      {every(24, steady), -1, 2_400_000_000, 0},
+		"older than a week": {append([]growth.Sample{{Time: now.Add(-8 * 24 * time.Hour), Bytes: 1e15}}, every(24, steady)...), free, 2_400_000_000, 100 * time.Hour},
 		"one fall": {every(24, func(h float64) float64 {
 			if h > 20 {
 				return 1e8 * (h - 20)
 			}
 			return steady(h)
-		}), disk, 2_400_000_000, 100 * time.Hour},
-		"flat":     {every(24, func(float64) float64 { return 5e9 }), disk, 0, 0},
-		"shrinks":  {every(24, func(h float64) float64 { return 9e9 - 1e8*h }), disk, -2_400_000_000, 0},
-		"hardly":   {every(24, func(h float64) float64 { return 1e9 + h*1000 }), disk, 24_000, 0},
-		"for days": {every(7*24, steady), disk, 2_400_000_000, 100 * time.Hour},
+		}), free, 2_400_000_000, 100 * time.Hour},
+		"flat":     {every(24, func(float64) float64 { return 5e9 }), free, 0, 0},
+		"shrinks":  {every(24, func(h float64) float64 { return 9e9 - 1e8*h }), free, -2_400_000_000, 0},
+		"hardly":   {every(24, func(h float64) float64 { return 1e9 + h*1000 }), free, 24_000, 0},
+		"for days": {every(7*24, steady), free, 2_400_000_000, 100 * time.Hour},
 	} {
-		f, ok := growth.Of(test.samples, test.disk, now)
+		f, ok := growth.Of(test.samples, test.free, now)
 		if !ok || f.BytesPerDay < test.perDay-1000 || f.BytesPerDay > test.perDay+1000 {
 			t.Errorf("%s: %+v %t, want %d bytes a day", name, f, ok, test.perDay)
 		}
@@ -53,7 +52,7 @@ func TestForecast(t *testing.T) {
 		}
 	}
 	for name, samples := range map[string][]growth.Sample{"none": nil, "too short": every(1, steady)[1:], "too few": every(1, steady)[:1]} {
-		if f, ok := growth.Of(samples, disk, now); ok {
+		if f, ok := growth.Of(samples, free, now); ok {
 			t.Errorf("%s: %+v", name, f)
 		}
 	}
@@ -69,7 +68,7 @@ func TestForecastIsRobust(t *testing.T) {
 				samples[i].Bytes = rapid.Int64Range(0, 1e13).Draw(t, "wrong")
 			}
 		}
-		f, ok := growth.Of(samples, nil, now)
+		f, ok := growth.Of(samples, -1, now)
 		if want := 24 * slope; !ok || f.BytesPerDay > want+1e11 || f.BytesPerDay < want-1e11 {
 			t.Fatalf("%+v, want %d", f, want)
 		}
