@@ -219,8 +219,9 @@ type CheckRegistryResponse struct {
 	// when nothing could be.
 	State CheckState `protobuf:"varint,2,opt,name=state,proto3,enum=kiln.janitor.v1.CheckState" json:"state,omitempty"`
 	// One for each check, in this order: "reachable", "auth", "latency",
-	// "catalog", "delete", "disk". Later versions add to them, among others
-	// "descriptor_cache" and "notifications".
+	// "catalog", "delete", "disk", "descriptor_cache", "notifications". The last two
+	// push a small blob to kiln-janitor/canary and take it away again. Later versions
+	// may add to them.
 	Checks []*Check `protobuf:"bytes,3,rep,name=checks,proto3" json:"checks,omitempty"`
 	// When they were done, by the clock of the janitor.
 	Time          *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=time,proto3" json:"time,omitempty"`
