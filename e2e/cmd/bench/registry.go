@@ -113,7 +113,8 @@ func surveyed(ctx context.Context, j *lab.Service) error {
 		if err != nil {
 			return err
 		}
-		res, err := http.DefaultClient.Do(req)
+		req.Close = true
+		res, err := (&http.Client{Timeout: 10 * time.Second}).Do(req)
 		if err != nil {
 			return err
 		}

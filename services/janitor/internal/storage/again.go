@@ -79,7 +79,7 @@ func (s *Storage) sameLinks(r *inventory.Repository) (bool, error) {
 			if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 				return false, ignoreGone(dir, err)
 			}
-			if time.Unix(st.Mtim.Unix()) != at || time.Since(at) < settled { //nolint:revive // both were made so
+			if !time.Unix(st.Mtim.Unix()).Equal(at) || time.Since(at) < settled {
 				return false, nil
 			}
 		}
