@@ -133,7 +133,7 @@ test: tools-test build build-failpoints ## Run every test, with -race, on real d
 	} | testsummary
 
 # The tests that go on for long: an hour or so. A row for each in .run/soak.json.
-SOAKS := TestS4_PlansComeTrue|TestS4_DaemonRulesComeTrue|TestS4_BuildsGoOnWhileEverythingIsPruned
+SOAKS := TestS4_PlansComeTrue|TestS4_DaemonRulesComeTrue|TestS4_BuildsGoOnWhileEverythingIsPruned|TestS5_NothingBreaksUnderLoad
 
 .PHONY: soak
 soak: tools-test build build-failpoints ## Run the property and load tests for long; SOAK_ROUNDS=1000 SOAK_TIME=10m

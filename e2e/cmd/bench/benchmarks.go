@@ -22,7 +22,8 @@ func experiments() []experiment {
 	for _, n := range []int{1, 4, 16, 64} {
 		all = append(all, throughput{n})
 	}
-	return append(all, eventRate{}, watchers{}, upload{}, pruning{}, pruning{onDisk: true}, sweeping{})
+	all = append(all, eventRate{}, watchers{}, upload{}, pruning{}, pruning{onDisk: true}, sweeping{})
+	return append(all, millions()...)
 }
 
 // benchmark is the same work done by Kiln and by a peer, in turns.

@@ -111,7 +111,8 @@ const (
 
 // Canary finds out how the registry caches, and how long its notifications take.
 type Canary interface {
-	Sing(ctx context.Context) (canary.Found, error)
+	// Sing finds out how things are, or were at most so long ago.
+	Sing(ctx context.Context, ago time.Duration) (canary.Found, error)
 }
 
 // Checker checks one registry.
@@ -127,11 +128,14 @@ func New(registry Registry, storage Storage, bird Canary, listens bool) *Checker
 	return &Checker{registry: registry, storage: storage, canary: bird, listens: listens}
 }
 
+// fresh is how long what the canary has found counts for checks.
+const fresh = 30 * time.Second
+
 // Caches reports whether the registry remembers blobs that were taken from its storage.
 func (c *Checker) Caches(ctx context.Context) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, 6*timeout)
 	defer cancel()
-	found, err := c.canary.Sing(ctx)
+	found, err := c.canary.Sing(ctx, 0) // it may have been started anew with another configuration
 	return found.Caches, err
 }
 
@@ -143,7 +147,7 @@ func (c *Checker) Deaf(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 6*timeout)
 	defer cancel()
-	found, err := c.canary.Sing(ctx)
+	found, err := c.canary.Sing(ctx, fresh)
 	if err == nil && found.Deaf {
 		err = fault.New(fault.FailedPrecondition, "WRONG_STATE", "the registry's notifications do not arrive, so it is not known what was used; nothing is removed", notifyRemedy)
 	}
@@ -296,7 +300,7 @@ func (r *run) cache(ctx context.Context) Result {
 	if r.checker.canary == nil {
 		return judgeCache(canary.Found{}, errNoStorage)
 	}
-	return judgeCache(r.checker.canary.Sing(ctx))
+	return judgeCache(r.checker.canary.Sing(ctx, fresh))
 }
 
 func (r *run) notifications(ctx context.Context) Result {
@@ -306,5 +310,5 @@ func (r *run) notifications(ctx context.Context) Result {
 	if r.checker.canary == nil {
 		return judgeNotifications(canary.Found{}, errNoStorage)
 	}
-	return judgeNotifications(r.checker.canary.Sing(ctx))
+	return judgeNotifications(r.checker.canary.Sing(ctx, fresh))
 }

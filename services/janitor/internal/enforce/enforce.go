@@ -108,6 +108,8 @@ type State interface {
 	RecordUses(ctx context.Context, uses []lastuse.Use) (news int, err error)
 	// Uses is all that is known of uses, and Leases those that have not ended.
 	Uses(ctx context.Context) (*lastuse.Book, error)
+	// UsesSince is what is known of uses after a time.
+	UsesSince(ctx context.Context, since time.Time) (*lastuse.Book, error)
 	Leases(ctx context.Context, now time.Time) (lease.Set, error)
 	// StartRun keeps a run that begins. With a request id that a run has already, it
 	// keeps nothing and returns that run and false.

@@ -27,7 +27,9 @@ func (j *job) plan(ctx context.Context) error {
 		return err
 	}
 	j.in.Registry = registry
-	if j.given != nil {
+	if j.given == nil {
+		j.planned = made.Created
+	} else {
 		made, err = j.recheck(ctx, made)
 		if err != nil {
 			return err
@@ -87,9 +89,8 @@ func (j *job) recheck(ctx context.Context, now run.Plan) (run.Plan, error) {
 		}
 		reason, by, explain := find.since(v)
 		if reason == "" && v.Kind == plan.Manifest {
-			_, pulled := uses.Last(v.Repository, content.Digest(v.Digest), v.Tags)
-			if pulled.After(v.Pulled) {
-				reason, explain = plan.UsedSince, "it was pulled since the plan was made"
+			if pushed, pulled := uses.Last(v.Repository, content.Digest(v.Digest), v.Tags); pushed.After(j.planned) || pulled.After(j.planned) {
+				reason, explain = plan.UsedSince, "it was used since the plan was made"
 			}
 			if lease := leases.Lease(v.Repository, content.Digest(v.Digest), v.Tags); lease != "" {
 				reason, by, explain = plan.Leased, lease, "a build uses it: lease "+lease
@@ -250,6 +251,10 @@ func (j *job) removeAll(ctx context.Context, find index, part []plan.Verdict, ke
 	if err != nil {
 		return nil, err
 	}
+	used, err := j.engine.State.UsesSince(ctx, j.planned)
+	if err != nil {
+		return nil, err
+	}
 	var lines []quarantine.Line
 	for i, v := range part {
 		e := quarantine.Entry{
@@ -270,15 +275,18 @@ func (j *job) removeAll(ctx context.Context, find index, part []plan.Verdict, ke
 		entry := *lines[i].Entry
 		taken, reason, by := false, plan.UsedSince, ""
 		owner := slices.IndexFunc(v.Owners, func(d content.Digest) bool { return kept[v.Repository+"@"+string(d)] })
-		lease := ""
+		lease, usedSince := "", false
 		if v.Kind == plan.Manifest {
 			lease = leases.Lease(v.Repository, content.Digest(v.Digest), v.Tags)
+			pushed, pulled := used.Last(v.Repository, content.Digest(v.Digest), v.Tags)
+			usedSince = pushed.After(j.planned) || pulled.After(j.planned)
 		}
 		switch {
 		case owner >= 0:
 			reason, by = plan.Parent, string(v.Owners[owner])
 		case lease != "":
 			reason, by = plan.Leased, lease
+		case usedSince:
 		default:
 			taken, err = j.remove(ctx, find, v)
 		}

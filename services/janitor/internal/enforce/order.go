@@ -3,6 +3,7 @@ package enforce
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
@@ -52,14 +53,15 @@ var (
 
 // job is one run under way.
 type job struct {
-	engine *Engine
-	order  Order
-	active *Active
-	policy policy.Policy
-	given  []plan.Verdict // what a plan removes; nil: by the policy
-	run    run.Run
-	resume bool // it is taken up again
-	unlock func()
+	engine  *Engine
+	order   Order
+	active  *Active
+	policy  policy.Policy
+	given   []plan.Verdict // what a plan removes; nil: by the policy
+	planned time.Time      // when that was decided, by the clock of ages
+	run     run.Run
+	resume  bool // it is taken up again
+	unlock  func()
 
 	q        Quarantine
 	caches   bool // the registry remembers blobs that are gone: none may go
@@ -115,7 +117,12 @@ func (j *job) chooseGiven() error {
 	if err != nil {
 		return err
 	}
-	j.given, j.policy = given.Removals(), given.Policy
+	j.given, j.policy, j.planned = given.Removals(), given.Policy, given.Created
+	if globs := o.Repositories; len(globs) > 0 {
+		j.given = slices.DeleteFunc(j.given, func(v plan.Verdict) bool {
+			return !slices.ContainsFunc(globs, func(g policy.Glob) bool { return g.Fits(v.Repository) })
+		})
+	}
 	if o.Budget != nil {
 		j.policy.Budget = *o.Budget
 	}

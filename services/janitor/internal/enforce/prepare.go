@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 
 	"github.com/kilnbuild/kiln/pkg/failpoint"
 	"github.com/kilnbuild/kiln/pkg/fault"
@@ -18,22 +19,20 @@ import (
 // and begins the journal.
 func (j *job) prepare(ctx context.Context) (err error) {
 	e := j.engine
-	if err := e.Checker.Deaf(ctx); err != nil {
-		return err
-	}
 	if j.caches, err = e.Checker.Caches(ctx); err != nil {
 		return err
 	}
+	if err := e.Checker.Deaf(ctx); err != nil {
+		return err
+	}
 	if j.caches {
-		j.trouble(fault.New(fault.FailedPrecondition, "WRONG_STATE",
-			"the registry remembers blobs in a cache (storage.cache.blobdescriptor), and would take pushes that name what is gone: manifests are removed, and no blob is",
-			"leave storage.cache out of the registry's configuration and start it again; deploy/registry/config.yml is one that is safe"))
+		j.trouble(errCaches(true))
 	}
 	if err := j.recoverAll(ctx); err != nil {
 		return err
 	}
 	if j.resume {
-		return nil // its journal is open
+		return j.reopen(ctx)
 	}
 	order, err := json.Marshal(savedOrder{
 		Trigger: j.run.Trigger, PolicyVersion: j.run.PolicyVersion, PlanDigest: j.run.PlanDigest, Caller: j.run.Caller,
@@ -141,33 +140,42 @@ func (e *Engine) TakeUp(ctx context.Context, journal quarantine.Journal) (*Activ
 		return nil, err
 	}
 	j.policy.Quarantine, j.policy.MaxBuildTime = journal.Head.Keep, journal.Head.MaxBuildTime
-	j.given = journal.Planned
-	if !journal.Ready {
-		j.given = []plan.Verdict{} // nothing was taken yet
-	}
-	j.entries, j.noted = journal.Entries, len(journal.Entries)
 	j.run = run.Run{
 		ID: journal.Head.Run, State: run.Running, Trigger: saved.Trigger, Started: journal.Head.Started, PolicyVersion: saved.PolicyVersion,
 		PlanDigest: saved.PlanDigest, Caller: saved.Caller, Reach: run.Storage, Resumed: journal.Resumed + 1,
 	}
-	if j.q, err = e.Storage.Resume(journal.Head.Run); err != nil {
-		return nil, err
-	}
-	err = recoverRun(ctx, e.Storage, j.q, journal)
-	if err == nil {
-		err = j.q.Note(quarantine.Line{Resumed: true})
-	}
-	var active *Active
-	if err == nil {
-		err = j.recount()
-	}
-	if err == nil {
-		active, err = j.start(ctx, noSpan)
-	}
+	return j.start(ctx, noSpan)
+}
+
+// reopen puts right what the run has left by half, now that the storage is its own, and
+// goes on in its journal.
+func (j *job) reopen(ctx context.Context) error {
+	e := j.engine
+	journals, err := e.Storage.Journals()
 	if err != nil {
-		_ = j.q.Close() // the first error counts
+		return unreadable(err)
 	}
-	return active, err
+	i := slices.IndexFunc(journals, func(journal quarantine.Journal) bool { return journal.Head.Run == j.run.ID })
+	if i < 0 || journals[i].End {
+		return fault.New(fault.Aborted, "WRONG_STATE", "the run has ended meanwhile", "GetRun shows what it did")
+	}
+	journal := journals[i]
+	if j.q, err = e.Storage.Resume(j.run.ID); err != nil {
+		return err
+	}
+	if err := recoverRun(ctx, e.Storage, j.q, journal); err != nil {
+		return err
+	}
+	j.given = []plan.Verdict{} // as long as its plan was not whole, nothing was taken
+	if journal.Ready {
+		j.given = journal.Planned
+	}
+	j.planned = journal.Head.Started
+	j.entries, j.noted = journal.Entries, len(journal.Entries)
+	if err := j.recount(); err != nil {
+		return err
+	}
+	return j.q.Note(quarantine.Line{Resumed: true})
 }
 
 // recount counts what is in the quarantine of a run that is taken up again.

@@ -2,11 +2,15 @@ package enforce
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/kilnbuild/kiln/pkg/failpoint"
+	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
 	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
 	"github.com/kilnbuild/kiln/services/janitor/internal/plan"
@@ -31,6 +35,10 @@ func (j *job) sweep(ctx context.Context) error {
 	if err != nil || len(victims) == 0 {
 		return err
 	}
+	// The registry may have been started anew with another configuration since.
+	if caches, err := j.engine.Checker.Caches(ctx); err != nil || caches {
+		return errors.Join(err, errCaches(caches))
+	}
 	if victims, err = j.hide(ctx, victims); err != nil {
 		return err
 	}
@@ -52,6 +60,16 @@ func (j *job) sweep(ctx context.Context) error {
 	}
 	failpoint.Hit("janitor.rechecked")
 	return nil
+}
+
+// errCaches is that the registry remembers blobs that are gone.
+func errCaches(caches bool) error {
+	if !caches {
+		return nil
+	}
+	return fault.New(fault.FailedPrecondition, "WRONG_STATE",
+		"the registry remembers blobs in a cache (storage.cache.blobdescriptor), and would take pushes that name what is gone: manifests are removed, and no blob is",
+		"leave storage.cache out of the registry's configuration and start it again; deploy/registry/config.yml is one that is safe")
 }
 
 // mark lists the blobs and then marks what manifests reach; it returns what nothing does,
@@ -106,18 +124,19 @@ func (j *job) hide(ctx context.Context, victims []inventory.Orphan) (hidden []in
 		if err := j.q.Note(lines...); err != nil {
 			return nil, err
 		}
-		for _, o := range part {
-			is, err := j.q.Hide(o)
-			if err != nil {
-				return nil, err
-			}
-			if is {
-				hidden = append(hidden, o)
-			} else if err := j.q.Show(o.Digest, o.Repositories); err != nil { // a push has it
-				return nil, err
+		is := make([]bool, len(part))
+		err := each(len(part), func(i int) (err error) {
+			o := part[i]
+			if is[i], err = j.q.Hide(o); err == nil && !is[i] {
+				err = j.q.Show(o.Digest, o.Repositories) // a push has it
 			}
 			failpoint.Hit("janitor.hidden")
+			return err
+		})
+		if err != nil {
+			return nil, err
 		}
+		hidden = append(hidden, pick(part, is)...)
 		j.done(len(part), &told)
 	}
 	return hidden, nil
@@ -150,23 +169,16 @@ func (j *job) takeAll(ctx context.Context, victims []inventory.Orphan) (taken []
 		if j.late {
 			break
 		}
-		var gone []inventory.Orphan
-		for _, o := range part {
-			is, err := j.q.Blob(o)
-			if err != nil {
-				_, back := j.recall(context.WithoutCancel(ctx), gone)
-				if back != nil {
-					j.trouble(back)
-				}
-				return taken, err
-			}
-			if is {
-				gone = append(gone, o)
-			} else if err := j.q.Show(o.Digest, o.Repositories); err != nil {
-				return taken, err
+		is := make([]bool, len(part))
+		failed := each(len(part), func(i int) (err error) {
+			o := part[i]
+			if is[i], err = j.q.Blob(o); err == nil && !is[i] {
+				err = j.q.Show(o.Digest, o.Repositories)
 			}
 			failpoint.Hit("janitor.taken")
-		}
+			return err
+		})
+		gone := pick(part, is)
 		// Also when the run is to end: what is wanted again is not left away.
 		revived, err := j.recall(context.WithoutCancel(ctx), gone)
 		if err != nil {
@@ -176,8 +188,39 @@ func (j *job) takeAll(ctx context.Context, victims []inventory.Orphan) (taken []
 		taken = append(taken, gone...)
 		j.tookBlobs(ctx, gone)
 		j.done(len(part), &told)
+		if failed != nil {
+			return taken, failed
+		}
 	}
 	return taken, nil
+}
+
+// atOnce is how many blobs are worked on at the same time: the work is the file system's.
+const atOnce = 4
+
+// each does something for each of n, some at once. After an error it begins no more.
+func each(n int, do func(i int) error) error {
+	group, ctx := errgroup.WithContext(context.Background())
+	group.SetLimit(atOnce)
+	for i := range n {
+		group.Go(func() error {
+			if ctx.Err() != nil {
+				return nil //nolint:nilerr // the first error is told
+			}
+			return do(i)
+		})
+	}
+	return group.Wait()
+}
+
+// pick are those for which is holds.
+func pick(all []inventory.Orphan, is []bool) (some []inventory.Orphan) {
+	for i, o := range all {
+		if is[i] {
+			some = append(some, o)
+		}
+	}
+	return some
 }
 
 // tookBlobs counts and tells blobs that were taken.

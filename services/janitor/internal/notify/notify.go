@@ -10,10 +10,10 @@ import (
 	"encoding/json"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/http"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
@@ -49,15 +49,14 @@ type Listener struct {
 	Options
 	secret [sha256.Size]byte
 	slots  chan struct{}
-	last   atomic.Int64 // when one was last kept, in Unix nanoseconds
 
 	mu      sync.Mutex
-	awaited map[string]chan struct{} // by repository and digest
+	awaited map[string]*waiting // by repository and digest
 }
 
 // New returns a listener.
 func New(opts Options) *Listener {
-	return &Listener{Options: opts, secret: sha256.Sum256([]byte(opts.Secret)), slots: make(chan struct{}, atOnce), awaited: map[string]chan struct{}{}}
+	return &Listener{Options: opts, secret: sha256.Sum256([]byte(opts.Secret)), slots: make(chan struct{}, atOnce), awaited: map[string]*waiting{}}
 }
 
 // Bounds of what is taken.
@@ -156,9 +155,6 @@ func (l *Listener) keep(ctx context.Context, events []event) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTime)
 	defer cancel()
 	_, err := l.Store.RecordUses(ctx, uses)
-	if err == nil {
-		l.last.Store(time.Now().UnixNano())
-	}
 	return err
 }
 
@@ -192,50 +188,61 @@ func (l *Listener) when(at time.Time) time.Time {
 	return l.Now().Add(-ago)
 }
 
+// hear tells who waits for a push of the janitor's own, or will.
 func (l *Listener) hear(e event) {
+	if e.Action != "push" || !strings.HasPrefix(e.Target.Repository, "kiln-janitor/") {
+		return
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	key := e.Target.Repository + "@" + string(e.Target.Digest)
-	if heard := l.awaited[key]; heard != nil {
-		delete(l.awaited, key)
-		close(heard)
-	} else if strings.HasPrefix(e.Target.Repository, "kiln-janitor/") && len(l.awaited) < maxAwaited {
-		heard := make(chan struct{})
-		close(heard)
-		l.awaited[key] = heard // it was faster than who waits for it
+	w := l.await(e.Target.Repository, e.Target.Digest)
+	if w != nil && !w.was {
+		w.was = true
+		close(w.heard)
 	}
 }
 
+// waiting is a push that is awaited, or was heard before.
+type waiting struct {
+	heard chan struct{}
+	was   bool
+}
+
+// await is what is known of a push; nil when too much is.
+func (l *Listener) await(repository string, digest content.Digest) *waiting {
+	key := repository + "@" + string(digest)
+	if l.awaited[key] != nil {
+		return l.awaited[key]
+	}
+	if len(l.awaited) >= maxAwaited { // what nobody came for
+		maps.DeleteFunc(l.awaited, func(_ string, w *waiting) bool { return w.was })
+	}
+	if len(l.awaited) < maxAwaited {
+		l.awaited[key] = &waiting{heard: make(chan struct{})}
+	}
+	return l.awaited[key]
+}
+
 // maxAwaited bounds what is remembered of the janitor's own pushes.
-const maxAwaited = 1000
+const maxAwaited = 100
 
 // Await implements canary.Ears.
 func (l *Listener) Await(ctx context.Context, repository string, digest content.Digest) error {
-	key := repository + "@" + string(digest)
 	l.mu.Lock()
-	heard := l.awaited[key]
-	if heard == nil {
-		heard = make(chan struct{})
-		l.awaited[key] = heard
-	}
+	w := l.await(repository, digest)
 	l.mu.Unlock()
+	if w == nil {
+		return errors.New("too many pushes are awaited")
+	}
 	defer func() {
 		l.mu.Lock()
-		delete(l.awaited, key)
+		delete(l.awaited, repository+"@"+string(digest))
 		l.mu.Unlock()
 	}()
 	select {
-	case <-heard:
+	case <-w.heard:
 		return nil
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	}
-}
-
-// Last is when a notification was last kept. Zero: never.
-func (l *Listener) Last() time.Time {
-	if n := l.last.Load(); n != 0 {
-		return time.Unix(0, n)
-	}
-	return time.Time{}
 }

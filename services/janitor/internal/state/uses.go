@@ -42,13 +42,22 @@ func (s *Store) RecordUses(ctx context.Context, uses []lastuse.Use) (news int, e
 }
 
 // Uses is all that is known of uses.
-func (s *Store) Uses(ctx context.Context) (_ *lastuse.Book, err error) {
+func (s *Store) Uses(ctx context.Context) (*lastuse.Book, error) {
+	return s.UsesSince(ctx, time.Time{})
+}
+
+// UsesSince is what is known of uses after a time.
+func (s *Store) UsesSince(ctx context.Context, since time.Time) (_ *lastuse.Book, err error) {
 	absences, err := s.absences(ctx)
 	if err != nil {
 		return nil, explain(err)
 	}
 	book := lastuse.NewBook(absences)
-	rows, err := s.db.QueryContext(ctx, "SELECT repository, name, pushed, pulled FROM uses")
+	after := int64(-1)
+	if !since.IsZero() {
+		after = since.UnixNano()
+	}
+	rows, err := s.db.QueryContext(ctx, "SELECT repository, name, pushed, pulled FROM uses WHERE max(pushed, pulled) > ?", after)
 	if err != nil {
 		return nil, explain(err)
 	}
