@@ -403,6 +403,7 @@ func TestS5_OddRegistry(t *testing.T) {
 	lost := strings.Repeat("cd", 32)
 	writeLink(t, registry, "app/_layers/sha256/"+lost, "sha256:"+lost)
 	writeLink(t, registry, "app/_manifests/tags/nowhere/current", "sha256:"+strings.Repeat("ef", 32))
+	writeLink(t, registry, "app/_manifests/tags/ghost/index/sha256/"+lost, "sha256:"+lost)
 	write(t, filepath.Join(registry.Storage, "docker/registry/v2/repositories/app/_uploads/left/data"), "half of it")
 
 	j := keeper(t, l, registry, 8*day, nil)
@@ -426,7 +427,7 @@ func TestS5_OddRegistry(t *testing.T) {
 			t.Errorf("%s of the family that goes is left", hex)
 		}
 	}
-	for what, want := range map[string]string{zeroHex: "dangling", cutHex: "", none: "unreached", lost: "dangling", "nowhere": "dangling", "left": "abandoned", mountedHex: ""} {
+	for what, want := range map[string]string{zeroHex: "dangling", cutHex: "", none: "unreached", lost: "dangling", "nowhere": "dangling", "ghost": "dangling", "left": "abandoned", mountedHex: ""} {
 		if removed[what] != want {
 			t.Errorf("%s: %q, want %q", what, removed[what], want)
 		}
@@ -437,7 +438,7 @@ func TestS5_OddRegistry(t *testing.T) {
 		}
 	}
 	for path, there := range map[string]bool{
-		"cache/mounted": false, "cache/app": false, "cache/docker": false, "app/_manifests/tags/nowhere": false, "app/_uploads/left": false, "app/_layers/sha256/" + lost + "/link": false, "nolayers": true,
+		"cache/mounted": false, "cache/app": false, "cache/docker": false, "app/_manifests/tags/nowhere": false, "app/_manifests/tags/ghost": false, "app/_uploads/left": false, "app/_layers/sha256/" + lost + "/link": false, "nolayers": true,
 	} {
 		if _, err := os.Stat(filepath.Join(registry.Storage, "docker/registry/v2/repositories", path)); (err == nil) != there {
 			t.Errorf("%s: %v", path, err)

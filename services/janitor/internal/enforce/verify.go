@@ -130,7 +130,7 @@ func Defects(r inventory.Registry, lacks []inventory.Lack) (all []run.Defect) {
 			all = append(all, run.Defect{Repository: of.Name, Kind: kind, Digest: string(d.Digest), References: tags[manifest{of.Name, d.Digest}], Message: d.Message, Remedy: remedy, Mended: mended})
 		}
 		for _, t := range of.Tags {
-			if t.Digest == "" {
+			if t.Lost != "" {
 				all = append(all, run.Defect{Repository: of.Name, Kind: run.DanglingTag, Digest: string(t.Lost), References: []string{of.Name + ":" + t.Name}, Message: "the tag leads to a manifest that is not there", Remedy: "push it again", Mended: true})
 			}
 		}

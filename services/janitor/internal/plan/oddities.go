@@ -34,10 +34,7 @@ func (p *Plan) oddities(in Input) (all []Verdict) {
 		}
 		for _, tag := range r.Tags {
 			if tag.Digest == "" {
-				all = append(all, Verdict{
-					Repository: r.Name, Kind: Link, Digest: tag.Name, Tags: []string{tag.Name}, Pushed: tag.Moved, Remove: true, Reason: Dangling,
-					Explain: "the tag leads to a manifest that is not there",
-				})
+				all = append(all, tagVerdict(r.Name, tag, in))
 			}
 		}
 		for _, u := range r.Uploads {
@@ -82,6 +79,22 @@ func doubtVerdict(r inventory.Repository, d inventory.Doubt, in Input) Verdict {
 		v.Remove, v.Reason = true, Dangling
 	default:
 		v.Reason = Grace
+	}
+	return v
+}
+
+// tagVerdict is that on a tag which leads nowhere. One that leads to nothing at all may be
+// one that is being pushed.
+func tagVerdict(repository string, tag inventory.Tag, in Input) Verdict {
+	v := Verdict{
+		Repository: repository, Kind: Link, Digest: tag.Name, Tags: []string{tag.Name}, Pushed: tag.Moved, Age: in.Now.Sub(tag.Moved),
+		Remove: true, Reason: Dangling, Explain: "the tag leads to a manifest that is not there",
+	}
+	if tag.Lost == "" {
+		v.Explain = "nothing is left of the tag but its directory"
+		if v.Age <= in.Policy.BlobGrace {
+			v.Remove, v.Reason, v.Explain = false, Grace, "a tag that is being pushed, or what is left of one"
+		}
 	}
 	return v
 }

@@ -60,10 +60,21 @@ func (q *Quarantine) Tag(repository, tag string, digest content.Digest, moved ti
 	taken, err := q.takeIf(current, func(info os.FileInfo, text string) bool {
 		return info.ModTime().Equal(moved) && (digest == "" || text == string(digest))
 	})
-	if err != nil || !taken {
+	if err != nil {
 		return err
 	}
-	// What the tag led to before. A push of the tag at this moment writes there first.
+	if !taken {
+		if there, err := exists(current); err != nil || there { // moved meanwhile
+			return err
+		}
+	}
+	return q.history(repository, tag, moved)
+}
+
+// history takes what a tag that is gone led to before, up to a time, and what is then left
+// of it. A push of the tag at this moment writes there first.
+func (q *Quarantine) history(repository, tag string, until time.Time) error {
+	dir := q.storage.tagDir(repository, tag)
 	entries := filepath.Join(dir, "index", sha256)
 	hexes, err := names(entries)
 	if err != nil {
@@ -71,12 +82,13 @@ func (q *Quarantine) Tag(repository, tag string, digest content.Digest, moved ti
 	}
 	for _, hex := range hexes {
 		entry := filepath.Join(entries, hex, "link")
-		if _, err := q.takeIf(entry, func(info os.FileInfo, _ string) bool { return !info.ModTime().After(moved) }); err != nil {
+		if _, err := q.takeIf(entry, func(info os.FileInfo, _ string) bool { return !info.ModTime().After(until) }); err != nil {
 			return err
 		}
 		tidy(filepath.Dir(entry), filepath.Dir(dir))
 	}
-	tidy(filepath.Dir(current), filepath.Dir(dir))
+	tidy(entries, filepath.Dir(dir))
+	tidy(filepath.Join(dir, "current"), filepath.Dir(dir))
 	return nil
 }
 
@@ -191,18 +203,19 @@ func (q *Quarantine) Return(digest content.Digest) (bool, error) {
 	return exists(data)
 }
 
-// Undo puts back a manifest that was taken by half: a tag leads to it still.
+// Undo puts right a manifest that was taken by half: one that a tag leads to still comes
+// back, and of a tag that is gone nothing is left.
 func (q *Quarantine) Undo(e quarantine.Entry) error {
 	for _, tag := range e.Tags {
 		text, err := os.ReadFile(filepath.Join(q.storage.tagDir(e.Repository, tag), "current", "link"))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			err = q.history(e.Repository, tag, e.Pushed)
+		case err == nil && strings.TrimSpace(string(text)) == e.Digest:
+			return q.storage.giveBackManifest(q, e)
 		}
 		if err != nil {
 			return err
-		}
-		if strings.TrimSpace(string(text)) == e.Digest {
-			return q.storage.giveBackManifest(q, e)
 		}
 	}
 	return nil

@@ -102,8 +102,9 @@ func (s *Storage) tags(r *inventory.Repository, at map[content.Digest]int, doubt
 		}
 		i, there := at[tag.Digest]
 		switch {
-		case tag.Digest == "":
-			continue // deleted meanwhile, or being made
+		case tag.Moved.IsZero():
+			continue // deleted meanwhile
+		case tag.Digest == "": // what is left of one, or one that is being made
 		case there:
 			if tag.Moved.After(r.Manifests[i].Pushed) {
 				r.Manifests[i].Pushed = tag.Moved
@@ -123,7 +124,11 @@ func (s *Storage) tags(r *inventory.Repository, at map[content.Digest]int, doubt
 func readTag(dir, name string, last *inventory.Tag) (tag inventory.Tag, err error) {
 	path := dir + "/" + name + "/current/link"
 	tag.Name = name
-	if tag.Moved, err = written(path); err != nil || tag.Moved.IsZero() {
+	if tag.Moved, err = written(path); err == nil && tag.Moved.IsZero() {
+		tag.Moved, err = written(dir + "/" + name)
+		return tag, err
+	}
+	if err != nil {
 		return tag, err
 	}
 	if last != nil && last.Moved.Equal(tag.Moved) && time.Since(tag.Moved) > settled {
