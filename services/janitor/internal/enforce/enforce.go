@@ -151,6 +151,7 @@ type Engine struct {
 	Options
 	plans   plans
 	looking chan struct{} // has room for one look at the storage
+	numbers plan.Numbers
 
 	mu     sync.Mutex
 	active map[string]*Active // by the id of the run

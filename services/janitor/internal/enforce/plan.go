@@ -103,7 +103,7 @@ func (e *Engine) reach() run.Reach {
 
 // input is all that a plan is made from, for a run, if there is one.
 func (e *Engine) input(ctx context.Context, p policy.Policy, now time.Time, runID string) (in plan.Input, err error) {
-	in = plan.Input{Policy: p, Now: now}
+	in = plan.Input{Policy: p, Now: now, Numbers: &e.numbers}
 	removed, err := e.removed(now.Add(-p.MaxBuildTime), runID)
 	if err != nil {
 		return in, err

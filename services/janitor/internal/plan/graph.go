@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"regexp"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
@@ -152,31 +153,66 @@ func (s *simulation) ruleOf(n *node) *policy.Rule {
 	return nil
 }
 
-// number gives each digest that manifests reach a number, so that each is looked up once.
+// Numbers gives each digest that manifests reach a number, so that each is looked up once,
+// and remembers them from one plan to the next. The zero value is ready; plans that share one
+// wait for one another.
+type Numbers struct {
+	mu       sync.Mutex
+	byDigest map[content.Digest]int32
+	bytes    []int64                   // of each number
+	of       map[*content.Blob][]int32 // of what a manifest names, by its list of blobs
+}
+
+// number numbers what the nodes reach.
 func (s *simulation) number() {
+	numbers := s.in.Numbers
+	if numbers == nil {
+		numbers = &Numbers{}
+	}
 	total := 0
 	for _, n := range s.nodes {
 		total += 1 + len(n.manifest.Blobs)
 	}
-	numbers := make(map[content.Digest]int32, total)
-	all := make([]int32, 0, total) // of one node after the other
-	add := func(d content.Digest, bytes int64) {
-		id, known := numbers[d]
-		if !known {
-			id = int32(len(s.bytes)) //nolint:gosec // there are fewer blobs than that
-			numbers[d] = id
-			s.bytes = append(s.bytes, bytes)
-		}
-		all = append(all, id)
+	numbers.mu.Lock()
+	defer numbers.mu.Unlock()
+	if numbers.byDigest == nil || len(numbers.byDigest) > 2*total+1000 { // most are of what is gone
+		numbers.byDigest, numbers.bytes, numbers.of = make(map[content.Digest]int32, total), make([]int64, 0, total), make(map[*content.Blob][]int32, len(s.nodes))
 	}
+	all := make([]int32, 0, total) // of one node after the other
 	for _, n := range s.nodes {
 		from := len(all)
-		add(n.manifest.Digest, n.manifest.Bytes)
-		for _, b := range n.manifest.Blobs {
-			add(b.Digest, b.Bytes)
-		}
+		all = append(all, numbers.one(n.manifest.Digest, n.manifest.Bytes))
+		all = append(all, numbers.list(n.manifest.Blobs)...)
 		n.reaches = all[from:]
 	}
+	s.bytes = slices.Clone(numbers.bytes)
+}
+
+func (x *Numbers) one(d content.Digest, bytes int64) int32 {
+	id, known := x.byDigest[d]
+	if !known {
+		id = int32(len(x.bytes)) //nolint:gosec // there are fewer blobs than that
+		x.byDigest[d] = id
+		x.bytes = append(x.bytes, bytes)
+	}
+	return id
+}
+
+// list numbers the blobs of a manifest, whose list does not change.
+func (x *Numbers) list(blobs []content.Blob) []int32 {
+	if len(blobs) == 0 {
+		return nil
+	}
+	ids := x.of[&blobs[0]]
+	if len(ids) == len(blobs) {
+		return ids
+	}
+	ids = make([]int32, len(blobs))
+	for i, b := range blobs {
+		ids[i] = x.one(b.Digest, b.Bytes)
+	}
+	x.of[&blobs[0]] = ids
+	return ids
 }
 
 // holders counts by how many manifests each blob is held.
