@@ -65,135 +65,6 @@ func (j *job) plan(ctx context.Context) error {
 	return err
 }
 
-// recheck is the plan that was given, as it stands now: what was pushed, pulled, moved or
-// leased since stays.
-func (j *job) recheck(ctx context.Context, now run.Plan) (run.Plan, error) {
-	e := j.engine
-	uses, err := e.State.Uses(ctx)
-	if err != nil {
-		return now, err
-	}
-	leases, err := e.State.Leases(ctx, e.Now())
-	if err != nil {
-		return now, err
-	}
-	find := indexOf(j.in.Registry)
-	out := run.Plan{Plan: &plan.Plan{Time: now.Time, PolicyVersion: j.run.PolicyVersion, Rules: now.Rules, Keeps: now.Keeps}, Digest: j.run.PlanDigest, Created: now.Created, Reach: e.reach()}
-	kept, had := map[string]bool{}, map[string]bool{}
-	for _, e := range j.entries {
-		had[string(e.Kind)+e.Repository+"@"+e.Digest] = true
-	}
-	for _, v := range j.given {
-		if had[string(v.Kind)+v.Repository+"@"+v.Digest] {
-			continue // taken before the run was taken up again
-		}
-		reason, by, explain := find.since(v)
-		if reason == "" && v.Kind == plan.Manifest {
-			if pushed, pulled := uses.Last(v.Repository, content.Digest(v.Digest), v.Tags); pushed.After(j.planned) || pulled.After(j.planned) {
-				reason, explain = plan.UsedSince, "it was used since the plan was made"
-			}
-			if lease := leases.Lease(v.Repository, content.Digest(v.Digest), v.Tags); lease != "" {
-				reason, by, explain = plan.Leased, lease, "a build uses it: lease "+lease
-			}
-			for _, owner := range v.Owners {
-				if reason == "" && kept[v.Repository+"@"+string(owner)] {
-					reason, by, explain = plan.Parent, string(owner), fmt.Sprintf("belongs to %s, which stays", owner)
-				}
-			}
-		}
-		if reason == "" && j.overBudget(out.Removes, v) {
-			reason, explain, j.spent = plan.OverBudget, "over the budget of the run", true
-		}
-		if reason != "" {
-			kept[v.Repository+"@"+v.Digest] = true
-			v.Remove, v.Reason, v.KeptBy, v.Explain, v.Frees = false, reason, by, explain, 0
-			j.tell(ctx, []plan.Verdict{v})
-		} else {
-			out.Removes = out.Removes.Plus(v.Amount())
-		}
-		out.Verdicts = append(out.Verdicts, v)
-	}
-	return out, nil
-}
-
-// overBudget reports whether something more would be beyond the budget.
-func (j *job) overBudget(sum plan.Amount, v plan.Verdict) bool {
-	sum, b := sum.Plus(v.Amount()), j.policy.Budget
-	return b.Manifests != nil && sum.Manifests > *b.Manifests || b.Bytes != nil && sum.Bytes > *b.Bytes
-}
-
-// index finds things of an inventory.
-type index struct {
-	manifests map[string]*inventory.Manifest
-	doubts    map[string]inventory.Doubt
-	orphans   map[string]inventory.Orphan
-	tags      map[string]inventory.Tag // by repository and name
-	uploads   map[string]inventory.Upload
-	links     map[string]inventory.Link
-}
-
-func indexOf(r inventory.Registry) index {
-	x := index{
-		manifests: map[string]*inventory.Manifest{}, doubts: map[string]inventory.Doubt{}, orphans: map[string]inventory.Orphan{},
-		tags: map[string]inventory.Tag{}, uploads: map[string]inventory.Upload{}, links: map[string]inventory.Link{},
-	}
-	for i := range r.Repositories {
-		of := &r.Repositories[i]
-		for k := range of.Manifests {
-			x.manifests[of.Name+"@"+string(of.Manifests[k].Digest)] = &of.Manifests[k]
-		}
-		for _, d := range of.Doubts {
-			x.doubts[of.Name+"@"+string(d.Digest)] = d
-		}
-		for _, t := range of.Tags {
-			x.tags[of.Name+"@"+t.Name] = t
-		}
-		for _, u := range of.Uploads {
-			x.uploads[of.Name+"@"+u.ID] = u
-		}
-		for _, l := range of.Dangling {
-			x.links[of.Name+"@"+string(l.Digest)] = l
-		}
-	}
-	for _, o := range r.Orphans {
-		x.orphans[string(o.Digest)] = o
-	}
-	return x
-}
-
-// since is why something that was to go stays: it is gone, or is not as it was.
-func (x index) since(v plan.Verdict) (_ plan.Reason, by, explain string) {
-	changed := func(there bool, at time.Time) (plan.Reason, string, string) {
-		switch {
-		case !there:
-			return plan.Gone, "", "it was gone before"
-		case !at.Equal(v.Pushed):
-			return plan.UsedSince, "", "it was written since the plan was made"
-		}
-		return "", "", ""
-	}
-	key := v.Repository + "@" + v.Digest
-	switch {
-	case v.Kind == plan.Blob:
-		o, there := x.orphans[v.Digest]
-		return changed(there, o.Changed)
-	case v.Kind == plan.Upload:
-		u, there := x.uploads[key]
-		return changed(there, u.Changed)
-	case v.Kind == plan.Link && len(v.Tags) > 0:
-		t, there := x.tags[key]
-		return changed(there && t.Digest == "", t.Moved)
-	case v.Kind == plan.Link:
-		l, there := x.links[key]
-		return changed(there, l.Linked)
-	}
-	if m := x.manifests[key]; m != nil {
-		return changed(true, m.Pushed)
-	}
-	d, there := x.doubts[key]
-	return changed(there, d.Linked)
-}
-
 // batch is how much is journalled at a time.
 const batch = 200
 
@@ -247,61 +118,23 @@ func (j *job) ended(ctx context.Context) error {
 
 // removeAll removes one batch, and returns what became of it.
 func (j *job) removeAll(ctx context.Context, find index, part []plan.Verdict, kept map[string]bool) (all []plan.Verdict, err error) {
-	leases, err := j.engine.State.Leases(ctx, j.engine.Now())
+	now, err := j.holders(ctx, kept)
 	if err != nil {
 		return nil, err
 	}
-	used, err := j.engine.State.UsesSince(ctx, j.planned)
+	entries, err := j.note(part)
 	if err != nil {
 		return nil, err
 	}
-	var lines []quarantine.Line
 	for i, v := range part {
-		e := quarantine.Entry{
-			ID: fmt.Sprintf("%s-%d", j.run.ID, j.noted+i+1), Run: j.run.ID, Kind: v.Kind, Repository: v.Repository, Digest: v.Digest, Tags: v.Tags, Of: v.Of, Bytes: v.Bytes,
-			Reason: v.Reason, Rule: v.Rule, Pushed: v.Pushed, At: j.engine.Now(),
-		}
-		lines = append(lines, quarantine.Line{Entry: &e})
-	}
-	if j.q != nil {
-		err = j.q.Note(lines...)
-	}
-	if err != nil {
-		return nil, err
-	}
-	j.noted += len(lines)
-	failpoint.Hit("janitor.manifests.noted")
-	for i, v := range part {
-		entry := *lines[i].Entry
 		taken, reason, by := false, plan.UsedSince, ""
-		owner := slices.IndexFunc(v.Owners, func(d content.Digest) bool { return kept[v.Repository+"@"+string(d)] })
-		lease, usedSince := "", false
-		if v.Kind == plan.Manifest {
-			lease = leases.Lease(v.Repository, content.Digest(v.Digest), v.Tags)
-			pushed, pulled := used.Last(v.Repository, content.Digest(v.Digest), v.Tags)
-			usedSince = pushed.After(j.planned) || pulled.After(j.planned)
-		}
-		switch {
-		case owner >= 0:
-			reason, by = plan.Parent, string(v.Owners[owner])
-		case lease != "":
-			reason, by = plan.Leased, lease
-		case usedSince:
-		default:
-			taken, err = j.remove(ctx, find, v)
-		}
-		if err != nil {
+		if held, why, holder := now.hold(v); held {
+			reason, by = why, holder
+		} else if taken, err = j.remove(ctx, find, v); err != nil {
 			return all, err
 		}
 		if taken {
-			j.entries = append(j.entries, entry)
-			j.gone[v.Digest] = j.gone[v.Digest] || v.Kind == plan.Manifest
-			if j.q == nil {
-				j.run.Removed = j.run.Removed.Plus(v.Amount()) // what it lets the registry free
-			} else {
-				j.count(entry)
-			}
-			j.addRule(v)
+			j.took(entries[i], v)
 			j.allow(find, v)
 		} else {
 			kept[v.Repository+"@"+v.Digest] = true
@@ -312,6 +145,36 @@ func (j *job) removeAll(ctx context.Context, find index, part []plan.Verdict, ke
 		failpoint.Hit("janitor.manifest")
 	}
 	return all, nil
+}
+
+// note writes to the journal what is about to be taken.
+func (j *job) note(part []plan.Verdict) (entries []quarantine.Entry, err error) {
+	var lines []quarantine.Line
+	for _, v := range part {
+		j.noted++
+		e := quarantine.Entry{
+			ID: fmt.Sprintf("%s-%d", j.run.ID, j.noted), Run: j.run.ID, Kind: v.Kind, Repository: v.Repository, Digest: v.Digest, Tags: v.Tags, Of: v.Of, Bytes: v.Bytes,
+			Reason: v.Reason, Rule: v.Rule, Pushed: v.Pushed, At: j.engine.Now(),
+		}
+		entries, lines = append(entries, e), append(lines, quarantine.Line{Entry: &e})
+	}
+	if j.q != nil {
+		err = j.q.Note(lines...)
+	}
+	failpoint.Hit("janitor.manifests.noted")
+	return entries, err
+}
+
+// took counts what was taken.
+func (j *job) took(e quarantine.Entry, v plan.Verdict) {
+	j.entries = append(j.entries, e)
+	j.gone[v.Digest] = j.gone[v.Digest] || v.Kind == plan.Manifest
+	if j.q == nil {
+		j.run.Removed = j.run.Removed.Plus(v.Amount()) // what it lets the registry free
+	} else {
+		j.count(e)
+	}
+	j.addRule(v)
 }
 
 // remove takes one thing that is not a blob.

@@ -1,0 +1,164 @@
+package enforce
+
+import (
+	"context"
+	"strings"
+	"time"
+
+	"github.com/kilnbuild/kiln/services/janitor/internal/content"
+	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
+	"github.com/kilnbuild/kiln/services/janitor/internal/lastuse"
+	"github.com/kilnbuild/kiln/services/janitor/internal/lease"
+	"github.com/kilnbuild/kiln/services/janitor/internal/plan"
+	"github.com/kilnbuild/kiln/services/janitor/internal/run"
+)
+
+// recheck is the plan that was given, as it stands now: what was pushed, pulled, moved or
+// leased since stays.
+func (j *job) recheck(ctx context.Context, now run.Plan) (run.Plan, error) {
+	e := j.engine
+	kept, had := map[string]bool{}, map[string]bool{}
+	just, err := j.holders(ctx, kept)
+	if err != nil {
+		return now, err
+	}
+	find := indexOf(j.in.Registry)
+	out := run.Plan{Plan: &plan.Plan{Time: now.Time, PolicyVersion: j.run.PolicyVersion, Rules: now.Rules, Keeps: now.Keeps}, Digest: j.run.PlanDigest, Created: now.Created, Reach: e.reach()}
+	for _, e := range j.entries {
+		had[string(e.Kind)+e.Repository+"@"+e.Digest] = true
+	}
+	for _, v := range j.given {
+		if had[string(v.Kind)+v.Repository+"@"+v.Digest] {
+			continue // taken before the run was taken up again
+		}
+		reason, by, explain := find.since(v)
+		if held, why, holder := just.hold(v); held && reason == "" {
+			reason, by, explain = why, holder, "it stays: "+strings.ReplaceAll(string(why), "_", " ")
+		}
+		if reason == "" && j.overBudget(out.Removes, v) {
+			reason, explain, j.spent = plan.OverBudget, "over the budget of the run", true
+		}
+		if reason != "" {
+			kept[v.Repository+"@"+v.Digest] = true
+			v.Remove, v.Reason, v.KeptBy, v.Explain, v.Frees = false, reason, by, explain, 0
+			j.tell(ctx, []plan.Verdict{v})
+		} else {
+			out.Removes = out.Removes.Plus(v.Amount())
+		}
+		out.Verdicts = append(out.Verdicts, v)
+	}
+	return out, nil
+}
+
+// overBudget reports whether something more would be beyond the budget.
+func (j *job) overBudget(sum plan.Amount, v plan.Verdict) bool {
+	sum, b := sum.Plus(v.Amount()), j.policy.Budget
+	return b.Manifests != nil && sum.Manifests > *b.Manifests || b.Bytes != nil && sum.Bytes > *b.Bytes
+}
+
+// index finds things of an inventory.
+type index struct {
+	manifests map[string]*inventory.Manifest
+	doubts    map[string]inventory.Doubt
+	orphans   map[string]inventory.Orphan
+	tags      map[string]inventory.Tag // by repository and name
+	uploads   map[string]inventory.Upload
+	links     map[string]inventory.Link
+}
+
+func indexOf(r inventory.Registry) index {
+	x := index{
+		manifests: map[string]*inventory.Manifest{}, doubts: map[string]inventory.Doubt{}, orphans: map[string]inventory.Orphan{},
+		tags: map[string]inventory.Tag{}, uploads: map[string]inventory.Upload{}, links: map[string]inventory.Link{},
+	}
+	for i := range r.Repositories {
+		of := &r.Repositories[i]
+		for k := range of.Manifests {
+			x.manifests[of.Name+"@"+string(of.Manifests[k].Digest)] = &of.Manifests[k]
+		}
+		for _, d := range of.Doubts {
+			x.doubts[of.Name+"@"+string(d.Digest)] = d
+		}
+		for _, t := range of.Tags {
+			x.tags[of.Name+"@"+t.Name] = t
+		}
+		for _, u := range of.Uploads {
+			x.uploads[of.Name+"@"+u.ID] = u
+		}
+		for _, l := range of.Dangling {
+			x.links[of.Name+"@"+string(l.Digest)] = l
+		}
+	}
+	for _, o := range r.Orphans {
+		x.orphans[string(o.Digest)] = o
+	}
+	return x
+}
+
+// since is why something that was to go stays: it is gone, or is not as it was.
+func (x index) since(v plan.Verdict) (_ plan.Reason, by, explain string) {
+	changed := func(there bool, at time.Time) (plan.Reason, string, string) {
+		switch {
+		case !there:
+			return plan.Gone, "", "it was gone before"
+		case !at.Equal(v.Pushed):
+			return plan.UsedSince, "", "it was written since the plan was made"
+		}
+		return "", "", ""
+	}
+	key := v.Repository + "@" + v.Digest
+	switch {
+	case v.Kind == plan.Blob:
+		o, there := x.orphans[v.Digest]
+		return changed(there, o.Changed)
+	case v.Kind == plan.Upload:
+		u, there := x.uploads[key]
+		return changed(there, u.Changed)
+	case v.Kind == plan.Link && len(v.Tags) > 0:
+		t, there := x.tags[key]
+		return changed(there && t.Digest == "", t.Moved)
+	case v.Kind == plan.Link:
+		l, there := x.links[key]
+		return changed(there, l.Linked)
+	}
+	if m := x.manifests[key]; m != nil {
+		return changed(true, m.Pushed)
+	}
+	d, there := x.doubts[key]
+	return changed(there, d.Linked)
+}
+
+// holders are what keeps manifests just now, whatever the plan says.
+type holders struct {
+	leases lease.Set
+	used   *lastuse.Book // since the plan
+	since  time.Time
+	kept   map[string]bool // manifests that stayed before
+}
+
+func (j *job) holders(ctx context.Context, kept map[string]bool) (h holders, err error) {
+	h = holders{since: j.planned, kept: kept}
+	if h.leases, err = j.engine.State.Leases(ctx, j.engine.Now()); err != nil {
+		return h, err
+	}
+	h.used, err = j.engine.State.UsesSince(ctx, j.planned)
+	return h, err
+}
+
+// hold says whether a manifest stays, and why.
+func (h holders) hold(v plan.Verdict) (held bool, reason plan.Reason, by string) {
+	if v.Kind != plan.Manifest {
+		return false, "", ""
+	}
+	for _, owner := range v.Owners {
+		if h.kept[v.Repository+"@"+string(owner)] {
+			return true, plan.Parent, string(owner)
+		}
+	}
+	digest := content.Digest(v.Digest)
+	if id := h.leases.Lease(v.Repository, digest, v.Tags); id != "" {
+		return true, plan.Leased, id
+	}
+	pushed, pulled := h.used.Last(v.Repository, digest, v.Tags)
+	return pushed.After(h.since) || pulled.After(h.since), plan.UsedSince, ""
+}
