@@ -39,12 +39,22 @@ func (e *Engine) noteSeen(ctx context.Context, r inventory.Registry, book *lastu
 	return err
 }
 
-// lockByAPI makes sure that no other run of this janitor removes.
+// lockByAPI makes the run the only one of this janitor that removes: there is no storage
+// whose lock would.
 func (j *job) lockByAPI() error {
-	if other := j.engine.Running(); other != "" {
+	e := j.engine
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.remover != "" {
 		err := fault.New(fault.AlreadyExists, "ALREADY_EXISTS", "a run on the registry is under way", "wait for its end, watch it with GetRun, or end it with CancelRun")
-		err.Metadata = map[string]string{"run_id": other}
+		err.Metadata = map[string]string{"run_id": e.remover}
 		return err
+	}
+	e.remover = j.run.ID
+	j.unlock = func() {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.remover = ""
 	}
 	return nil
 }

@@ -153,8 +153,9 @@ type Engine struct {
 	looking chan struct{} // has room for one look at the storage
 	numbers plan.Numbers
 
-	mu     sync.Mutex
-	active map[string]*Active // by the id of the run
+	mu      sync.Mutex
+	active  map[string]*Active // by the id of the run
+	remover string             // id of the run that removes by the API; empty: none
 }
 
 // New returns an engine.

@@ -3,11 +3,16 @@ package enforce_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"path/filepath"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"go.opentelemetry.io/otel/trace/noop"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
@@ -16,6 +21,7 @@ import (
 	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
 	"github.com/kilnbuild/kiln/services/janitor/internal/policy"
 	"github.com/kilnbuild/kiln/services/janitor/internal/quarantine"
+	"github.com/kilnbuild/kiln/services/janitor/internal/run"
 	"github.com/kilnbuild/kiln/services/janitor/internal/state"
 )
 
@@ -147,4 +153,55 @@ func TestOneLookAtATime(t *testing.T) {
 			t.Errorf("%v, %d looks", err, m.looks)
 		}
 	})
+}
+
+// silent is metrics that nobody reads.
+type silent struct{}
+
+func (silent) RunEnded(context.Context, run.Run)         {}
+func (silent) Quarantined(context.Context, int64, int64) {}
+
+// view is a registry by its API.
+type view struct{ block chan struct{} }
+
+func (v view) Inventory(ctx context.Context) (inventory.Registry, []string, error) {
+	select {
+	case <-v.block:
+	case <-ctx.Done():
+	}
+	return inventory.Registry{}, nil, ctx.Err()
+}
+
+func (view) Delete(context.Context, string, content.Digest, []string) (bool, error) { return true, nil }
+
+// Of runs that are asked for at the same moment one begins, also where no storage has a lock;
+// when it has ended the next one may.
+func TestOneRunRemovesByTheAPI(t *testing.T) {
+	e := engine(t, nil)
+	v := view{make(chan struct{})}
+	var id atomic.Int64
+	e.Remote, e.Metrics, e.Log = v, silent{}, slog.New(slog.DiscardHandler)
+	e.Now, e.NewID = time.Now, func() string { return fmt.Sprint("run", id.Add(1)) }
+	order := enforce.Order{Trigger: run.Demand, Force: true}
+	var began atomic.Int64
+	var group sync.WaitGroup
+	for range 16 {
+		group.Go(func() {
+			_, err := e.Start(t.Context(), order, trace.SpanContext{})
+			if err == nil {
+				began.Add(1)
+			} else if fault.KindOf(err) != fault.AlreadyExists {
+				t.Error(err)
+			}
+		})
+	}
+	group.Wait()
+	if began.Load() != 1 {
+		t.Errorf("%d runs began", began.Load())
+	}
+	close(v.block)
+	e.Wait()
+	if r, err := e.RunOnce(t.Context(), order, nil); err != nil || r.State != run.Succeeded {
+		t.Errorf("afterwards: %+v, %v", r, err)
+	}
 }

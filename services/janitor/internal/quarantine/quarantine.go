@@ -65,7 +65,6 @@ type Journal struct {
 type Result struct {
 	Restored []Entry
 	Present  []Entry // the registry had them again meanwhile
-	Missing  []Entry // a part of them was purged before
 }
 
 // Add takes in a line.

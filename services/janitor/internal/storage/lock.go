@@ -72,7 +72,9 @@ func (s *Storage) Lock(ctx context.Context, run string) (held context.Context, u
 	return held, func() {
 		cancel(nil)
 		<-stopped
-		_ = file.Truncate(0) // says that it was let go; without it others look for a while
+		if is, err := readHolder(s.own("lock")); err == nil && is.ID == me.ID { // else another one has it
+			_ = file.Truncate(0) // says that it was let go; without it others look for a while
+		}
 		_ = file.Close()
 	}, nil
 }
