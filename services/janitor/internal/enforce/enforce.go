@@ -58,7 +58,7 @@ type Quarantine interface {
 	Note(lines ...quarantine.Line) error
 	// Manifest takes a manifest and those tags of it; Tag one that leads nowhere.
 	Manifest(repository string, digest content.Digest, linked time.Time, tags []inventory.Tag) (taken bool, err error)
-	Tag(repository, tag string, digest content.Digest, moved time.Time) error
+	Tag(repository string, tag inventory.Tag) (taken bool, err error)
 	Upload(repository string, u inventory.Upload) (bool, error)
 	Link(repository string, digest content.Digest, changed time.Time) (bool, error)
 	// Hide takes the links to a blob, and Show puts them back.

@@ -192,8 +192,7 @@ func (j *job) remove(ctx context.Context, find index, v plan.Verdict) (bool, err
 		return j.q.Upload(v.Repository, u)
 	case plan.Link:
 		if len(v.Tags) > 0 {
-			tag := find.tags[key]
-			return true, j.q.Tag(v.Repository, tag.Name, tag.Lost, tag.Moved)
+			return j.q.Tag(v.Repository, find.tags[key])
 		}
 		return j.q.Link(v.Repository, digest, find.links[key].Linked)
 	case plan.Blob:

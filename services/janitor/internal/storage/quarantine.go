@@ -46,29 +46,39 @@ func (q *Quarantine) Manifest(repository string, digest content.Digest, linked t
 	tidy(filepath.Dir(link), s.linksDir(repository, revisionsDir))
 	failpoint.Hit("janitor.unlinked")
 	for _, tag := range tags {
-		if err := q.Tag(repository, tag.Name, digest, tag.Moved); err != nil {
+		if _, err := q.tag(repository, tag.Name, tag.Moved, func(text string) bool { return text == string(digest) }); err != nil {
 			return true, err
 		}
 	}
 	return true, nil
 }
 
-// Tag takes a tag that leads to a digest, unless it was moved meanwhile.
-func (q *Quarantine) Tag(repository, tag string, digest content.Digest, moved time.Time) error {
-	dir := q.storage.tagDir(repository, tag)
-	current := filepath.Join(dir, "current", "link")
-	taken, err := q.takeIf(current, func(info os.FileInfo, text string) bool {
-		return info.ModTime().Equal(moved) && (digest == "" || text == string(digest))
+// Tag takes a tag that leads nowhere. taken is false when it was moved meanwhile, or what it
+// leads to was pushed.
+func (q *Quarantine) Tag(repository string, tag inventory.Tag) (taken bool, err error) {
+	return q.tag(repository, tag.Name, tag.Moved, func(text string) bool {
+		if text != string(tag.Lost) || text == "" {
+			return text == string(tag.Lost)
+		}
+		there, err := exists(q.storage.link(repository, revisionsDir, tag.Lost))
+		return err == nil && !there
 	})
+}
+
+// tag takes a tag that was not moved since, and whose link is as it should be. It reports
+// whether the tag is gone.
+func (q *Quarantine) tag(repository, tag string, moved time.Time, is func(link string) bool) (gone bool, err error) {
+	current := filepath.Join(q.storage.tagDir(repository, tag), "current", "link")
+	taken, err := q.takeIf(current, func(info os.FileInfo, text string) bool { return info.ModTime().Equal(moved) && is(text) })
 	if err != nil {
-		return err
+		return false, err
 	}
 	if !taken {
-		if there, err := exists(current); err != nil || there { // moved meanwhile
-			return err
+		if there, err := exists(current); err != nil || there {
+			return false, err
 		}
 	}
-	return q.history(repository, tag, moved)
+	return true, q.history(repository, tag, moved)
 }
 
 // history takes what a tag that is gone led to before, up to a time, and what is then left

@@ -32,6 +32,12 @@ func (s *Storage) repository(name string, look inventory.Look) (looked, error) {
 
 func (s *Storage) readRepository(name string, look inventory.Look) (inventory.Repository, error) {
 	r := inventory.Repository{Name: name}
+	// Tags first: a push writes its revision before its tag, so that what a tag led to is
+	// among the revisions that are listed then.
+	tags, err := s.readTags(name)
+	if err != nil {
+		return r, err
+	}
 	dir := s.linksDir(name, revisionsDir)
 	is, err := s.dirs.read(dir)
 	if err != nil {
@@ -65,27 +71,25 @@ func (s *Storage) readRepository(name string, look inventory.Look) (inventory.Re
 			r.Manifests = append(r.Manifests, one)
 		}
 	}
-	if err := s.tags(&r, at, doubted); err != nil {
-		return r, err
-	}
+	leadTags(&r, tags, at, doubted)
 	return r, s.uploadsOf(s.repositoryDir(name), &r)
 }
 
-// tags reads the tags of a repository. A push of a tag is one of its manifest.
-func (s *Storage) tags(r *inventory.Repository, at map[content.Digest]int, doubted map[content.Digest]bool) error {
-	dir := s.tagsDir(r.Name)
+// readTags reads the tags of a repository, by name.
+func (s *Storage) readTags(repository string) (tags []inventory.Tag, _ error) {
+	dir := s.tagsDir(repository)
 	is, err := s.dirs.read(dir)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	list := is.names
 	for _, h := range is.hashes { // a tag may look like one
 		list = append(slices.Clip(list), h.hex())
 	}
 	list = slices.Sorted(slices.Values(list))
-	r.Tags = make([]inventory.Tag, 0, len(list))
+	tags = make([]inventory.Tag, 0, len(list))
 	var was []inventory.Tag
-	if before := s.before(r.Name); before != nil {
+	if before := s.before(repository); before != nil {
 		was = before.Tags
 	}
 	for _, name := range list {
@@ -98,12 +102,21 @@ func (s *Storage) tags(r *inventory.Repository, at map[content.Digest]int, doubt
 		}
 		tag, err := readTag(dir, name, last)
 		if err != nil {
-			return err
+			return nil, err
 		}
+		if !tag.Moved.IsZero() { // else it was deleted meanwhile
+			tags = append(tags, tag)
+		}
+	}
+	return tags, nil
+}
+
+// leadTags finds what tags lead to. A push of a tag is one of its manifest.
+func leadTags(r *inventory.Repository, tags []inventory.Tag, at map[content.Digest]int, doubted map[content.Digest]bool) {
+	r.Tags = tags[:0]
+	for _, tag := range tags {
 		i, there := at[tag.Digest]
 		switch {
-		case tag.Moved.IsZero():
-			continue // deleted meanwhile
 		case tag.Digest == "": // what is left of one, or one that is being made
 		case there:
 			if tag.Moved.After(r.Manifests[i].Pushed) {
@@ -117,7 +130,6 @@ func (s *Storage) tags(r *inventory.Repository, at map[content.Digest]int, doubt
 		}
 		r.Tags = append(r.Tags, tag)
 	}
-	return nil
 }
 
 // readTag reads a tag; one that was not written since it was read last is not read again.
