@@ -1,13 +1,9 @@
 package storage
 
 import (
-	"errors"
-	"io/fs"
 	"path/filepath"
 	"slices"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
 )
@@ -39,7 +35,7 @@ func (s *Storage) again(name string, look inventory.Look) (looked, bool, error) 
 			return looked{}, false, nil
 		}
 	}
-	ids, err := names(filepath.Join(s.repositoryDir(name), uploadsDir))
+	ids, err := s.names(filepath.Join(s.repositoryDir(name), uploadsDir))
 	if err != nil || len(ids) > 0 {
 		return looked{}, false, err
 	}
@@ -51,7 +47,7 @@ func (s *Storage) again(name string, look inventory.Look) (looked, bool, error) 
 // there are.
 func (s *Storage) changes(name string) (at [3]time.Time, revisions int, _ error) {
 	for i, dir := range []string{s.linksDir(name, revisionsDir), s.tagsDir(name), s.linksDir(name, layersDir)} {
-		is, err := s.dirs.read(dir)
+		is, err := s.list(dir)
 		if err != nil {
 			return at, 0, err
 		}
@@ -64,41 +60,13 @@ func (s *Storage) changes(name string) (at [3]time.Time, revisions int, _ error)
 
 // sameLinks reports whether the links of a repository's manifests and tags are as they were.
 func (s *Storage) sameLinks(r *inventory.Repository) (bool, error) {
-	same := func(dir string, n int, link func(i int) (name string, at time.Time)) (bool, error) {
-		if n == 0 {
-			return true, nil
-		}
-		fd, err := openRetry(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC)
-		if err != nil {
-			return false, ignoreGone(dir, err)
-		}
-		defer func() { _ = unix.Close(fd) }() // It was only looked in.
-		var st unix.Stat_t
-		for i := range n {
-			name, at := link(i)
-			if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-				return false, ignoreGone(dir, err)
-			}
-			if !time.Unix(st.Mtim.Unix()).Equal(at) || time.Since(at) < settled {
-				return false, nil
-			}
-		}
-		return true, nil
-	}
-	is, err := same(s.linksDir(r.Name, revisionsDir), len(r.Manifests), func(i int) (string, time.Time) {
+	is, err := s.same(s.linksDir(r.Name, revisionsDir), len(r.Manifests), func(i int) (string, time.Time) {
 		return hexOf(r.Manifests[i].Digest) + "/link", r.Manifests[i].Linked
 	})
 	if err != nil || !is {
 		return false, err
 	}
-	return same(s.tagsDir(r.Name), len(r.Tags), func(i int) (string, time.Time) { return r.Tags[i].Name + "/current/link", r.Tags[i].Moved })
-}
-
-func ignoreGone(path string, err error) error {
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
-		return nil
-	}
-	return &fs.PathError{Op: "stat", Path: path, Err: err}
+	return s.same(s.tagsDir(r.Name), len(r.Tags), func(i int) (string, time.Time) { return r.Tags[i].Name + "/current/link", r.Tags[i].Moved })
 }
 
 func (s *Storage) tagsDir(name string) string {
@@ -119,7 +87,9 @@ func (s *Storage) sameOrphans(all []looked, shards []directory, look inventory.L
 	was, count := s.lastStored, len(s.last)
 	s.lastMu.Unlock()
 	if was == nil || count != len(all) || slices.ContainsFunc(all, func(r looked) bool { return !r.same }) ||
-		!slices.EqualFunc(was.shards, shards, func(at time.Time, d directory) bool { return at.Equal(d.at) && time.Since(at) > settled }) {
+		!slices.EqualFunc(was.shards, shards, func(at time.Time, d directory) bool {
+			return !at.IsZero() && at.Equal(d.at) && time.Since(at) > settled
+		}) {
 		return nil, false, nil
 	}
 	removed := s.removed(look.Removed)
@@ -130,7 +100,7 @@ func (s *Storage) sameOrphans(all []looked, shards []directory, look inventory.L
 		}
 		o.Repositories, o.Removed = last.Repositories, removed[o.Digest]
 		for _, repository := range o.Repositories {
-			at, err := written(s.link(repository, layersDir, o.Digest))
+			at, err := s.written(s.link(repository, layersDir, o.Digest))
 			if err != nil || at.IsZero() {
 				return nil, false, err
 			}

@@ -1,8 +1,9 @@
 package storage
 
 import (
+	"context"
 	"errors"
-	"os"
+	"fmt"
 	"path/filepath"
 
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
@@ -11,15 +12,15 @@ import (
 // Forget takes the files of a blob away that one repository alone has: that of the canary.
 func (s *Storage) Forget(repository string, digest content.Digest) error {
 	link := s.link(repository, layersDir, digest)
-	if _, err := os.Lstat(link); err != nil {
-		return err
+	if there, err := s.exists(link); err != nil || !there {
+		return errors.Join(err, fmt.Errorf("%s: %w", link, errGone))
 	}
-	return errors.Join(os.Remove(link), os.RemoveAll(filepath.Dir(s.data(digest))))
+	return errors.Join(s.files.remove(context.Background(), link), s.files.remove(context.Background(), filepath.Dir(s.data(digest))))
 }
 
 // ForgetRepository takes a repository away, with all that is in it: that of the canary.
 func (s *Storage) ForgetRepository(name string) error {
-	err := os.RemoveAll(s.repositoryDir(name))
-	tidy(filepath.Dir(s.repositoryDir(name)), s.path("repositories"))
+	err := s.files.remove(context.Background(), s.repositoryDir(name))
+	s.files.tidy(filepath.Dir(s.repositoryDir(name)), s.path("repositories"))
 	return err
 }

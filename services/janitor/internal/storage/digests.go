@@ -6,8 +6,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
-	"io/fs"
-	"os"
 
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
 )
@@ -16,8 +14,8 @@ import (
 // the bytes that were read, before more are: it may wait. A blob that is gone is whole: it
 // went meanwhile.
 func (s *Storage) ReadBlob(ctx context.Context, digest content.Digest, took func(n int) error) (whole bool, err error) {
-	file, err := os.Open(s.data(digest))
-	if errors.Is(err, fs.ErrNotExist) {
+	file, err := s.open(s.data(digest))
+	if errors.Is(err, errGone) {
 		return true, nil
 	}
 	if err != nil {

@@ -32,6 +32,10 @@ const (
 // meanwhile is no orphan.
 func (s *Storage) Inventory(ctx context.Context, look inventory.Look) (inventory.Registry, error) {
 	out := inventory.Registry{Time: time.Now()}
+	s, err := s.now(ctx)
+	if err != nil {
+		return out, err
+	}
 	blobs, err := s.listBlobs(ctx)
 	if err != nil {
 		return out, err
@@ -89,14 +93,14 @@ func inParallel(ctx context.Context, n int, do func(i int) error) error {
 // listBlobs are the digests of all blobs whose names are sha256, by their first byte.
 // Those of other algorithms are left alone.
 func (s *Storage) listBlobs(ctx context.Context) (shards []directory, err error) {
-	root, err := s.dirs.read(s.path("blobs", sha256))
+	root, err := s.list(s.path("blobs", sha256))
 	if err != nil {
 		return nil, err
 	}
 	prefixes := slices.Sorted(slices.Values(root.names))
 	shards = make([]directory, len(prefixes))
 	err = inParallel(ctx, len(prefixes), func(i int) (err error) {
-		shards[i], err = s.dirs.read(s.path("blobs", sha256, prefixes[i]))
+		shards[i], err = s.list(s.path("blobs", sha256, prefixes[i]))
 		return err
 	})
 	return shards, err
@@ -114,7 +118,7 @@ func (s *Storage) repositories(ctx context.Context) (all []string, err error) {
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		is, err := s.dirs.read(dir)
+		is, err := s.list(dir)
 		if err != nil {
 			return err
 		}

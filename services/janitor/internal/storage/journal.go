@@ -2,12 +2,11 @@ package storage
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"os"
 	"path/filepath"
 
 	"github.com/kilnbuild/kiln/services/janitor/internal/enforce"
@@ -16,51 +15,19 @@ import (
 
 // Begin makes the quarantine of a run. Close it.
 func (s *Storage) Begin(head quarantine.Head) (enforce.Quarantine, error) {
-	q := &Quarantine{storage: s, run: head.Run}
-	if err := os.MkdirAll(q.dir(), 0o750); err != nil {
-		return nil, denied(err)
-	}
-	if err := q.open(); err != nil {
+	q, err := s.Resume(head.Run)
+	if err != nil {
 		return nil, err
 	}
-	err := q.Note(quarantine.Line{Head: &head})
-	return q, errors.Join(err, syncDir(s.own("quarantine")))
+	return q, q.Note(quarantine.Line{Head: &head})
 }
 
 // Resume opens the quarantine of a run that has begun.
 func (s *Storage) Resume(run string) (enforce.Quarantine, error) {
 	q := &Quarantine{storage: s, run: run}
-	return q, q.open()
-}
-
-func (q *Quarantine) open() (err error) {
-	q.journal, err = os.OpenFile(q.journalPath(), os.O_RDWR|os.O_CREATE, 0o640)
-	if err != nil {
-		return denied(err)
-	}
-	// A line that was cut by the end of the process is no part of the next one.
-	whole, err := wholeLines(q.journal)
-	if err == nil {
-		err = q.journal.Truncate(whole)
-	}
-	if err == nil {
-		_, err = q.journal.Seek(whole, io.SeekStart)
-	}
-	return err
-}
-
-func wholeLines(r io.Reader) (size int64, _ error) {
-	in := bufio.NewReaderSize(r, 1<<20)
-	for {
-		line, err := in.ReadBytes('\n')
-		if errors.Is(err, io.EOF) {
-			return size, nil
-		}
-		if err != nil {
-			return size, err
-		}
-		size += int64(len(line))
-	}
+	var err error
+	q.journal, err = s.files.log(q.journalPath())
+	return q, err
 }
 
 func (q *Quarantine) journalPath() string { return filepath.Join(q.dir(), "journal") }
@@ -70,17 +37,14 @@ func (q *Quarantine) Note(lines ...quarantine.Line) error {
 	if len(lines) == 0 {
 		return nil
 	}
-	out := bufio.NewWriterSize(q.journal, 1<<16)
-	encoder := json.NewEncoder(out)
+	var out bytes.Buffer
+	encoder := json.NewEncoder(&out)
 	for _, line := range lines {
 		if err := encoder.Encode(line); err != nil {
 			return err
 		}
 	}
-	if err := errors.Join(out.Flush(), q.journal.Sync()); err != nil {
-		return denied(err)
-	}
-	return nil
+	return q.journal.add(out.Bytes())
 }
 
 // Close closes the journal.
@@ -94,7 +58,7 @@ func (s *Storage) Journals() (all []quarantine.Journal, _ error) {
 	}
 	for _, run := range runs {
 		j, err := s.readJournal(run)
-		if errors.Is(err, fs.ErrNotExist) {
+		if errors.Is(err, errGone) {
 			continue // purged meanwhile, or killed as it began
 		}
 		if err != nil {
@@ -106,7 +70,7 @@ func (s *Storage) Journals() (all []quarantine.Journal, _ error) {
 }
 
 func (s *Storage) readJournal(run string) (j quarantine.Journal, err error) {
-	file, err := os.Open((&Quarantine{storage: s, run: run}).journalPath())
+	file, err := s.files.readLog((&Quarantine{storage: s, run: run}).journalPath())
 	if err != nil {
 		return j, err
 	}

@@ -2,9 +2,7 @@ package storage
 
 import (
 	"maps"
-	"os"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
@@ -67,13 +65,4 @@ func (k *known) keep(there map[content.Digest]bool) {
 		return !there[m.Digest]
 	})
 	maps.DeleteFunc(k.when, func(d content.Digest, _ time.Time) bool { return !configs[d] })
-}
-
-// changeTime is when a file was last renamed or changed, where the file system tells.
-func changeTime(info os.FileInfo) time.Time {
-	stat, ok := info.Sys().(*syscall.Stat_t)
-	if !ok {
-		return time.Time{}
-	}
-	return time.Unix(stat.Ctim.Unix())
 }

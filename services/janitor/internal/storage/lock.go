@@ -1,7 +1,6 @@
 package storage
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -40,67 +39,102 @@ const (
 var self = uuid.NewString()
 
 // Lock makes this process the only one that runs on the storage, also among hosts that
-// share it: the kernel's lock tells of those on this host, and the heart beat in the file
-// of the others, where the file system shares no locks. The context that it returns ends
-// when the lock is lost. Taken, it is an ALREADY_EXISTS fault.
+// share it. The context that it returns ends when the lock is lost. Taken, it is an
+// ALREADY_EXISTS fault.
 func (s *Storage) Lock(ctx context.Context, run string) (held context.Context, unlock func(), err error) {
-	if err := os.MkdirAll(s.own(), 0o750); err != nil {
+	return s.files.lock(ctx, s.own("lock"), run)
+}
+
+// heart is where the holder of a lock shows that it is alive.
+type heart struct {
+	load  func() (holder, error)
+	store func(holder) error
+}
+
+// newHolder is this process as the holder of a lock.
+func newHolder(run string) holder {
+	me := holder{ID: self, Boot: bootID(), Run: run, Beat: 1}
+	me.Host, _ = os.Hostname() // for people
+	return me
+}
+
+// lock takes the kernel's lock, which tells of those on this host, and then the heart's, for
+// hosts whose file system shares no locks.
+func (d *disk) lock(ctx context.Context, path, run string) (held context.Context, unlock func(), err error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 		return nil, nil, denied(err)
 	}
-	file, err := filelock.TryLock(s.own("lock"))
+	file, err := filelock.TryLock(path)
 	if errors.Is(err, filelock.ErrLocked) {
-		other, _ := readHolder(s.own("lock"))
+		other, _ := readHolder(path)
 		return nil, nil, taken(other)
 	}
 	if err != nil {
 		return nil, nil, denied(err)
 	}
-	me := holder{ID: self, Boot: bootID(), Run: run, Beat: 1}
-	me.Host, _ = os.Hostname() // for people
-	if err = s.await(ctx, me); err == nil {
-		err = writeHolder(file, me)
+	h := heart{
+		load:  func() (holder, error) { return readHolder(path) },
+		store: func(me holder) error { return writeHolder(file, me) },
+	}
+	me := newHolder(run)
+	// One of this host is gone: the kernel gave its lock away.
+	if err = h.await(ctx, func(was holder) bool { return was.Boot == me.Boot && me.Boot != "" }); err == nil {
+		err = h.store(me)
 	}
 	if err != nil {
 		return nil, nil, errors.Join(err, file.Close())
 	}
-	held, cancel := context.WithCancelCause(ctx)
-	stopped := make(chan struct{})
-	go func() {
-		defer close(stopped)
-		s.beat(held, cancel, file, me)
-	}()
+	held, stop := h.keep(ctx, me)
 	return held, func() {
-		cancel(nil)
-		<-stopped
-		if is, err := readHolder(s.own("lock")); err == nil && is.ID == me.ID { // else another one has it
+		stop()
+		if is, err := h.load(); err == nil && is.ID == me.ID { // else another one has it
 			_ = file.Truncate(0) // says that it was let go; without it others look for a while
 		}
 		_ = file.Close()
 	}, nil
 }
 
-// await waits until a holder on another host has shown that it is gone. One of this host
-// is: the kernel gave its lock away.
-func (s *Storage) await(ctx context.Context, me holder) error {
-	was, err := readHolder(s.own("lock"))
-	if err != nil || was.ID == "" || was.Boot == me.Boot && me.Boot != "" {
+// await waits until a holder has shown that it is gone, if it is not known to be.
+func (h heart) await(ctx context.Context, gone func(holder) bool) error {
+	was, err := h.load()
+	if err != nil || was.ID == "" || gone(was) {
 		return err
 	}
-	select {
-	case <-time.After(watchFor):
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	if err := pause(ctx, watchFor); err != nil {
+		return err
 	}
-	is, err := readHolder(s.own("lock"))
+	is, err := h.load()
 	if err == nil && is != was && is.ID != "" {
 		return taken(is)
 	}
 	return err
 }
 
-// beat shows that the holder is alive until ctx ends, and ends it when another one has
-// taken its place.
-func (s *Storage) beat(ctx context.Context, lost context.CancelCauseFunc, file *os.File, me holder) {
+func pause(ctx context.Context, d time.Duration) error {
+	select {
+	case <-time.After(d):
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// keep shows that the holder is alive until it is stopped. The context that it returns ends
+// when another one has taken its place.
+func (h heart) keep(ctx context.Context, me holder) (held context.Context, stop func()) {
+	held, cancel := context.WithCancelCause(ctx)
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		h.beat(held, cancel, me)
+	}()
+	return held, func() {
+		cancel(nil)
+		<-stopped
+	}
+}
+
+func (h heart) beat(ctx context.Context, lost context.CancelCauseFunc, me holder) {
 	tick := time.NewTicker(beatEvery)
 	defer tick.Stop()
 	for {
@@ -109,27 +143,31 @@ func (s *Storage) beat(ctx context.Context, lost context.CancelCauseFunc, file *
 			return
 		case <-tick.C:
 		}
-		if is, err := readHolder(s.own("lock")); err != nil || is.ID != me.ID {
+		if is, err := h.load(); err != nil || is.ID != me.ID {
 			lost(fault.New(fault.Aborted, "INTERRUPTED", fmt.Sprintf("the lock of the registry's storage was lost: %v has it", is), "let one janitor alone keep this storage"))
 			return
 		}
 		me.Beat++
-		if err := writeHolder(file, me); err != nil {
+		if err := h.store(me); err != nil {
 			lost(err)
 			return
 		}
 	}
 }
 
-func readHolder(path string) (h holder, err error) {
+func readHolder(path string) (holder, error) {
 	raw, err := os.ReadFile(path)
-	if err != nil || len(bytes.TrimSpace(raw)) == 0 {
+	if err != nil {
 		return holder{}, err
 	}
-	if json.Unmarshal(raw, &h) != nil {
-		return holder{}, nil //nolint:nilerr // half written by one that was killed
+	return parseHolder(raw), nil
+}
+
+func parseHolder(raw []byte) (h holder) {
+	if json.Unmarshal(raw, &h) != nil { // let go of, or half written by one that was killed
+		return holder{}
 	}
-	return h, nil
+	return h
 }
 
 func writeHolder(file *os.File, h holder) error {
@@ -175,13 +213,4 @@ func (s *Storage) own(elements ...string) string {
 func denied(err error) error {
 	return fault.Wrap(err, fault.Unavailable, "REGISTRY_UNAVAILABLE", "the registry's storage cannot be written to",
 		"give the janitor's user write access to registry.storage_root, and see that its disk is neither full nor read-only")
-}
-
-// syncDir makes renames in a directory last over a loss of power.
-func syncDir(path string) error {
-	dir, err := os.Open(path)
-	if err != nil {
-		return err
-	}
-	return errors.Join(dir.Sync(), dir.Close())
 }

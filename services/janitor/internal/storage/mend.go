@@ -4,12 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
 	"slices"
 	"time"
-
-	"github.com/google/uuid"
 
 	"github.com/kilnbuild/kiln/pkg/failpoint"
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
@@ -22,6 +19,10 @@ import (
 // those that were marked. All repositories are looked at, by the names of their
 // directories alone.
 func (s *Storage) Wanted(ctx context.Context, marked inventory.Registry, taken func(content.Digest) bool) ([]inventory.Lack, error) {
+	s, err := s.now(ctx)
+	if err != nil {
+		return nil, err
+	}
 	repositories, err := s.repositories(ctx)
 	if err != nil {
 		return nil, err
@@ -46,20 +47,20 @@ func (s *Storage) Wanted(ctx context.Context, marked inventory.Registry, taken f
 }
 
 func (s *Storage) wantedIn(repository string, known map[content.Digest]bool, taken func(content.Digest) bool) (all []inventory.Lack, _ error) {
-	layers, err := names(s.linksDir(repository, layersDir))
+	layers, err := s.names(s.linksDir(repository, layersDir))
 	if err != nil {
 		return nil, err
 	}
 	for _, hex := range layers {
 		if d := content.Digest(sha256 + ":" + hex); taken(d) {
-			if linked, err := exists(s.link(repository, layersDir, d)); err != nil {
+			if linked, err := s.exists(s.link(repository, layersDir, d)); err != nil {
 				return nil, err
 			} else if linked {
 				all = append(all, inventory.Lack{Repository: repository, Digest: d})
 			}
 		}
 	}
-	revisions, err := names(s.linksDir(repository, revisionsDir))
+	revisions, err := s.names(s.linksDir(repository, revisionsDir))
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +70,7 @@ func (s *Storage) wantedIn(repository string, known map[content.Digest]bool, tak
 		if !ok || known[d] && !taken(d) {
 			continue
 		}
-		linked, err := exists(s.link(repository, revisionsDir, d))
+		linked, err := s.exists(s.link(repository, revisionsDir, d))
 		if err != nil {
 			return nil, err
 		}
@@ -115,7 +116,7 @@ func (s *Storage) mend(l inventory.Lack, links bool) (bool, error) {
 		return false, err
 	}
 	slices.Reverse(runs) // the last that took it
-	there, err := exists(s.data(l.Digest))
+	there, err := s.exists(s.data(l.Digest))
 	for i := 0; i < len(runs) && err == nil && !there; i++ {
 		there, err = (&Quarantine{storage: s, run: runs[i]}).Return(l.Digest)
 	}
@@ -127,33 +128,17 @@ func (s *Storage) mend(l inventory.Lack, links bool) (bool, error) {
 		kind = revisionsDir
 	}
 	link := s.link(l.Repository, kind, l.Digest)
-	there, err = exists(link)
+	there, err = s.exists(link)
 	for i := 0; i < len(runs) && err == nil && !there; i++ {
-		_, _, err = giveBack((&Quarantine{storage: s, run: runs[i]}).in(link), link)
+		_, _, err = s.files.giveBack((&Quarantine{storage: s, run: runs[i]}).in(link), link)
 		if err == nil {
-			there, err = exists(link)
+			there, err = s.exists(link)
 		}
 	}
 	if err != nil || there || l.Child || !links {
 		return there, err
 	}
-	return true, writeLink(link, l.Digest)
-}
-
-// writeLink makes a link where there is none.
-func writeLink(path string, digest content.Digest) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return denied(err)
-	}
-	temporary := path + "." + uuid.NewString() + ".tmp"
-	if err := os.WriteFile(temporary, []byte(digest), 0o644); err != nil { //nolint:gosec // as the registry does
-		return denied(err)
-	}
-	_, occupied, err := giveBack(temporary, path)
-	if occupied || err != nil {
-		err = errors.Join(err, os.Remove(temporary))
-	}
-	return err
+	return true, s.files.put(link, []byte(l.Digest))
 }
 
 // Restore brings back what an entry names, with all that it needs. What was restored counts
@@ -164,7 +149,7 @@ func (s *Storage) Restore(e quarantine.Entry, at time.Time) (present, missing bo
 	place := s.place(e)
 	switch {
 	case e.Kind == "blob":
-		if present, err = exists(s.data(content.Digest(e.Digest))); err == nil {
+		if present, err = s.exists(s.data(content.Digest(e.Digest))); err == nil {
 			_, err = q.Return(content.Digest(e.Digest))
 		}
 		if err == nil {
@@ -172,7 +157,7 @@ func (s *Storage) Restore(e quarantine.Entry, at time.Time) (present, missing bo
 		}
 		return present, false, err
 	case e.Kind != "manifest":
-		_, present, err = giveBack(q.in(place), place)
+		_, present, err = s.files.giveBack(q.in(place), place)
 		return present, false, err
 	}
 	if err := s.restoreNeeds(e.Repository, content.Digest(e.Digest), map[content.Digest]bool{}); err != nil {
@@ -182,12 +167,12 @@ func (s *Storage) Restore(e quarantine.Entry, at time.Time) (present, missing bo
 		return false, false, err
 	}
 	failpoint.Hit("janitor.restoring")
-	if present, err = exists(place); err != nil {
+	if present, err = s.exists(place); err != nil {
 		return present, false, err
 	}
 	err = s.giveBackManifest(q, e)
 	if err == nil && !present {
-		err = os.Chtimes(place, at, at)
+		err = s.files.touch(place, at)
 	}
 	return present, false, err
 }
@@ -198,7 +183,7 @@ func (s *Storage) giveBackManifest(q *Quarantine, e quarantine.Entry) error {
 	links := []string{s.place(e)}
 	for _, tag := range e.Tags {
 		index := filepath.Join(s.tagDir(e.Repository, tag), "index", sha256)
-		hexes, err := names(q.in(index))
+		hexes, err := s.names(q.in(index))
 		if err != nil {
 			return err
 		}
@@ -208,7 +193,7 @@ func (s *Storage) giveBackManifest(q *Quarantine, e quarantine.Entry) error {
 		links = append(links, filepath.Join(s.tagDir(e.Repository, tag), "current", "link"))
 	}
 	for _, link := range links {
-		if _, _, err := giveBack(q.in(link), link); err != nil {
+		if _, _, err := s.files.giveBack(q.in(link), link); err != nil {
 			return err
 		}
 	}
@@ -258,7 +243,7 @@ func (s *Storage) restoreNeeds(repository string, digest content.Digest, seen ma
 
 // restoreData brings back the bytes of a blob.
 func (s *Storage) restoreData(digest content.Digest) error {
-	there, err := exists(s.data(digest))
+	there, err := s.exists(s.data(digest))
 	if err != nil || there {
 		return err
 	}

@@ -2,9 +2,6 @@ package storage
 
 import (
 	"context"
-	"errors"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -82,7 +79,7 @@ func (s *Storage) lost(seen map[hash]uint8, all []looked) (lost bool, _ error) {
 			if !ok || seen[h]&isStored != 0 {
 				continue
 			}
-			there, err := exists(s.data(all[i].Manifests[k].Digest)) // pushed meanwhile?
+			there, err := s.exists(s.data(all[i].Manifests[k].Digest)) // pushed meanwhile?
 			if err != nil {
 				return false, err
 			}
@@ -171,23 +168,20 @@ func (s *Storage) orphan(digest content.Digest) (*inventory.Orphan, error) {
 	path := s.data(digest)
 	o := &inventory.Orphan{Digest: digest}
 	for _, at := range []string{filepath.Dir(path), path} {
-		info, err := os.Lstat(at)
-		if errors.Is(err, fs.ErrNotExist) && at == path {
-			continue // a directory without data
-		}
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, nil
-		}
+		is, err := s.stat(at)
 		if err != nil {
 			return nil, err
 		}
-		for _, t := range []time.Time{info.ModTime(), changeTime(info)} {
+		if !is.there && at != path {
+			return nil, nil
+		}
+		for _, t := range []time.Time{is.modified, is.changed} {
 			if t.After(o.Changed) {
 				o.Changed = t
 			}
 		}
 		if at == path {
-			o.Bytes = info.Size()
+			o.Bytes = is.size // 0: a directory without data
 		}
 	}
 	return o, nil
@@ -199,7 +193,7 @@ func (s *Storage) linksTo(ctx context.Context, seen map[hash]uint8, orphans map[
 	var mu sync.Mutex // of the orphans
 	return inParallel(ctx, len(all), func(i int) error {
 		repository := &all[i].Repository
-		is, err := s.dirs.read(s.linksDir(repository.Name, layersDir))
+		is, err := s.list(s.linksDir(repository.Name, layersDir))
 		if err != nil {
 			return err
 		}
@@ -208,7 +202,7 @@ func (s *Storage) linksTo(ctx context.Context, seen map[hash]uint8, orphans map[
 				continue
 			}
 			digest := h.digest()
-			linked, err := written(s.link(repository.Name, layersDir, digest))
+			linked, err := s.written(s.link(repository.Name, layersDir, digest))
 			if err != nil {
 				return err
 			}
@@ -217,7 +211,7 @@ func (s *Storage) linksTo(ctx context.Context, seen map[hash]uint8, orphans map[
 			}
 			o := orphans[h]
 			if o == nil {
-				there, err := exists(s.data(digest)) // pushed meanwhile?
+				there, err := s.exists(s.data(digest)) // pushed meanwhile?
 				if err != nil {
 					return err
 				}
@@ -239,8 +233,12 @@ func (s *Storage) linksTo(ctx context.Context, seen map[hash]uint8, orphans map[
 
 // Lacks are what manifests name and is not there, in the order of the inventory.
 func (s *Storage) Lacks(ctx context.Context, r inventory.Registry) ([]inventory.Lack, error) {
+	s, err := s.now(ctx)
+	if err != nil {
+		return nil, err
+	}
 	found := make([][]inventory.Lack, len(r.Repositories))
-	err := inParallel(ctx, len(r.Repositories), func(i int) (err error) {
+	err = inParallel(ctx, len(r.Repositories), func(i int) (err error) {
 		found[i], err = s.lacksOf(&r.Repositories[i])
 		return err
 	})
@@ -256,7 +254,7 @@ func (s *Storage) lacksOf(r *inventory.Repository) (lacks []inventory.Lack, _ er
 		children[d.Digest] = true
 	}
 	linked := map[content.Digest]bool{}
-	hexes, err := names(s.linksDir(r.Name, layersDir))
+	hexes, err := s.names(s.linksDir(r.Name, layersDir))
 	if err != nil {
 		return nil, err
 	}
@@ -291,9 +289,7 @@ func (s *Storage) pullable(repository string, digest content.Digest, linked bool
 		return false, nil
 	}
 	for _, path := range []string{s.data(digest), s.link(repository, layersDir, digest)} {
-		if _, err := os.Lstat(path); errors.Is(err, fs.ErrNotExist) {
-			return false, nil
-		} else if err != nil {
+		if there, err := s.exists(path); err != nil || !there {
 			return false, err
 		}
 	}

@@ -3,8 +3,6 @@ package storage
 import (
 	"context"
 	"errors"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -23,7 +21,7 @@ import (
 type Quarantine struct {
 	storage *Storage
 	run     string
-	journal *os.File
+	journal log
 }
 
 func (q *Quarantine) dir() string { return q.storage.own("quarantine", q.run) }
@@ -39,11 +37,11 @@ func (q *Quarantine) in(path string) string {
 func (q *Quarantine) Manifest(repository string, digest content.Digest, linked time.Time, tags []inventory.Tag) (taken bool, err error) {
 	s := q.storage
 	link := s.link(repository, revisionsDir, digest)
-	taken, err = q.takeIf(link, func(info os.FileInfo, _ string) bool { return info.ModTime().Equal(linked) })
+	taken, err = q.takeIf(link, func(link stat, _ string) bool { return link.modified.Equal(linked) })
 	if err != nil || !taken {
 		return false, err
 	}
-	tidy(filepath.Dir(link), s.linksDir(repository, revisionsDir))
+	q.storage.files.tidy(filepath.Dir(link), s.linksDir(repository, revisionsDir))
 	failpoint.Hit("janitor.unlinked")
 	for _, tag := range tags {
 		if _, err := q.tag(repository, tag.Name, tag.Moved, func(text string) bool { return text == string(digest) }); err != nil {
@@ -60,7 +58,7 @@ func (q *Quarantine) Tag(repository string, tag inventory.Tag) (taken bool, err 
 		if text != string(tag.Lost) || text == "" {
 			return text == string(tag.Lost)
 		}
-		there, err := exists(q.storage.link(repository, revisionsDir, tag.Lost))
+		there, err := q.storage.exists(q.storage.link(repository, revisionsDir, tag.Lost))
 		return err == nil && !there
 	})
 }
@@ -69,12 +67,12 @@ func (q *Quarantine) Tag(repository string, tag inventory.Tag) (taken bool, err 
 // whether the tag is gone.
 func (q *Quarantine) tag(repository, tag string, moved time.Time, is func(link string) bool) (gone bool, err error) {
 	current := filepath.Join(q.storage.tagDir(repository, tag), "current", "link")
-	taken, err := q.takeIf(current, func(info os.FileInfo, text string) bool { return info.ModTime().Equal(moved) && is(text) })
+	taken, err := q.takeIf(current, func(link stat, text string) bool { return link.modified.Equal(moved) && is(text) })
 	if err != nil {
 		return false, err
 	}
 	if !taken {
-		if there, err := exists(current); err != nil || there {
+		if there, err := q.storage.exists(current); err != nil || there {
 			return false, err
 		}
 	}
@@ -86,54 +84,25 @@ func (q *Quarantine) tag(repository, tag string, moved time.Time, is func(link s
 func (q *Quarantine) history(repository, tag string, until time.Time) error {
 	dir := q.storage.tagDir(repository, tag)
 	entries := filepath.Join(dir, "index", sha256)
-	hexes, err := names(entries)
+	hexes, err := q.storage.names(entries)
 	if err != nil {
 		return err
 	}
 	for _, hex := range hexes {
 		entry := filepath.Join(entries, hex, "link")
-		if _, err := q.takeIf(entry, func(info os.FileInfo, _ string) bool { return !info.ModTime().After(until) }); err != nil {
+		if _, err := q.takeIf(entry, func(link stat, _ string) bool { return !link.modified.After(until) }); err != nil {
 			return err
 		}
-		tidy(filepath.Dir(entry), filepath.Dir(dir))
+		q.storage.files.tidy(filepath.Dir(entry), filepath.Dir(dir))
 	}
-	tidy(entries, filepath.Dir(dir))
-	tidy(filepath.Join(dir, "current"), filepath.Dir(dir))
+	q.storage.files.tidy(entries, filepath.Dir(dir))
+	q.storage.files.tidy(filepath.Join(dir, "current"), filepath.Dir(dir))
 	return nil
 }
 
 // takeIf takes a link that is as it should be by its file and its text.
-func (q *Quarantine) takeIf(path string, is func(info os.FileInfo, text string) bool) (bool, error) {
-	to := q.in(path)
-	if there, err := takeable(path, is); err != nil || !there {
-		return false, err
-	}
-	if taken, err := take(path, to); err != nil || !taken {
-		return false, err
-	}
-	same, err := takeable(to, is)
-	if err != nil || same {
-		return same, err
-	}
-	if _, occupied, err := giveBack(to, path); err != nil || !occupied {
-		return false, err
-	}
-	return false, os.Remove(to) // a newer one is there
-}
-
-func takeable(path string, is func(info os.FileInfo, text string) bool) (bool, error) {
-	text, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, err
-	}
-	info, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil && is(info, strings.TrimSpace(string(text))), err
+func (q *Quarantine) takeIf(path string, is func(link stat, text string) bool) (bool, error) {
+	return q.storage.files.takeIf(path, q.in(path), is)
 }
 
 // Hide takes the links to a blob that nothing names, so that pushes upload it again.
@@ -153,9 +122,9 @@ func (q *Quarantine) Hide(o inventory.Orphan) (hidden bool, err error) {
 // Link takes a repository's link to a blob, unless it is newer than that.
 func (q *Quarantine) Link(repository string, digest content.Digest, changed time.Time) (bool, error) {
 	link := q.storage.link(repository, layersDir, digest)
-	taken, err := q.takeIf(link, func(info os.FileInfo, _ string) bool { return !info.ModTime().After(changed) })
+	taken, err := q.takeIf(link, func(link stat, _ string) bool { return !link.modified.After(changed) })
 	if taken {
-		tidy(filepath.Dir(link), q.storage.linksDir(repository, layersDir))
+		q.storage.files.tidy(filepath.Dir(link), q.storage.linksDir(repository, layersDir))
 	}
 	return taken, err
 }
@@ -167,7 +136,7 @@ func (q *Quarantine) Blob(o inventory.Orphan) (bool, error) {
 		return false, err
 	}
 	dir := filepath.Dir(q.storage.data(o.Digest))
-	return take(dir, q.in(dir))
+	return q.storage.files.take(dir, q.in(dir))
 }
 
 // Upload takes an upload that was abandoned, unless it goes on.
@@ -177,17 +146,17 @@ func (q *Quarantine) Upload(repository string, u inventory.Upload) (bool, error)
 		return false, err
 	}
 	dir := filepath.Join(q.storage.repositoryDir(repository), uploadsDir, u.ID)
-	return take(dir, q.in(dir))
+	return q.storage.files.take(dir, q.in(dir))
 }
 
 // Show puts back the links to a blob that Hide has taken.
 func (q *Quarantine) Show(digest content.Digest, repositories []string) error {
 	for _, repository := range repositories {
 		link := q.storage.link(repository, layersDir, digest)
-		if _, occupied, err := giveBack(q.in(link), link); err != nil {
+		if _, occupied, err := q.storage.files.giveBack(q.in(link), link); err != nil {
 			return err
 		} else if occupied {
-			_ = os.Remove(q.in(link)) // a newer one is there
+			_ = q.storage.files.remove(context.Background(), q.in(link)) // a newer one is there
 		}
 	}
 	return nil
@@ -198,28 +167,28 @@ func (q *Quarantine) Show(digest content.Digest, repositories []string) error {
 func (q *Quarantine) Return(digest content.Digest) (bool, error) {
 	data := q.storage.data(digest)
 	dir := filepath.Dir(data)
-	given, occupied, err := giveBack(q.in(dir), dir)
+	given, occupied, err := q.storage.files.giveBack(q.in(dir), dir)
 	if err != nil || given {
 		return given, err
 	}
 	if occupied { // by a push that has its bytes there, or is about to
-		if _, _, err := giveBack(q.in(data), data); err != nil {
+		if _, _, err := q.storage.files.giveBack(q.in(data), data); err != nil {
 			return false, err
 		}
-		if err := os.RemoveAll(q.in(dir)); err != nil {
+		if err := q.storage.files.remove(context.Background(), q.in(dir)); err != nil {
 			return false, err
 		}
 	}
-	return exists(data)
+	return q.storage.exists(data)
 }
 
 // Undo puts right a manifest that was taken by half: one that a tag leads to still comes
 // back, and of a tag that is gone nothing is left.
 func (q *Quarantine) Undo(e quarantine.Entry) error {
 	for _, tag := range e.Tags {
-		text, err := os.ReadFile(filepath.Join(q.storage.tagDir(e.Repository, tag), "current", "link"))
+		text, err := q.storage.read(filepath.Join(q.storage.tagDir(e.Repository, tag), "current", "link"), maxLink)
 		switch {
-		case errors.Is(err, fs.ErrNotExist):
+		case errors.Is(err, errGone):
 			err = q.history(e.Repository, tag, e.Pushed)
 		case err == nil && strings.TrimSpace(string(text)) == e.Digest:
 			return q.storage.giveBackManifest(q, e)
@@ -233,18 +202,15 @@ func (q *Quarantine) Undo(e quarantine.Entry) error {
 
 // Same reports whether the link of a manifest is as it was.
 func (q *Quarantine) Same(repository string, digest content.Digest, linked time.Time) (bool, error) {
-	info, err := os.Lstat(q.storage.link(repository, revisionsDir, digest))
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil && info.ModTime().Equal(linked), err
+	link, err := q.storage.stat(q.storage.link(repository, revisionsDir, digest))
+	return err == nil && link.there && link.modified.Equal(linked), err
 }
 
 // DropEmpty removes the directories of a repository in which nothing is but links to blobs
 // that are older than a time, which go too: no manifest of it names them.
 func (q *Quarantine) DropEmpty(repository string, before time.Time) error {
 	s := q.storage
-	hexes, err := names(s.linksDir(repository, layersDir))
+	hexes, err := s.names(s.linksDir(repository, layersDir))
 	if err != nil {
 		return err
 	}
@@ -255,33 +221,12 @@ func (q *Quarantine) DropEmpty(repository string, before time.Time) error {
 			}
 		}
 	}
-	return dropEmptyDirs(s.repositoryDir(repository), s.path("repositories"))
-}
-
-// dropEmptyDirs removes what of a tree is empty, and then those above it.
-func dropEmptyDirs(dir, last string) error {
-	entries, err := os.ReadDir(dir)
-	if err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
-		return err
-	}
-	for _, e := range entries {
-		if e.IsDir() {
-			if err := dropEmptyDirs(filepath.Join(dir, e.Name()), filepath.Join(dir, e.Name())); err != nil {
-				return err
-			}
-			_ = os.Remove(filepath.Join(dir, e.Name())) // if it is empty
-		}
-	}
-	tidy(dir, last)
-	return nil
+	return s.files.tidyBelow(s.repositoryDir(repository), s.path("repositories"))
 }
 
 // Holds reports whether what an entry names is in quarantine.
 func (s *Storage) Holds(e quarantine.Entry) (bool, error) {
-	return exists((&Quarantine{storage: s, run: e.Run}).in(s.place(e)))
+	return s.exists((&Quarantine{storage: s, run: e.Run}).in(s.place(e)))
 }
 
 // place is where the thing of an entry belongs.
@@ -307,21 +252,24 @@ func (s *Storage) tagDir(repository, tag string) string {
 
 // runs are the ids of runs that have a quarantine, the oldest first by their names.
 func (s *Storage) runs() ([]string, error) {
-	all, err := names(s.own("quarantine"))
+	all, err := s.names(s.own("quarantine"))
 	slices.Sort(all)
-	return slices.DeleteFunc(all, func(name string) bool { return strings.HasPrefix(name, ".") }), err
+	return slices.DeleteFunc(all, func(name string) bool { return strings.HasPrefix(name, ".") || slices.Contains(all, purged+name) }), err
 }
+
+// purged begins the names of quarantines that are to go for good.
+const purged = ".purge-"
 
 // Purge removes what entries name for good.
 func (s *Storage) Purge(entries []quarantine.Entry) error {
 	for _, e := range entries {
 		q := &Quarantine{storage: s, run: e.Run}
-		if err := os.RemoveAll(q.in(s.place(e))); err != nil {
-			return denied(err)
+		if err := s.files.remove(context.Background(), q.in(s.place(e))); err != nil {
+			return err
 		}
 		for _, repository := range e.Linked {
-			if err := os.RemoveAll(q.in(s.link(repository, layersDir, content.Digest(e.Digest)))); err != nil {
-				return denied(err)
+			if err := s.files.remove(context.Background(), q.in(s.link(repository, layersDir, content.Digest(e.Digest)))); err != nil {
+				return err
 			}
 		}
 	}
@@ -332,36 +280,25 @@ func (s *Storage) Purge(entries []quarantine.Entry) error {
 func (s *Storage) PurgeRuns(ctx context.Context, runs []string) error {
 	for _, run := range runs {
 		// Out of sight first: what is half gone cannot be restored.
-		if _, err := take(s.own("quarantine", run), s.own("quarantine", ".purge-"+run)); err != nil {
+		if err := s.files.hide(s.own("quarantine", run), s.own("quarantine", purged+run)); err != nil {
 			return denied(err)
 		}
 		failpoint.Hit("janitor.outofsight")
 	}
-	all, err := names(s.own("quarantine"))
+	all, err := s.names(s.own("quarantine"))
 	if err != nil {
 		return err
 	}
 	for _, name := range all {
-		if !strings.HasPrefix(name, ".purge-") {
+		run, is := strings.CutPrefix(name, purged)
+		if !is {
 			continue
 		}
-		if err := removeAll(ctx, s.own("quarantine", name)); err != nil {
-			return err
+		for _, name := range []string{run, name} { // where it was hidden is the last to go
+			if err := s.files.remove(ctx, s.own("quarantine", name)); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
-}
-
-// removeAll removes a tree, its branches at once.
-func removeAll(ctx context.Context, dir string) error {
-	blobs := filepath.Join(dir, "tree", "blobs", sha256)
-	prefixes, err := names(blobs)
-	if err != nil {
-		return err
-	}
-	err = inParallel(ctx, len(prefixes), func(i int) error { return os.RemoveAll(filepath.Join(blobs, prefixes[i])) })
-	if err != nil {
-		return denied(err)
-	}
-	return os.RemoveAll(dir)
 }

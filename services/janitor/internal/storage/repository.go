@@ -6,8 +6,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -39,7 +37,7 @@ func (s *Storage) readRepository(name string, look inventory.Look) (inventory.Re
 		return r, err
 	}
 	dir := s.linksDir(name, revisionsDir)
-	is, err := s.dirs.read(dir)
+	is, err := s.list(dir)
 	if err != nil {
 		return r, err
 	}
@@ -48,7 +46,7 @@ func (s *Storage) readRepository(name string, look inventory.Look) (inventory.Re
 	doubted := map[content.Digest]bool{}
 	r.Manifests = make([]inventory.Manifest, 0, len(revisions))
 	for _, h := range revisions {
-		linked, err := written(dir + "/" + h.hex() + "/link")
+		linked, err := s.written(dir + "/" + h.hex() + "/link")
 		if err != nil {
 			return r, err
 		}
@@ -78,15 +76,12 @@ func (s *Storage) readRepository(name string, look inventory.Look) (inventory.Re
 // readTags reads the tags of a repository, by name.
 func (s *Storage) readTags(repository string) (tags []inventory.Tag, _ error) {
 	dir := s.tagsDir(repository)
-	is, err := s.dirs.read(dir)
+	is, err := s.list(dir)
 	if err != nil {
 		return nil, err
 	}
-	list := is.names
-	for _, h := range is.hashes { // a tag may look like one
-		list = append(slices.Clip(list), h.hex())
-	}
-	list = slices.Sorted(slices.Values(list))
+	list := is.all()
+	slices.Sort(list)
 	tags = make([]inventory.Tag, 0, len(list))
 	var was []inventory.Tag
 	if before := s.before(repository); before != nil {
@@ -100,7 +95,7 @@ func (s *Storage) readTags(repository string) (tags []inventory.Tag, _ error) {
 		if len(was) > 0 && was[0].Name == name {
 			last = &was[0]
 		}
-		tag, err := readTag(dir, name, last)
+		tag, err := s.readTag(dir, name, last)
 		if err != nil {
 			return nil, err
 		}
@@ -133,11 +128,11 @@ func leadTags(r *inventory.Repository, tags []inventory.Tag, at map[content.Dige
 }
 
 // readTag reads a tag; one that was not written since it was read last is not read again.
-func readTag(dir, name string, last *inventory.Tag) (tag inventory.Tag, err error) {
+func (s *Storage) readTag(dir, name string, last *inventory.Tag) (tag inventory.Tag, err error) {
 	path := dir + "/" + name + "/current/link"
 	tag.Name = name
-	if tag.Moved, err = written(path); err == nil && tag.Moved.IsZero() {
-		tag.Moved, err = written(dir + "/" + name)
+	if tag.Moved, err = s.written(path); err == nil && tag.Moved.IsZero() {
+		tag.Moved, err = s.written(dir + "/" + name)
 		return tag, err
 	}
 	if err != nil {
@@ -147,8 +142,8 @@ func readTag(dir, name string, last *inventory.Tag) (tag inventory.Tag, err erro
 		tag.Digest = cmp.Or(last.Digest, last.Lost)
 		return tag, nil
 	}
-	text, err := readFile(path, maxLink)
-	if errors.Is(err, fs.ErrNotExist) {
+	text, err := s.read(path, maxLink)
+	if errors.Is(err, errGone) {
 		return tag, nil
 	}
 	tag.Digest = content.Digest(strings.TrimSpace(string(text)))
@@ -160,7 +155,7 @@ const maxLink = 1 << 10
 
 // uploadsOf reads the uploads of a repository.
 func (s *Storage) uploadsOf(dir string, r *inventory.Repository) error {
-	ids, err := names(filepath.Join(dir, uploadsDir))
+	ids, err := s.names(filepath.Join(dir, uploadsDir))
 	if err != nil {
 		return err
 	}
@@ -182,18 +177,15 @@ func (s *Storage) upload(repository, id string) (inventory.Upload, error) {
 	u := inventory.Upload{ID: id}
 	dir := filepath.Join(s.repositoryDir(repository), uploadsDir, id)
 	for _, file := range []string{".", "startedat", "data"} {
-		info, err := os.Lstat(filepath.Join(dir, file))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
+		is, err := s.stat(filepath.Join(dir, file))
 		if err != nil {
 			return u, err
 		}
-		if info.ModTime().After(u.Changed) {
-			u.Changed = info.ModTime()
+		if is.modified.After(u.Changed) {
+			u.Changed = is.modified
 		}
 		if file == "data" {
-			u.Bytes = info.Size()
+			u.Bytes = is.size
 		}
 	}
 	return u, nil
@@ -209,9 +201,9 @@ func (s *Storage) manifest(h hash) (content.Manifest, *inventory.Doubt, error) {
 		return m, nil, nil
 	}
 	digest := h.digest()
-	raw, err := readFile(s.data(digest), maxManifest)
+	raw, err := s.read(s.data(digest), maxManifest)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, errGone):
 		return content.Manifest{}, &inventory.Doubt{Digest: digest, Missing: true, Message: fmt.Sprintf("manifest %s is linked, and its bytes are not there", digest)}, nil
 	case err != nil:
 		return content.Manifest{}, nil, err
@@ -243,7 +235,7 @@ func (s *Storage) created(m content.Manifest) time.Time {
 	if at, ok := s.known.made(m.Config); ok {
 		return at
 	}
-	raw, err := os.ReadFile(s.data(m.Config))
+	raw, err := s.read(s.data(m.Config), maxManifest)
 	var config struct {
 		Created time.Time `json:"created"`
 	}

@@ -4,16 +4,10 @@ package storage
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"io"
-	"io/fs"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
-
-	"golang.org/x/sys/unix"
+	"time"
 
 	"github.com/kilnbuild/kiln/services/janitor/internal/check"
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
@@ -25,11 +19,18 @@ import (
 // registry that nothing was pushed to does not have it yet.
 const layout = "docker/registry/v2"
 
-// Storage is the storage below one root directory.
+// Storage is the storage of one registry.
 type Storage struct {
-	root  string
+	root   string // of its paths
+	name   string // for people
+	files  files
+	reader // of the files, or of what they were at one moment
+	*memory
+}
+
+// memory is what is remembered from one look to the next.
+type memory struct {
 	known known // manifests
-	dirs  directories
 	// What was found last, repositories by their names.
 	lastMu     sync.Mutex
 	last       map[string]*looked
@@ -38,47 +39,48 @@ type Storage struct {
 
 // New returns the storage below root, the registry's
 // storage.filesystem.rootdirectory.
-func New(root string) *Storage { return &Storage{root: filepath.Clean(root)} }
+func New(root string) *Storage {
+	root = filepath.Clean(root)
+	return of(&disk{root: root}, root, root)
+}
 
-// Root is the root directory.
-func (s *Storage) Root() string { return s.root }
+func of(f files, root, name string) *Storage {
+	return &Storage{root: root, name: name, files: f, reader: f, memory: &memory{}}
+}
+
+// now is the storage as it is now, for a look at most of it.
+func (s *Storage) now(ctx context.Context) (*Storage, error) {
+	frozen, err := s.files.frozen(ctx)
+	return &Storage{root: s.root, name: s.name, files: s.files, reader: frozen, memory: s.memory}, err
+}
+
+// Root is the root directory, or the name of the bucket.
+func (s *Storage) Root() string { return s.name }
 
 func (s *Storage) path(elements ...string) string {
 	return filepath.Join(append([]string{s.root, filepath.FromSlash(layout)}, elements...)...)
 }
 
-// Disk is the file system that the storage is on. It is an error when the storage
-// cannot be read.
-func (s *Storage) Disk() (check.Disk, error) {
-	// The root itself may not be there before the first push; its parent must be.
-	at := s.root
-	if _, err := os.Stat(at); errors.Is(err, fs.ErrNotExist) {
-		at = filepath.Dir(at)
-	}
-	for _, dir := range []string{at, s.path("blobs"), s.path("repositories")} {
-		if err := readable(dir); err != nil && (dir == at || !errors.Is(err, fs.ErrNotExist)) {
-			return check.Disk{}, err
-		}
-	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(at, &st); err != nil {
-		return check.Disk{}, fmt.Errorf("statfs %s: %w", at, err)
-	}
-	block := int64(st.Bsize) //nolint:unconvert // Not on every system an int64.
-	return check.Disk{Total: int64(st.Blocks) * block, Free: int64(st.Bavail) * block}, nil
+// Disk is the file system that the storage is on; zero where none bounds it. It is an error
+// when the storage cannot be read.
+func (s *Storage) Disk() (check.Disk, error) { return s.files.disk() }
+
+// names are those in a directory; none when it is not there.
+func (s *Storage) names(dir string) ([]string, error) {
+	is, err := s.list(dir)
+	return is.all(), err
 }
 
-// readable is nil for a directory whose names can be listed.
-func readable(dir string) error {
-	f, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	_, err = f.Readdirnames(1)
-	if errors.Is(err, io.EOF) {
-		err = nil
-	}
-	return errors.Join(err, f.Close())
+// exists reports whether a file or directory is there.
+func (s *Storage) exists(path string) (bool, error) {
+	is, err := s.stat(path)
+	return is.there, err
+}
+
+// written is when a file was last written; zero when it is not there.
+func (s *Storage) written(path string) (time.Time, error) {
+	is, err := s.stat(path)
+	return is.modified, err
 }
 
 // repositoryDir is the directory of a repository.
@@ -111,11 +113,7 @@ func (s *Storage) Has(repository string) (bool, error) {
 	if !filepath.IsLocal(repository) {
 		return false, nil
 	}
-	_, err := os.Stat(s.path("repositories", filepath.FromSlash(repository)))
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	return err == nil, err
+	return s.exists(s.repositoryDir(repository))
 }
 
 // Usage implements usage.Store.
@@ -125,6 +123,9 @@ func (s *Storage) Usage(ctx context.Context, reached func(content.Digest) bool) 
 		return usage.Storage{}, err
 	}
 	out := usage.Storage{DiskTotal: disk.Total, DiskFree: disk.Free}
+	if s, err = s.now(ctx); err != nil {
+		return usage.Storage{}, err
+	}
 	if err := s.blobs(ctx, reached, &out); err != nil {
 		return usage.Storage{}, err
 	}
@@ -151,13 +152,13 @@ func (s *Storage) Usage(ctx context.Context, reached func(content.Digest) bool) 
 
 // blobs adds up blobs/<algorithm>/<two characters>/<hex>/data.
 func (s *Storage) blobs(ctx context.Context, reached func(content.Digest) bool, out *usage.Storage) error {
-	algorithms, err := names(s.path("blobs"))
+	algorithms, err := s.names(s.path("blobs"))
 	if err != nil {
 		return err
 	}
 	var mu sync.Mutex
 	for _, algorithm := range algorithms {
-		prefixes, err := names(s.path("blobs", algorithm))
+		prefixes, err := s.names(s.path("blobs", algorithm))
 		if err != nil {
 			return err
 		}
@@ -179,7 +180,7 @@ func (s *Storage) blobs(ctx context.Context, reached func(content.Digest) bool, 
 
 // shard adds up the blobs whose digests begin alike.
 func (s *Storage) shard(ctx context.Context, algorithm, prefix string, reached func(content.Digest) bool) (out usage.Storage, err error) {
-	hexes, err := names(s.path("blobs", algorithm, prefix))
+	hexes, err := s.names(s.path("blobs", algorithm, prefix))
 	if err != nil {
 		return out, err
 	}
@@ -187,17 +188,17 @@ func (s *Storage) shard(ctx context.Context, algorithm, prefix string, reached f
 		if ctx.Err() != nil {
 			return out, ctx.Err()
 		}
-		st, err := os.Lstat(s.path("blobs", algorithm, prefix, hex, "data"))
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // Gone meanwhile, or a directory without data.
-		}
+		st, err := s.stat(s.path("blobs", algorithm, prefix, hex, "data"))
 		if err != nil {
 			return out, err
 		}
+		if !st.there {
+			continue // gone meanwhile, or a directory without data
+		}
 		out.Blobs++
-		out.BlobBytes += st.Size()
+		out.BlobBytes += st.size
 		if !reached(content.Digest(algorithm + ":" + hex)) {
-			out.UntaggedBytes += st.Size()
+			out.UntaggedBytes += st.size
 		}
 	}
 	return out, nil
@@ -205,45 +206,26 @@ func (s *Storage) shard(ctx context.Context, algorithm, prefix string, reached f
 
 // uploads adds up repositories/<name>/_uploads/<id>/data.
 func (s *Storage) uploads(ctx context.Context, out *usage.Storage) error {
-	root := s.path("repositories")
-	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case errors.Is(err, fs.ErrNotExist):
-			return nil // Gone meanwhile, or nothing was pushed yet.
-		case err != nil:
-			return err
-		case !entry.IsDir():
-			return nil
-		case entry.Name() == "_uploads":
-			if err := addUploads(path, out); err != nil {
-				return err
-			}
-			return fs.SkipDir
-		case strings.HasPrefix(entry.Name(), "_"):
-			return fs.SkipDir // Links: many, and no uploads among them.
-		}
-		return nil
-	})
-	return err
-}
-
-func addUploads(dir string, out *usage.Storage) error {
-	ids, err := names(dir)
+	repositories, err := s.repositories(ctx)
 	if err != nil {
 		return err
 	}
-	for _, id := range ids {
-		st, err := os.Lstat(filepath.Join(dir, id, "data"))
-		switch {
-		case errors.Is(err, fs.ErrNotExist):
-			continue // Ended meanwhile, or begun without data.
-		case err != nil:
+	for _, name := range repositories {
+		dir := filepath.Join(s.repositoryDir(name), uploadsDir)
+		ids, err := s.names(dir)
+		if err != nil {
 			return err
 		}
-		out.Uploads++
-		out.UploadBytes += st.Size()
+		for _, id := range ids {
+			st, err := s.stat(filepath.Join(dir, id, "data"))
+			if err != nil {
+				return err
+			}
+			if st.there { // else it has ended meanwhile, or begun without data
+				out.Uploads++
+				out.UploadBytes += st.size
+			}
+		}
 	}
 	return nil
 }
@@ -253,11 +235,5 @@ func (s *Storage) Writable() error {
 	if _, err := s.Disk(); err != nil {
 		return err
 	}
-	if _, err := os.Stat(s.root); errors.Is(err, fs.ErrNotExist) {
-		return nil // nothing was pushed yet
-	}
-	if err := unix.Access(s.root, unix.W_OK|unix.X_OK); err != nil {
-		return denied(fmt.Errorf("%s: %w", s.root, err))
-	}
-	return nil
+	return s.files.writable()
 }
