@@ -37,7 +37,8 @@ DEV_TOOLS := $(addprefix $(BIN)/,buf grpcurl protoc-gen-go protoc-gen-go-grpc)
 GEN_TOOLS := $(addprefix $(BIN)/,protodeps protoc-gen-apidoc testsummary)
 BUILDX := $(BIN)/buildx
 TEST_FRONTEND := $(BIN)/dockerfile-frontend
-TEST_TOOLS := $(BUILDX) $(TEST_FRONTEND)
+S3_SERVER := $(BIN)/versitygw
+TEST_TOOLS := $(BUILDX) $(TEST_FRONTEND) $(S3_SERVER)
 LINT_TOOLS := $(BIN)/golangci-lint
 
 .PHONY: tools tools-test tools-lint
@@ -64,6 +65,8 @@ $(DEV_TOOLS) &: tools/dev/go.mod tools/dev/go.sum
 	$(call build-tools,dev,,$(DEV_TOOLS))
 $(BUILDX) &: tools/buildx/go.mod tools/buildx/go.sum
 	$(call build-tools,buildx,-X github.com/docker/buildx/version.Version=$(call pinned,buildx,github.com/docker/buildx),$(BUILDX))
+$(S3_SERVER): tools/s3/go.mod tools/s3/go.sum
+	$(call build-tools,s3,,$(S3_SERVER))
 # A frontend runs in an image of its own, in which there is nothing to link with.
 $(TEST_FRONTEND): tools/buildkit/go.mod tools/buildkit/go.sum
 	@echo "building $(notdir $@), pinned in tools/buildkit"

@@ -68,7 +68,11 @@ func New(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.Teleme
 	if p.listener != nil {
 		s.server.HandleHTTP("/registry-events", p.listener)
 	}
-	tel.Logger.InfoContext(ctx, "the registry is kept to a policy", "registry", p.client.Address(), "storage_root", cfg.GetRegistry().GetStorageRoot(),
+	reached := "" // by the API alone
+	if p.storage != nil {
+		reached = p.storage.Root()
+	}
+	tel.Logger.InfoContext(ctx, "the registry is kept to a policy", "registry", p.client.Address(), "storage", reached,
 		"cron", cfg.GetSchedule().GetCron(), "notifications", p.listener != nil)
 	return s, nil
 }

@@ -20,6 +20,7 @@ import (
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 	"github.com/kilnbuild/kiln/services/janitor/internal/canary"
 	"github.com/kilnbuild/kiln/services/janitor/internal/check"
+	"github.com/kilnbuild/kiln/services/janitor/internal/driver"
 	"github.com/kilnbuild/kiln/services/janitor/internal/enforce"
 	"github.com/kilnbuild/kiln/services/janitor/internal/metrics"
 	"github.com/kilnbuild/kiln/services/janitor/internal/notify"
@@ -84,8 +85,10 @@ func newParts(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.T
 	var surveyed usage.Store
 	var kept enforce.Storage
 	var bird check.Canary
-	if root := cfg.GetRegistry().GetStorageRoot(); root != "" {
-		p.storage = storage.New(root)
+	if p.storage, err = reach(ctx, cfg.GetRegistry()); err != nil {
+		return nil, err
+	}
+	if p.storage != nil {
 		checked, surveyed, kept = p.storage, p.storage, p.storage
 		bird = &canary.Canary{Registry: p.client, Storage: p.storage, Ears: ears, Patience: canaryPatience}
 	}
@@ -98,6 +101,20 @@ func newParts(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.T
 	})
 	p.schedule = enforce.NewSchedule(p.engine, timetable)
 	return p, nil
+}
+
+// reach is the registry's storage; nil when it is not said where that is.
+func reach(ctx context.Context, cfg *configv1.RegistryConfig) (*storage.Storage, error) {
+	root, file := cfg.GetStorageRoot(), cfg.GetStorageConfig()
+	switch {
+	case root != "" && file != "":
+		return nil, fault.Invalid("registry.storage_config", file, "is set beside registry.storage_root", "leave one of them out")
+	case root != "":
+		return storage.New(root), nil
+	case file != "":
+		return driver.Open(ctx, file)
+	}
+	return nil, nil //nolint:nilnil // out of reach
 }
 
 // canaryPatience is how long a notification of the janitor's own push may take.

@@ -101,7 +101,7 @@ func judgeDisk(root string, disk Disk, unread, foreign error) Result {
 	case root == "":
 		return Result{
 			State: Unknown, Message: "the registry's storage is out of reach",
-			Remedy: "when the janitor runs where the storage is, set registry.storage_root",
+			Remedy: "when the janitor can reach the storage, set registry.storage_root or registry.storage_config",
 		}
 	case unread != nil:
 		return failed(Fail, fmt.Errorf("storage %s cannot be read: %w", root, unread), "let the janitor's user read it, and check registry.storage_root")
@@ -109,10 +109,10 @@ func judgeDisk(root string, disk Disk, unread, foreign error) Result {
 		return failed(Fail, fmt.Errorf("%s is not the registry's storage: %w", root, foreign),
 			"set registry.storage_root to the registry's storage.filesystem.rootdirectory")
 	}
-	free := 0.0
-	if disk.Total > 0 {
-		free = float64(disk.Free) / float64(disk.Total)
+	if disk.Total == 0 {
+		return Result{Message: root + " answers, and has no bound"}
 	}
+	free := float64(disk.Free) / float64(disk.Total)
 	r := Result{Disk: &disk, Message: fmt.Sprintf("%s of %s are free (%.0f %%)", size(disk.Free), size(disk.Total), free*100)}
 	switch {
 	case free < failFreePart:

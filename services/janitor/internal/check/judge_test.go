@@ -42,6 +42,7 @@ func TestJudge(t *testing.T) {
 		{"delete is refused", judgeDelete(denied), Fail, "401", "user"},
 		{"delete is odd", judgeDelete(odd), Unknown, "oops", "log"},
 		{"no storage", judgeDisk("", Disk{}, nil, nil), Unknown, "out of reach", "storage_root"},
+		{"a bucket", judgeDisk("s3:registry", Disk{}, nil, nil), OK, "no bound", ""},
 		{"storage is unreadable", judgeDisk("/s", Disk{}, odd, nil), Fail, "oops", "read"},
 		{"storage of another", judgeDisk("/s", big, nil, errForeign{"a/b"}), Fail, `"a/b"`, "rootdirectory"},
 		{"much free", judgeDisk("/s", big, nil, nil), OK, "400 GB of 1.0 TB are free (40 %)", ""},

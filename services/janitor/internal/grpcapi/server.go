@@ -167,7 +167,7 @@ func (s *Server) forecast(ctx context.Context, snapshot usage.Snapshot) (*janito
 		return nil, err
 	}
 	free := int64(-1)
-	if snapshot.Storage != nil && snapshot.Storage.Err == nil {
+	if snapshot.Storage != nil && snapshot.Storage.Err == nil && snapshot.Storage.DiskTotal > 0 {
 		free = snapshot.Storage.DiskFree
 	}
 	f, ok := growth.Of(samples, free, snapshot.Time)
@@ -197,10 +197,14 @@ func storageToProto(s *usage.Storage) *janitorv1.StorageUsage {
 		return &janitorv1.StorageUsage{Error: rpc.Status(fault.Wrap(s.Err, fault.Unavailable, "REGISTRY_UNAVAILABLE",
 			"the registry's storage cannot be read", "let the janitor's user read it, and check registry.storage_root")).Proto()}
 	}
-	return &janitorv1.StorageUsage{
+	out := &janitorv1.StorageUsage{
 		Blobs: s.Blobs, BlobBytes: s.BlobBytes, UntaggedBytes: s.UntaggedBytes, Uploads: s.Uploads, UploadBytes: s.UploadBytes,
-		QuarantineBytes: s.Quarantined, Disk: &janitorv1.Disk{TotalBytes: s.DiskTotal, FreeBytes: s.DiskFree},
+		QuarantineBytes: s.Quarantined,
 	}
+	if s.DiskTotal > 0 {
+		out.Disk = &janitorv1.Disk{TotalBytes: s.DiskTotal, FreeBytes: s.DiskFree}
+	}
+	return out
 }
 
 func repositoryToProto(r usage.RepositoryUsage, withTags bool) *janitorv1.RepositoryUsage {

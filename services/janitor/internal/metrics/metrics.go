@@ -144,8 +144,10 @@ func (r *Registry) Surveyed(ctx context.Context, s usage.Snapshot) {
 		bytes("stored", s.Storage.BlobBytes)
 		bytes("untagged", s.Storage.UntaggedBytes)
 		bytes("uploads", s.Storage.UploadBytes)
-		r.diskFree.Record(ctx, s.Storage.DiskFree)
-		r.diskTotal.Record(ctx, s.Storage.DiskTotal)
+		if s.Storage.DiskTotal > 0 { // else it has no bound
+			r.diskFree.Record(ctx, s.Storage.DiskFree)
+			r.diskTotal.Record(ctx, s.Storage.DiskTotal)
+		}
 	}
 	r.repositories.Record(ctx, s.Total.Repositories)
 	r.tags.Record(ctx, s.Total.Tags)

@@ -25,6 +25,8 @@ type disk struct {
 
 func (d *disk) frozen(context.Context) (reader, error) { return d, nil }
 
+func (d *disk) atomic() bool { return true }
+
 func (d *disk) list(dir string) (directory, error) { return d.dirs.read(dir) }
 
 func (d *disk) stat(path string) (stat, error) {

@@ -17,6 +17,9 @@ type files interface {
 	// frozen are the files as they are now, for a look at most of them. It may be that they
 	// go on to change under it.
 	frozen(ctx context.Context) (reader, error)
+	// atomic reports that nothing is lost which is written as it is moved. Where it may be, it
+	// is looked for afterwards.
+	atomic() bool
 	// disk is how much room there is; zero where that has no bound.
 	disk() (check.Disk, error)
 	// writable is an error when they cannot be written.

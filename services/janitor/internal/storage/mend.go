@@ -91,7 +91,16 @@ func (s *Storage) wantedIn(repository string, known map[content.Digest]bool, tak
 		}
 		all = append(all, s.namesTaken(repository, m, taken)...)
 	}
-	return all, nil
+	if s.files.atomic() {
+		return all, nil
+	}
+	tags, err := s.readTags(repository)
+	for _, tag := range tags { // its revision was pushed as it was taken
+		if tag.Digest != "" && taken(tag.Digest) {
+			all = append(all, inventory.Lack{Repository: repository, Manifest: tag.Digest, Digest: tag.Digest, Child: true})
+		}
+	}
+	return all, err
 }
 
 // namesTaken is what of a manifest is taken.

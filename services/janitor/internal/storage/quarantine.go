@@ -76,7 +76,28 @@ func (q *Quarantine) tag(repository, tag string, moved time.Time, is func(link s
 			return false, err
 		}
 	}
-	return true, q.history(repository, tag, moved)
+	if err := q.history(repository, tag, moved); err != nil || q.storage.files.atomic() {
+		return true, err
+	}
+	return q.movedBy(repository, tag, moved)
+}
+
+// movedBy puts a tag back that was moved as it was taken: a push notes first, among what the
+// tag has led to, what it moves it to. It reports whether the tag is gone.
+func (q *Quarantine) movedBy(repository, tag string, since time.Time) (gone bool, _ error) {
+	entries := filepath.Join(q.storage.tagDir(repository, tag), "index", sha256)
+	hexes, err := q.storage.names(entries)
+	last, at := "", since
+	for i := 0; i < len(hexes) && err == nil; i++ {
+		var one time.Time
+		if one, err = q.storage.written(filepath.Join(entries, hexes[i], "link")); one.After(at) {
+			last, at = hexes[i], one
+		}
+	}
+	if err != nil || last == "" {
+		return true, err
+	}
+	return false, q.storage.files.put(filepath.Join(q.storage.tagDir(repository, tag), "current", "link"), []byte(sha256+":"+last))
 }
 
 // history takes what a tag that is gone led to before, up to a time, and what is then left

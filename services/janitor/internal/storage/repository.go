@@ -69,7 +69,9 @@ func (s *Storage) readRepository(name string, look inventory.Look) (inventory.Re
 			r.Manifests = append(r.Manifests, one)
 		}
 	}
-	leadTags(&r, tags, at, doubted)
+	if err := s.leadTags(&r, tags, at, doubted); err != nil {
+		return r, err
+	}
 	return r, s.uploadsOf(s.repositoryDir(name), &r)
 }
 
@@ -107,7 +109,7 @@ func (s *Storage) readTags(repository string) (tags []inventory.Tag, _ error) {
 }
 
 // leadTags finds what tags lead to. A push of a tag is one of its manifest.
-func leadTags(r *inventory.Repository, tags []inventory.Tag, at map[content.Digest]int, doubted map[content.Digest]bool) {
+func (s *Storage) leadTags(r *inventory.Repository, tags []inventory.Tag, at map[content.Digest]int, doubted map[content.Digest]bool) error {
 	r.Tags = tags[:0]
 	for _, tag := range tags {
 		i, there := at[tag.Digest]
@@ -119,12 +121,19 @@ func leadTags(r *inventory.Repository, tags []inventory.Tag, at map[content.Dige
 			}
 		case doubted[tag.Digest]:
 		case strings.HasPrefix(string(tag.Digest), sha256+":"):
-			tag.Lost, tag.Digest = tag.Digest, ""
+			linked, err := s.exists(s.link(r.Name, revisionsDir, tag.Digest))
+			if err != nil {
+				return err
+			}
+			if !linked { // else it was pushed meanwhile
+				tag.Lost, tag.Digest = tag.Digest, ""
+			}
 		default:
 			continue // of another algorithm
 		}
 		r.Tags = append(r.Tags, tag)
 	}
+	return nil
 }
 
 // readTag reads a tag; one that was not written since it was read last is not read again.
@@ -132,7 +141,7 @@ func (s *Storage) readTag(dir, name string, last *inventory.Tag) (tag inventory.
 	path := dir + "/" + name + "/current/link"
 	tag.Name = name
 	if tag.Moved, err = s.written(path); err == nil && tag.Moved.IsZero() {
-		tag.Moved, err = s.written(dir + "/" + name)
+		tag.Moved, err = s.left(dir + "/" + name)
 		return tag, err
 	}
 	if err != nil {
@@ -148,6 +157,23 @@ func (s *Storage) readTag(dir, name string, last *inventory.Tag) (tag inventory.
 	}
 	tag.Digest = content.Digest(strings.TrimSpace(string(text)))
 	return tag, err
+}
+
+// left is when what is left of a tag was written.
+func (s *Storage) left(dir string) (at time.Time, _ error) {
+	is, err := s.stat(dir)
+	if err != nil || !is.there || !is.modified.IsZero() {
+		return is.modified, err
+	}
+	entries := dir + "/index/" + sha256 // objects have no directories
+	hexes, err := s.names(entries)
+	for i := 0; i < len(hexes) && err == nil; i++ {
+		var one time.Time
+		if one, err = s.written(entries + "/" + hexes[i] + "/link"); one.After(at) {
+			at = one
+		}
+	}
+	return at, err
 }
 
 // maxLink bounds what a link may hold.

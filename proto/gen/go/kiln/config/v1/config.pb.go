@@ -1913,8 +1913,12 @@ type RegistryConfig struct {
 	// File with the password of that user.
 	PasswordFile string `protobuf:"bytes,4,opt,name=password_file,json=passwordFile,proto3" json:"password_file,omitempty"`
 	// Root directory of the registry's filesystem storage on this host, the
-	// registry's storage.filesystem.rootdirectory. Empty: API only.
-	StorageRoot   string `protobuf:"bytes,5,opt,name=storage_root,json=storageRoot,proto3" json:"storage_root,omitempty"`
+	// registry's storage.filesystem.rootdirectory. Empty: as storage_config says.
+	StorageRoot string `protobuf:"bytes,5,opt,name=storage_root,json=storageRoot,proto3" json:"storage_root,omitempty"`
+	// The registry's configuration file, or a copy of it: its section `storage`
+	// says what its storage is, which may be S3, Azure or Google Cloud Storage
+	// (CNCF distribution v3). Empty, and no storage_root: API only.
+	StorageConfig string `protobuf:"bytes,6,opt,name=storage_config,json=storageConfig,proto3" json:"storage_config,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1980,6 +1984,13 @@ func (x *RegistryConfig) GetPasswordFile() string {
 func (x *RegistryConfig) GetStorageRoot() string {
 	if x != nil {
 		return x.StorageRoot
+	}
+	return ""
+}
+
+func (x *RegistryConfig) GetStorageConfig() string {
+	if x != nil {
+		return x.StorageConfig
 	}
 	return ""
 }
@@ -2150,14 +2161,15 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\n" +
 	"max_builds\x18\x04 \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\tmaxBuilds\x12#\n" +
 	"\x04root\x18\x05 \x01(\tB\x0f\xbaH\fr\n" +
-	"\x18\x80 2\x05^$|^/R\x04root\"\xd5\x01\n" +
+	"\x18\x80 2\x05^$|^/R\x04root\"\x86\x02\n" +
 	"\x0eRegistryConfig\x12\"\n" +
 	"\aaddress\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\aaddress\x12\x1d\n" +
 	"\n" +
 	"plain_http\x18\x02 \x01(\bR\tplainHttp\x12$\n" +
 	"\busername\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\busername\x12-\n" +
 	"\rpassword_file\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\fpasswordFile\x12+\n" +
-	"\fstorage_root\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\vstorageRootB@Z>github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1;configv1b\x06proto3"
+	"\fstorage_root\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\vstorageRoot\x12/\n" +
+	"\x0estorage_config\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\rstorageConfigB@Z>github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1;configv1b\x06proto3"
 
 var (
 	file_kiln_config_v1_config_proto_rawDescOnce sync.Once
