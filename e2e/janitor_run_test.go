@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -87,6 +88,9 @@ func keeper(t *testing.T, l *lab.Lab, registry *lab.Registry, moved time.Duratio
 	t.Helper()
 	cfg := &configv1.JanitorConfig{
 		Registry: &configv1.RegistryConfig{Address: registry.Addr, PlainHttp: true, StorageRoot: registry.Storage}, CheckInterval: durationpb.New(time.Hour),
+	}
+	if registry.S3 != nil {
+		cfg.Registry.StorageRoot, cfg.Registry.StorageConfig = "", registry.ConfigFile
 	}
 	if change != nil {
 		change(cfg)
@@ -279,14 +283,25 @@ func TestS5_KilledAtEachStep(t *testing.T) {
 		t.Fatalf("only %d failpoints: %v", len(points), points)
 	}
 	for _, point := range points {
-		t.Run(point, func(t *testing.T) { dieSweeping(t, point) })
+		t.Run(point, func(t *testing.T) { dieSweeping(t, point, false) })
+	}
+	// Where a move is a copy and a deletion, in the middle of those.
+	for _, point := range []string{"janitor.begun", "janitor.unlinked", "janitor.hidden", "janitor.taken", "janitor.rechecked", "janitor.outofsight", "janitor.restoring"} {
+		t.Run("s3/"+point, func(t *testing.T) {
+			t.Parallel() // most of it is to wait until the one that was killed is known to be
+			dieSweeping(t, point, true)
+		})
 	}
 }
 
-func dieSweeping(t *testing.T, point string) {
+func dieSweeping(t *testing.T, point string, inS3 bool) {
 	l := labtest.New(t)
-	ctx := labtest.Context(t, time.Minute)
-	registry := labtest.Must(l.StartRegistry(ctx, lab.RegistryOptions{}))(t)
+	ctx := labtest.Context(t, 2*time.Minute)
+	opts, patience := lab.RegistryOptions{}, 20*time.Second
+	if inS3 {
+		opts.S3, patience = labtest.Must(l.StartS3(ctx))(t), time.Minute
+	}
+	registry := labtest.Must(l.StartRegistry(ctx, opts))(t)
 	shared := labtest.Must(random.Layer(5_000, "application/vnd.oci.image.layer.v1.tar+gzip"))(t)
 	image := func() v1.Image {
 		return labtest.Must(mutate.AppendLayers(labtest.Must(random.Image(3_000, 2))(t), shared))(t)
@@ -334,7 +349,7 @@ func dieSweeping(t *testing.T, point string) {
 		}
 	}
 	labtest.Must(0, j.Start(ctx))(t)
-	labtest.Eventually(t, 20*time.Second, "the end of all runs", func() bool {
+	labtest.Eventually(t, patience, "the end of all runs", func() bool {
 		for _, r := range labtest.Must(j.api.ListRuns(ctx, &janitorv1.ListRunsRequest{}))(t).GetRuns() {
 			if r.GetEndTime() == nil || r.GetState() == janitorv1.RunState_RUN_STATE_INTERRUPTED && point != "janitor.outofsight" && point != "janitor.purging" {
 				return false
@@ -347,7 +362,7 @@ func dieSweeping(t *testing.T, point string) {
 			t.Errorf("%s: %v", ref, err)
 		}
 	}
-	labtest.Eventually(t, 20*time.Second, "a run to the end", func() bool { // one may be under way
+	labtest.Eventually(t, patience, "a run to the end", func() bool { // one may be under way
 		o, err := j.tryRun(ctx, req)
 		return err == nil && o.finished.GetState() == janitorv1.RunState_RUN_STATE_SUCCEEDED && o.finished.GetBrokenManifests() == 0
 	})
@@ -431,5 +446,45 @@ func TestS5_BuildsLeaseTheirCaches(t *testing.T) {
 	labtest.Must(0, start("RUN echo without a janitor\n"))(t)
 	if got := metric(t, builder, "kiln_build_leases_missed_total"); got == "" || got == "0" {
 		t.Errorf("%q builds without a lease in the metrics", got)
+	}
+}
+
+// The older form of BuildKit's caches is an index that lists layers: a registry takes it that
+// does not ask for what an index lists (validation.manifests.indexes.platforms: none). It is kept
+// and removed as the other form is, layers included.
+func TestS5_CacheInTheFormOfAnIndex(t *testing.T) {
+	l := labtest.New(t)
+	ctx := labtest.Context(t, 2*time.Minute)
+	registry := labtest.Must(l.StartRegistry(ctx, lab.RegistryOptions{YAML: "validation:\n  manifests:\n    indexes:\n      platforms: none\n"}))(t)
+	daemon := labtest.Must(l.StartBuildkitd(ctx, lab.BuildkitdOptions{Registries: []string{registry.Addr}}))(t)
+	base := labtest.Must(image.PushBase(ctx, registry.Addr))(t)
+	dir := t.TempDir()
+	labtest.Must(0, os.WriteFile(filepath.Join(dir, "Dockerfile"), []byte("FROM "+base+"\nRUN head -c 100000 /dev/urandom >/x\n"), 0o600))(t)
+	ref := "type=registry,ref=" + registry.Addr + "/cache/web:main"
+	build := func() string {
+		labtest.Must(lab.Exec(ctx, lab.Command{Path: labtest.Must(lab.Bin("buildctl"))(t), Args: []string{"--addr", daemon.Addr, "prune", "--all"}}))(t)
+		out := labtest.Must(lab.Exec(ctx, buildctl(t, daemon.Addr, dir, "--export-cache", ref+",mode=max,image-manifest=false", "--import-cache", ref)))(t)
+		return out.Stderr + out.Stdout
+	}
+	build()
+	six := keeper(t, l, registry, 6*day, nil)
+	_, verdicts := six.planned(t, &janitorv1.PlanRunRequest{Policy: weekly()})
+	if i := slices.IndexFunc(verdicts, func(v *janitorv1.Verdict) bool { return v.GetItem().GetRepository() == "cache/web" }); i < 0 || word(verdicts[i]) != "within_bounds" || verdicts[i].GetItem().GetManifestKind() != janitorv1.ManifestKind_MANIFEST_KIND_CACHE {
+		t.Errorf("on day six: %v", verdicts)
+	}
+	if out := build(); !strings.Contains(out, "CACHED") {
+		t.Errorf("its cache is not used:\n%s", out)
+	}
+	labtest.Must(0, six.Stop(ctx))(t)
+	blobs, bytes := stored(t, registry.Storage)
+	eight := keeper(t, l, registry, 8*day, nil)
+	o := eight.run(t, &janitorv1.RunRequest{By: &janitorv1.RunRequest_Policy{Policy: weekly()}, Force: true})
+	after, bytesAfter := stored(t, registry.Storage)
+	if o.finished.GetState() != janitorv1.RunState_RUN_STATE_SUCCEEDED || o.finished.GetRemoved().GetSizeBytes() != bytes-bytesAfter || bytes-bytesAfter < 100_000 || blobs-after < 3 {
+		t.Errorf("%d blobs of %d bytes went: %v", blobs-after, bytes-bytesAfter, o.finished)
+	}
+	labtest.Must(eight.api.Restore(ctx, &janitorv1.RestoreRequest{What: &janitorv1.RestoreRequest_RunId{RunId: o.finished.GetId()}}))(t)
+	if out := build(); !strings.Contains(out, "CACHED") {
+		t.Errorf("what was restored is not used:\n%s", out)
 	}
 }

@@ -15,6 +15,8 @@ import (
 type RegistryOptions struct {
 	// Storage is the root directory of its storage. Empty: a new one of the lab.
 	Storage string
+	// S3 is a server of S3 that has its storage instead.
+	S3 *S3
 	// Addr is the loopback address to listen on. Empty: a free port.
 	Addr string
 	// DescriptorCache turns on the in-memory cache of blob descriptors that the
@@ -33,10 +35,11 @@ type Registry struct {
 	*Process
 	// Addr is host:port, as in image references.
 	Addr string
-	// Storage is the root directory of its storage.
+	// Storage is the root directory of its storage, or that of its bucket.
 	Storage string
-
-	config string // its file
+	// ConfigFile is the file of its configuration, and S3 the server that has its storage.
+	ConfigFile string
+	S3         *S3
 }
 
 // CollectGarbage runs the registry's own garbage collection of its storage. What is pushed
@@ -46,7 +49,7 @@ func (r *Registry) CollectGarbage(ctx context.Context, flags ...string) error {
 	if err != nil {
 		return err
 	}
-	_, err = Exec(ctx, Command{Name: "registry garbage-collect", Path: path, Args: append(append([]string{"garbage-collect"}, flags...), r.config), Env: OTLPEnv("", "")})
+	_, err = Exec(ctx, Command{Name: "registry garbage-collect", Path: path, Args: append(append([]string{"garbage-collect"}, flags...), r.ConfigFile), Env: OTLPEnv("", "")})
 	return err
 }
 
@@ -65,26 +68,29 @@ func (l *Lab) StartRegistry(ctx context.Context, opts RegistryOptions) (*Registr
 	if err != nil {
 		return nil, err
 	}
-	r := &Registry{Storage: opts.Storage}
-	if r.Storage == "" {
+	r := &Registry{Storage: opts.Storage, S3: opts.S3}
+	switch {
+	case r.S3 != nil:
+		r.Storage = r.S3.Dir
+	case r.Storage == "":
 		r.Storage = filepath.Join(dir, "storage")
 	}
 	listen := opts.Addr
 	if listen == "" {
 		listen = "127.0.0.1:0"
 	}
-	r.config = filepath.Join(dir, "config.yml")
+	r.ConfigFile = filepath.Join(dir, "config.yml")
 	text := opts.Config
 	if text == "" {
 		text = registryYAML(r.Storage, listen, opts)
 	} else if m := rootDirectory.FindStringSubmatch(text); m != nil {
 		r.Storage = m[1]
 	}
-	if err := os.WriteFile(r.config, []byte(text), 0o600); err != nil {
+	if err := os.WriteFile(r.ConfigFile, []byte(text), 0o600); err != nil {
 		return nil, fmt.Errorf("lab: %w", err)
 	}
 	r.Process, err = l.Run(Command{
-		Name: filepath.Base(dir), Path: path, Args: []string{"serve", r.config}, Env: OTLPEnv("", ""),
+		Name: filepath.Base(dir), Path: path, Args: []string{"serve", r.ConfigFile}, Env: OTLPEnv("", ""),
 	})
 	if err != nil {
 		return nil, err
@@ -104,19 +110,21 @@ func registryYAML(storage, listen string, opts RegistryOptions) string {
 	if opts.DescriptorCache {
 		cache = "  cache:\n    blobdescriptor: inmemory\n"
 	}
+	driver := fmt.Sprintf("  filesystem:\n    rootdirectory: %q\n", storage)
+	if opts.S3 != nil {
+		driver = opts.S3.yaml()
+	}
 	return fmt.Sprintf(`version: 0.1
 log:
   level: info
   accesslog:
     disabled: true
 storage:
-%s  filesystem:
-    rootdirectory: %q
-  delete:
+%s%s  delete:
     enabled: true
 http:
   addr: %q
-`, cache, storage, listen) + opts.YAML
+`, cache, driver, listen) + opts.YAML
 }
 
 // getOK is nil when a GET of url answers 200.

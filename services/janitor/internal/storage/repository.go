@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"context"
 	"bytes"
 	"cmp"
 	"encoding/json"
@@ -84,12 +85,25 @@ func (s *Storage) readTags(repository string) (tags []inventory.Tag, _ error) {
 	}
 	list := is.all()
 	slices.Sort(list)
-	tags = make([]inventory.Tag, 0, len(list))
 	var was []inventory.Tag
 	if before := s.before(repository); before != nil {
 		was = before.Tags
 	}
-	for _, name := range list {
+	// A repository may have most tags of the registry.
+	tags = make([]inventory.Tag, len(list))
+	const part = 1000
+	err = inParallel(context.Background(), (len(list)+part-1)/part, func(i int) error {
+		at := i * part
+		return s.readTagsOf(dir, list[at:min(at+part, len(list))], was, tags[at:])
+	})
+	return slices.DeleteFunc(tags, func(tag inventory.Tag) bool { return tag.Moved.IsZero() }), err // deleted meanwhile
+}
+
+// readTagsOf reads tags, whose names are in order, as are those that were read last.
+func (s *Storage) readTagsOf(dir string, list []string, was, tags []inventory.Tag) (err error) {
+	from, _ := slices.BinarySearchFunc(was, list[0], func(tag inventory.Tag, name string) int { return strings.Compare(tag.Name, name) })
+	was = was[from:]
+	for i, name := range list {
 		for len(was) > 0 && was[0].Name < name {
 			was = was[1:]
 		}
@@ -97,15 +111,11 @@ func (s *Storage) readTags(repository string) (tags []inventory.Tag, _ error) {
 		if len(was) > 0 && was[0].Name == name {
 			last = &was[0]
 		}
-		tag, err := s.readTag(dir, name, last)
-		if err != nil {
-			return nil, err
-		}
-		if !tag.Moved.IsZero() { // else it was deleted meanwhile
-			tags = append(tags, tag)
+		if tags[i], err = s.readTag(dir, name, last); err != nil {
+			return err
 		}
 	}
-	return tags, nil
+	return nil
 }
 
 // leadTags finds what tags lead to. A push of a tag is one of its manifest.
