@@ -35,6 +35,9 @@ func (s *Storage) again(name string, look inventory.Look) (looked, bool, error) 
 			return looked{}, false, nil
 		}
 	}
+	if at[0].IsZero() { // it has no revisions, or directories do not tell
+		return looked{}, false, nil
+	}
 	ids, err := s.names(filepath.Join(s.repositoryDir(name), uploadsDir))
 	if err != nil || len(ids) > 0 {
 		return looked{}, false, err
@@ -67,6 +70,26 @@ func (s *Storage) sameLinks(r *inventory.Repository) (bool, error) {
 		return false, err
 	}
 	return s.same(s.tagsDir(r.Name), len(r.Tags), func(i int) (string, time.Time) { return r.Tags[i].Name + "/current/link", r.Tags[i].Moved })
+}
+
+// same reports whether files below a directory were last written at these times, and a while
+// ago.
+func (s *Storage) same(dir string, n int, file func(i int) (path string, at time.Time)) (same bool, _ error) {
+	if n == 0 {
+		return true, nil
+	}
+	err := s.within(dir, func(in place) error {
+		for i := range n {
+			path, at := file(i)
+			is, err := in.stat(path)
+			if err != nil || !is.modified.Equal(at) || time.Since(at) < settled {
+				return err
+			}
+		}
+		same = true
+		return nil
+	})
+	return same, err
 }
 
 func (s *Storage) tagsDir(name string) string {

@@ -106,9 +106,11 @@ const bufferSize = 64 << 10
 
 var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
-func openRetry(path string, flags int) (int, error) {
+func openRetry(path string, flags int) (int, error) { return openAt(unix.AT_FDCWD, path, flags) }
+
+func openAt(dir int, path string, flags int) (int, error) {
 	for {
-		fd, err := unix.Open(path, flags, 0)
+		fd, err := unix.Openat(dir, path, flags, 0)
 		if !errors.Is(err, unix.EINTR) {
 			return fd, err
 		}
@@ -127,40 +129,45 @@ func changedAt(dir string) (time.Time, error) {
 	return is.modified, err
 }
 
-// same looks at the files by their names in the open directory: that is half the work.
-func (d *disk) same(dir string, n int, file func(i int) (name string, at time.Time)) (bool, error) {
-	if n == 0 {
-		return true, nil
-	}
-	fd, err := openRetry(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC)
+// directoryAt is an open directory.
+type directoryAt struct {
+	fd  int
+	dir string // for errors
+}
+
+func (d *disk) within(dir string, do func(place) error) error {
+	fd, err := openRetry(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC)
 	if err != nil {
-		return false, ignoreGone(dir, err)
+		return do(below{d, dir}) // each file says what is the matter
 	}
 	defer func() { _ = unix.Close(fd) }() // It was only looked in.
+	return do(directoryAt{fd, dir})
+}
+
+func (d directoryAt) stat(path string) (stat, error) { return statAt(d.fd, path) }
+
+func (d directoryAt) read(path string, most int) ([]byte, error) { return readAt(d.fd, path, most) }
+
+func (d *disk) stat(path string) (stat, error) { return statAt(unix.AT_FDCWD, path) }
+
+func (d *disk) read(path string, most int) ([]byte, error) {
+	return readAt(unix.AT_FDCWD, path, most)
+}
+
+func statAt(fd int, path string) (stat, error) {
 	var st unix.Stat_t
-	for i := range n {
-		name, at := file(i)
-		if err := unix.Fstatat(fd, name, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return false, ignoreGone(dir, err)
-		}
-		if !time.Unix(st.Mtim.Unix()).Equal(at) || time.Since(at) < settled {
-			return false, nil
-		}
-	}
-	return true, nil
-}
-
-func ignoreGone(path string, err error) error {
+	err := unix.Fstatat(fd, path, &st, unix.AT_SYMLINK_NOFOLLOW)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
-		return nil
+		return stat{}, nil
 	}
-	return &fs.PathError{Op: "stat", Path: path, Err: err}
+	if err != nil {
+		return stat{}, &fs.PathError{Op: "lstat", Path: path, Err: err}
+	}
+	return stat{there: true, size: st.Size, modified: time.Unix(st.Mtim.Unix()), changed: time.Unix(st.Ctim.Unix())}, nil
 }
 
-// readFile reads a file that is small; at most most bytes. It is fs.ErrNotExist when it is
-// not there.
-func readFile(path string, most int) ([]byte, error) {
-	fd, err := openRetry(path, unix.O_RDONLY|unix.O_CLOEXEC)
+func readAt(dir int, path string, most int) ([]byte, error) {
+	fd, err := openAt(dir, path, unix.O_RDONLY|unix.O_CLOEXEC)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
 	}
@@ -177,7 +184,7 @@ func readFile(path string, most int) ([]byte, error) {
 			return nil, &fs.PathError{Op: "read", Path: path, Err: err}
 		}
 		out = append(out, buffer[:n]...)
-		if n < bufferSize || len(out) > most {
+		if n == 0 || len(out) > most {
 			return out, nil
 		}
 	}

@@ -29,20 +29,6 @@ func (d *disk) atomic() bool { return true }
 
 func (d *disk) list(dir string) (directory, error) { return d.dirs.read(dir) }
 
-func (d *disk) stat(path string) (stat, error) {
-	var st unix.Stat_t
-	err := unix.Lstat(path, &st)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
-		return stat{}, nil
-	}
-	if err != nil {
-		return stat{}, &fs.PathError{Op: "lstat", Path: path, Err: err}
-	}
-	return stat{there: true, size: st.Size, modified: time.Unix(st.Mtim.Unix()), changed: time.Unix(st.Ctim.Unix())}, nil
-}
-
-func (d *disk) read(path string, most int) ([]byte, error) { return readFile(path, most) }
-
 func (d *disk) open(path string) (io.ReadCloser, error) { return os.Open(path) }
 
 func (d *disk) disk() (check.Disk, error) {

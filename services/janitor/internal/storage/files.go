@@ -61,16 +61,33 @@ type files interface {
 type reader interface {
 	// list is what is in a directory; nothing when it is not there.
 	list(dir string) (directory, error)
+	// within looks at several files below a directory: their paths are then from there, which
+	// is less work. It is no error when the directory is not there: nothing is there, then.
+	within(dir string, do func(place) error) error
+	place
+	// open reads a file that may be large.
+	open(path string) (io.ReadCloser, error)
+}
+
+// place is where files are looked at by their paths from there.
+type place interface {
 	// stat looks at a file or directory.
 	stat(path string) (stat, error)
-	// same reports whether files below a directory were last written at these times, and a
-	// while ago; false where that does not tell that nothing has changed.
-	same(dir string, n int, file func(i int) (name string, at time.Time)) (bool, error)
 	// read reads a file that is small: at most most bytes, and some. It is os.ErrNotExist when
 	// it is not there.
 	read(path string, most int) ([]byte, error)
-	// open reads one that may be large.
-	open(path string) (io.ReadCloser, error)
+}
+
+// below is a directory of another place.
+type below struct {
+	place
+	dir string
+}
+
+func (b below) stat(path string) (stat, error) { return b.place.stat(b.dir + "/" + path) }
+
+func (b below) read(path string, most int) ([]byte, error) {
+	return b.place.read(b.dir+"/"+path, most)
 }
 
 // log is a log of lines.

@@ -76,15 +76,20 @@ func (q *Quarantine) tag(repository, tag string, moved time.Time, is func(link s
 			return false, err
 		}
 	}
-	if err := q.history(repository, tag, moved); err != nil || q.storage.files.atomic() {
-		return true, err
+	err = q.history(repository, tag, moved)
+	if err == nil && !q.storage.files.atomic() {
+		err = q.putMoved(repository, tag, moved)
 	}
-	return q.movedBy(repository, tag, moved)
+	if err != nil {
+		return false, err
+	}
+	there, err := q.storage.exists(q.storage.tagDir(repository, tag))
+	return !there, err
 }
 
-// movedBy puts a tag back that was moved as it was taken: a push notes first, among what the
-// tag has led to, what it moves it to. It reports whether the tag is gone.
-func (q *Quarantine) movedBy(repository, tag string, since time.Time) (gone bool, _ error) {
+// putMoved puts a tag back that was moved as it was taken: a push notes first, among what the
+// tag has led to, what it moves it to.
+func (q *Quarantine) putMoved(repository, tag string, since time.Time) error {
 	entries := filepath.Join(q.storage.tagDir(repository, tag), "index", sha256)
 	hexes, err := q.storage.names(entries)
 	last, at := "", since
@@ -95,9 +100,9 @@ func (q *Quarantine) movedBy(repository, tag string, since time.Time) (gone bool
 		}
 	}
 	if err != nil || last == "" {
-		return true, err
+		return err
 	}
-	return false, q.storage.files.put(filepath.Join(q.storage.tagDir(repository, tag), "current", "link"), []byte(sha256+":"+last))
+	return q.storage.files.put(filepath.Join(q.storage.tagDir(repository, tag), "current", "link"), []byte(sha256+":"+last))
 }
 
 // history takes what a tag that is gone led to before, up to a time, and what is then left

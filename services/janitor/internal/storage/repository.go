@@ -1,9 +1,9 @@
 package storage
 
 import (
-	"context"
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -46,34 +46,55 @@ func (s *Storage) readRepository(name string, look inventory.Look) (inventory.Re
 	at := make(map[content.Digest]int, len(revisions)) // in r.Manifests
 	doubted := map[content.Digest]bool{}
 	r.Manifests = make([]inventory.Manifest, 0, len(revisions))
-	for _, h := range revisions {
-		linked, err := s.written(dir + "/" + h.hex() + "/link")
-		if err != nil {
-			return r, err
-		}
-		if linked.IsZero() {
-			continue // deleted by the API, which leaves the directory
-		}
-		m, doubt, err := s.manifest(h)
-		switch {
-		case err != nil:
-			return r, err
-		case doubt != nil:
-			doubted[doubt.Digest], doubt.Linked = true, linked
-			r.Doubts = append(r.Doubts, *doubt)
-		default:
-			one := inventory.Manifest{Manifest: m, Linked: linked, Pushed: linked}
-			if look.Created {
-				one.Created = s.created(m)
+	linked, err := s.linkedAt(dir, revisions)
+	if err != nil {
+		return r, err
+	}
+	err = s.within(s.blobsDir(), func(blobs place) error {
+		for i, h := range revisions {
+			if linked[i].IsZero() {
+				continue // deleted by the API, which leaves the directory
 			}
-			at[m.Digest] = len(r.Manifests)
-			r.Manifests = append(r.Manifests, one)
+			m, doubt, err := s.manifestIn(blobs, h)
+			switch {
+			case err != nil:
+				return err
+			case doubt != nil:
+				doubted[doubt.Digest], doubt.Linked = true, linked[i]
+				r.Doubts = append(r.Doubts, *doubt)
+			default:
+				one := inventory.Manifest{Manifest: m, Linked: linked[i], Pushed: linked[i]}
+				if look.Created {
+					one.Created = s.created(m)
+				}
+				at[m.Digest] = len(r.Manifests)
+				r.Manifests = append(r.Manifests, one)
+			}
 		}
+		return nil
+	})
+	if err != nil {
+		return r, err
 	}
 	if err := s.leadTags(&r, tags, at, doubted); err != nil {
 		return r, err
 	}
 	return r, s.uploadsOf(s.repositoryDir(name), &r)
+}
+
+// linkedAt is when links were written; zero: they are not there.
+func (s *Storage) linkedAt(dir string, links []hash) ([]time.Time, error) {
+	at := make([]time.Time, len(links))
+	return at, s.within(dir, func(in place) error {
+		for i, h := range links {
+			is, err := in.stat(h.hex() + "/link")
+			if err != nil {
+				return err
+			}
+			at[i] = is.modified
+		}
+		return nil
+	})
 }
 
 // readTags reads the tags of a repository, by name.
@@ -103,19 +124,21 @@ func (s *Storage) readTags(repository string) (tags []inventory.Tag, _ error) {
 func (s *Storage) readTagsOf(dir string, list []string, was, tags []inventory.Tag) (err error) {
 	from, _ := slices.BinarySearchFunc(was, list[0], func(tag inventory.Tag, name string) int { return strings.Compare(tag.Name, name) })
 	was = was[from:]
-	for i, name := range list {
-		for len(was) > 0 && was[0].Name < name {
-			was = was[1:]
+	return s.within(dir, func(in place) error {
+		for i, name := range list {
+			for len(was) > 0 && was[0].Name < name {
+				was = was[1:]
+			}
+			var last *inventory.Tag
+			if len(was) > 0 && was[0].Name == name {
+				last = &was[0]
+			}
+			if tags[i], err = s.readTag(in, dir, name, last); err != nil {
+				return err
+			}
 		}
-		var last *inventory.Tag
-		if len(was) > 0 && was[0].Name == name {
-			last = &was[0]
-		}
-		if tags[i], err = s.readTag(dir, name, last); err != nil {
-			return err
-		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // leadTags finds what tags lead to. A push of a tag is one of its manifest.
@@ -147,21 +170,22 @@ func (s *Storage) leadTags(r *inventory.Repository, tags []inventory.Tag, at map
 }
 
 // readTag reads a tag; one that was not written since it was read last is not read again.
-func (s *Storage) readTag(dir, name string, last *inventory.Tag) (tag inventory.Tag, err error) {
-	path := dir + "/" + name + "/current/link"
+func (s *Storage) readTag(in place, dir, name string, last *inventory.Tag) (tag inventory.Tag, err error) {
+	path := name + "/current/link"
 	tag.Name = name
-	if tag.Moved, err = s.written(path); err == nil && tag.Moved.IsZero() {
-		tag.Moved, err = s.left(dir + "/" + name)
+	link, err := in.stat(path)
+	if err != nil {
 		return tag, err
 	}
-	if err != nil {
+	if tag.Moved = link.modified; !link.there {
+		tag.Moved, err = s.left(dir + "/" + name)
 		return tag, err
 	}
 	if last != nil && last.Moved.Equal(tag.Moved) && time.Since(tag.Moved) > settled {
 		tag.Digest = cmp.Or(last.Digest, last.Lost)
 		return tag, nil
 	}
-	text, err := s.read(path, maxLink)
+	text, err := in.read(path, maxLink)
 	if errors.Is(err, errGone) {
 		return tag, nil
 	}
@@ -169,13 +193,14 @@ func (s *Storage) readTag(dir, name string, last *inventory.Tag) (tag inventory.
 	return tag, err
 }
 
-// left is when what is left of a tag was written.
+// left is when what is left of a tag was last written.
 func (s *Storage) left(dir string) (at time.Time, _ error) {
 	is, err := s.stat(dir)
-	if err != nil || !is.there || !is.modified.IsZero() {
-		return is.modified, err
+	if err != nil || !is.there {
+		return at, err
 	}
-	entries := dir + "/index/" + sha256 // objects have no directories
+	at = is.modified
+	entries := dir + "/index/" + sha256
 	hexes, err := s.names(entries)
 	for i := 0; i < len(hexes) && err == nil; i++ {
 		var one time.Time
@@ -233,11 +258,16 @@ const maxManifest = 4 << 20
 
 // manifest is remembered or read. One that cannot be understood is a doubt.
 func (s *Storage) manifest(h hash) (content.Manifest, *inventory.Doubt, error) {
+	return s.manifestIn(below{s, s.blobsDir()}, h)
+}
+
+func (s *Storage) manifestIn(blobs place, h hash) (content.Manifest, *inventory.Doubt, error) {
 	if m, ok := s.known.get(h); ok {
 		return m, nil, nil
 	}
 	digest := h.digest()
-	raw, err := s.read(s.data(digest), maxManifest)
+	hex := hexOf(digest)
+	raw, err := blobs.read(hex[:2]+"/"+hex+"/data", maxManifest)
 	switch {
 	case errors.Is(err, errGone):
 		return content.Manifest{}, &inventory.Doubt{Digest: digest, Missing: true, Message: fmt.Sprintf("manifest %s is linked, and its bytes are not there", digest)}, nil
@@ -255,6 +285,9 @@ func (s *Storage) manifest(h hash) (content.Manifest, *inventory.Doubt, error) {
 	s.known.put(h, m)
 	return m, nil, nil
 }
+
+// blobsDir is where the blobs are.
+func (s *Storage) blobsDir() string { return s.path("blobs", sha256) }
 
 // data is the path of a blob's bytes.
 func (s *Storage) data(digest content.Digest) string {

@@ -58,6 +58,8 @@ func (s *snapshot) list(dir string) (directory, error) {
 	return directory{}, nil
 }
 
+func (s *snapshot) within(dir string, do func(place) error) error { return do(below{s, dir}) }
+
 // stat looks again at what was not there: it may have come meanwhile.
 func (s *snapshot) stat(path string) (stat, error) {
 	if is, there := s.files[path]; there {
