@@ -5,43 +5,16 @@ package content
 import (
 	"errors"
 	"fmt"
-	"regexp"
 	"slices"
 
 	"github.com/go-json-experiment/json"
 	jsonv1 "github.com/go-json-experiment/json/v1"
 )
 
-// Digest names bytes by what they are, such as "sha256:…".
-type Digest string
-
-var digestForm = regexp.MustCompile(`^[a-z0-9]+([+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]{32,}$`)
-
-// Valid says whether the digest has the form of one.
-func (d Digest) Valid() bool { return d.isSHA256() || digestForm.MatchString(string(d)) }
-
-// isSHA256 is true of what nearly all digests are, and fast.
-func (d Digest) isSHA256() bool {
-	if len(d) != len("sha256:")+64 || d[:len("sha256:")] != "sha256:" {
-		return false
-	}
-	for _, c := range []byte(d[len("sha256:"):]) {
-		if (c < '0' || c > '9') && (c < 'a' || c > 'f') {
-			return false
-		}
-	}
-	return true
-}
-
-// Blob names bytes that a registry stores.
-type Blob struct {
-	Digest Digest
-	Bytes  int64
-}
-
 // Manifest is what a manifest names.
 type Manifest struct {
-	Blob               // the manifest's own bytes
+	Digest   Digest
+	Bytes    int64     // its own
 	Blobs    []Blob    // configs and layers that the registry stores; the config first
 	Children []Digest  // manifests inside an index
 	Kind     MediaType // as it says itself, or as the registry says
@@ -143,7 +116,7 @@ func Parse(digest Digest, served MediaType, raw []byte) (Manifest, error) {
 	if doc.Layers == nil && doc.Manifests == nil && doc.Blobs == nil {
 		return Manifest{}, fmt.Errorf("%w: manifest %s names neither layers nor manifests", ErrBroken, digest)
 	}
-	m := Manifest{Blob: Blob{Digest: digest, Bytes: int64(len(raw))}, Kind: doc.MediaType, Of: kindOf(doc)}
+	m := Manifest{Digest: digest, Bytes: int64(len(raw)), Kind: doc.MediaType, Of: kindOf(doc)}
 	if doc.Subject != nil {
 		if !doc.Subject.Digest.Valid() {
 			return Manifest{}, fmt.Errorf("%w: manifest %s has subject %q, which cannot be", ErrBroken, digest, doc.Subject.Digest)
@@ -166,7 +139,7 @@ func Parse(digest Digest, served MediaType, raw []byte) (Manifest, error) {
 		case len(d.URLs) > 0:
 			m.Foreign = append(m.Foreign, d.Digest)
 		default:
-			m.Blobs = append(m.Blobs, Blob{Digest: d.Digest, Bytes: d.Size})
+			m.Blobs = append(m.Blobs, NewBlob(d.Digest, d.Size))
 		}
 	}
 	return m, nil

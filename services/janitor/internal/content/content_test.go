@@ -25,12 +25,12 @@ func TestParse(t *testing.T) {
 			name: "image",
 			raw: `{"mediaType":"` + string(OCIManifest) + `","config":` + ref("application/vnd.oci.image.config.v1+json", "c", 5) +
 				`,"layers":[` + ref(layer, "1", 10) + `,` + ref(layer, "2", 20) + `]}`,
-			want: Manifest{Kind: OCIManifest, Of: Image, Config: digest("c"), Blobs: []Blob{{digest("c"), 5}, {digest("1"), 10}, {digest("2"), 20}}},
+			want: Manifest{Kind: OCIManifest, Of: Image, Config: digest("c"), Blobs: []Blob{NewBlob(digest("c"), 5), NewBlob(digest("1"), 10), NewBlob(digest("2"), 20)}},
 		},
 		{
 			name: "image without layers and without a media type",
 			raw:  `{"config":` + ref("x", "c", 5) + `,"layers":[]}`,
-			want: Manifest{Kind: "served", Of: Artifact, Config: digest("c"), Blobs: []Blob{{digest("c"), 5}}},
+			want: Manifest{Kind: "served", Of: Artifact, Config: digest("c"), Blobs: []Blob{NewBlob(digest("c"), 5)}},
 		},
 		{
 			name: "index",
@@ -42,19 +42,19 @@ func TestParse(t *testing.T) {
 			name: "BuildKit's cache in the form of an index",
 			raw: `{"mediaType":"` + string(OCIIndex) + `","manifests":[` + ref(layer, "1", 10) + `,` +
 				ref("application/vnd.buildkit.cacheconfig.v0", "c", 3) + `]}`,
-			want: Manifest{Kind: OCIIndex, Of: Cache, Blobs: []Blob{{digest("1"), 10}, {digest("c"), 3}}},
+			want: Manifest{Kind: OCIIndex, Of: Cache, Blobs: []Blob{NewBlob(digest("1"), 10), NewBlob(digest("c"), 3)}},
 		},
 		{
 			name: "BuildKit's cache in the form of an image",
 			raw: `{"mediaType":"` + string(OCIManifest) + `","config":` + ref("application/vnd.buildkit.cacheconfig.v0", "c", 3) +
 				`,"layers":[` + ref(layer, "1", 10) + `]}`,
-			want: Manifest{Kind: OCIManifest, Of: Cache, Config: digest("c"), Blobs: []Blob{{digest("c"), 3}, {digest("1"), 10}}},
+			want: Manifest{Kind: OCIManifest, Of: Cache, Config: digest("c"), Blobs: []Blob{NewBlob(digest("c"), 3), NewBlob(digest("1"), 10)}},
 		},
 		{
 			name: "a signature that refers to a subject",
 			raw: `{"mediaType":"` + string(OCIManifest) + `","artifactType":"application/x","config":` + ref("application/vnd.oci.empty.v1+json", "c", 2) +
 				`,"layers":[],"subject":` + ref(string(OCIManifest), "5", 9) + `}`,
-			want: Manifest{Kind: OCIManifest, Of: Referrer, Config: digest("c"), Subject: digest("5"), Blobs: []Blob{{digest("c"), 2}}},
+			want: Manifest{Kind: OCIManifest, Of: Referrer, Config: digest("c"), Subject: digest("5"), Blobs: []Blob{NewBlob(digest("c"), 2)}},
 		},
 		{
 			name: "a foreign layer is not in the registry",
@@ -65,7 +65,7 @@ func TestParse(t *testing.T) {
 		{
 			name: "artifact",
 			raw:  `{"mediaType":"` + string(OCIArtifact) + `","blobs":[` + ref("text/plain", "1", 4) + `]}`,
-			want: Manifest{Kind: OCIArtifact, Of: Artifact, Blobs: []Blob{{digest("1"), 4}}},
+			want: Manifest{Kind: OCIArtifact, Of: Artifact, Blobs: []Blob{NewBlob(digest("1"), 4)}},
 		},
 	}
 	for _, test := range tests {
@@ -74,8 +74,8 @@ func TestParse(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			test.want.Blob = Blob{Digest: digest("0"), Bytes: int64(len(test.raw))}
-			if diff := cmp.Diff(test.want, got); diff != "" {
+			test.want.Digest, test.want.Bytes = digest("0"), int64(len(test.raw))
+			if diff := cmp.Diff(test.want, got, cmp.AllowUnexported(Blob{})); diff != "" {
 				t.Error(diff)
 			}
 		})
@@ -111,7 +111,7 @@ func FuzzParse(f *testing.F) {
 			return
 		}
 		for _, b := range m.Blobs {
-			if !b.Digest.Valid() || b.Bytes < 0 {
+			if !b.Digest().Valid() || b.Bytes < 0 {
 				t.Errorf("blob %+v", b)
 			}
 		}

@@ -225,7 +225,7 @@ func (j *job) allow(find index, v plan.Verdict) {
 	j.allowed[v.Digest] = true
 	if m := find.manifests[v.Repository+"@"+v.Digest]; m != nil {
 		for _, b := range m.Blobs {
-			j.allowed[string(b.Digest)] = true
+			j.allowed[string(b.Digest())] = true
 		}
 		for _, d := range slices.Concat(m.Children, m.Foreign) {
 			j.allowed[string(d)] = true

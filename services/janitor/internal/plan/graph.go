@@ -158,7 +158,8 @@ func (s *simulation) ruleOf(n *node) *policy.Rule {
 // wait for one another.
 type Numbers struct {
 	mu       sync.Mutex
-	byDigest map[content.Digest]int32
+	bySum    map[content.Sum]int32
+	byDigest map[content.Digest]int32  // those of other algorithms
 	bytes    []int64                   // of each number
 	of       map[*content.Blob][]int32 // of what a manifest names, by its list of blobs
 }
@@ -175,24 +176,32 @@ func (s *simulation) number() {
 	}
 	numbers.mu.Lock()
 	defer numbers.mu.Unlock()
-	if numbers.byDigest == nil || len(numbers.byDigest) > 2*total+1000 { // most are of what is gone
-		numbers.byDigest, numbers.bytes, numbers.of = make(map[content.Digest]int32, total), make([]int64, 0, total), make(map[*content.Blob][]int32, len(s.nodes))
+	if numbers.bySum == nil || len(numbers.bytes) > 2*total+1000 { // most are of what is gone
+		numbers.bySum, numbers.byDigest = make(map[content.Sum]int32, total), map[content.Digest]int32{}
+		numbers.bytes, numbers.of = make([]int64, 0, total), make(map[*content.Blob][]int32, len(s.nodes))
 	}
 	all := make([]int32, 0, total) // of one node after the other
 	for _, n := range s.nodes {
 		from := len(all)
-		all = append(all, numbers.one(n.manifest.Digest, n.manifest.Bytes))
+		all = append(all, numbers.one(content.NewBlob(n.manifest.Digest, n.manifest.Bytes)))
 		all = append(all, numbers.list(n.manifest.Blobs)...)
 		n.reaches = all[from:]
 	}
 	s.bytes = slices.Clone(numbers.bytes)
 }
 
-func (x *Numbers) one(d content.Digest, bytes int64) int32 {
-	id, known := x.byDigest[d]
+func (x *Numbers) one(b content.Blob) int32 {
+	if sum, is := b.Sum(); is {
+		return number(x, x.bySum, sum, b.Bytes)
+	}
+	return number(x, x.byDigest, b.Digest(), b.Bytes)
+}
+
+func number[K comparable](x *Numbers, ids map[K]int32, key K, bytes int64) int32 {
+	id, known := ids[key]
 	if !known {
 		id = int32(len(x.bytes)) //nolint:gosec // there are fewer blobs than that
-		x.byDigest[d] = id
+		ids[key] = id
 		x.bytes = append(x.bytes, bytes)
 	}
 	return id
@@ -209,7 +218,7 @@ func (x *Numbers) list(blobs []content.Blob) []int32 {
 	}
 	ids = make([]int32, len(blobs))
 	for i, b := range blobs {
-		ids[i] = x.one(b.Digest, b.Bytes)
+		ids[i] = x.one(b)
 	}
 	x.of[&blobs[0]] = ids
 	return ids

@@ -28,7 +28,7 @@ func man(digest string, days int, blobs ...string) inventory.Manifest {
 	for _, b := range blobs {
 		var size int64
 		_, _ = fmt.Sscanf(b[1:], "%d", &size)
-		m.Blobs = append(m.Blobs, content.Blob{Digest: content.Digest(b), Bytes: size})
+		m.Blobs = append(m.Blobs, content.NewBlob(content.Digest(b), size))
 	}
 	return m
 }

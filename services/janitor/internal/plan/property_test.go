@@ -25,7 +25,7 @@ func drawRegistry(t *rapid.T) inventory.Registry {
 			m := man(string(id), rapid.IntRange(0, 20).Draw(t, "days"))
 			for range rapid.IntRange(0, 3).Draw(t, "blobs") {
 				b := fmt.Sprintf("b%d", rapid.IntRange(1, 9).Draw(t, "blob"))
-				if !slices.ContainsFunc(m.Blobs, func(have content.Blob) bool { return string(have.Digest) == b }) {
+				if !slices.ContainsFunc(m.Blobs, func(have content.Blob) bool { return string(have.Digest()) == b }) {
 					m.Blobs = append(m.Blobs, man("", 0, b).Blobs...)
 				}
 			}
@@ -90,7 +90,7 @@ func bytesOf(r inventory.Registry, keep func(repository string, digest content.D
 			if keep(repository.Name, m.Digest) {
 				held[m.Digest] = m.Bytes
 				for _, b := range m.Blobs {
-					held[b.Digest] = b.Bytes
+					held[b.Digest()] = b.Bytes
 				}
 			}
 		}

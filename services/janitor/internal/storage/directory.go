@@ -3,7 +3,6 @@ package storage
 import (
 	"bytes"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"io/fs"
 	"sync"
@@ -13,46 +12,6 @@ import (
 
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
 )
-
-// hash is a digest of sha256, as its bytes: a million take 32 MB.
-type hash [32]byte
-
-// hashOf reads the name of a directory; false when it is none of a digest.
-func hashOf[T string | []byte](name T) (h hash, ok bool) {
-	if len(name) != 2*len(h) {
-		return h, false
-	}
-	for i := range h {
-		a, b := nibbles[name[2*i]], nibbles[name[2*i+1]]
-		if a|b > 0xf {
-			return h, false
-		}
-		h[i] = a<<4 | b
-	}
-	return h, true
-}
-
-// nibbles are the values of lower-case hexadecimal digits, and 0xff.
-var nibbles = func() (table [256]byte) {
-	for i := range table {
-		table[i] = 0xff
-	}
-	for i, c := range []byte("0123456789abcdef") {
-		table[c] = byte(i)
-	}
-	return table
-}()
-
-// hashIn is that of a digest; false for other algorithms than sha256.
-func hashIn(d content.Digest) (hash, bool) {
-	if len(d) != len(sha256)+1+64 || d[:len(sha256)] != sha256 {
-		return hash{}, false
-	}
-	return hashOf(string(d[len(sha256)+1:]))
-}
-
-func (h hash) hex() string            { return hex.EncodeToString(h[:]) }
-func (h hash) digest() content.Digest { return content.Digest(sha256 + ":" + h.hex()) }
 
 // list calls do for the names in a directory, which does not keep them. It is no error when
 // that is not there. The runtime's way costs some more calls and a string for each name, which
@@ -219,7 +178,7 @@ func (d *directories) read(dir string) (directory, error) {
 	is := directory{at: at}
 	old := time.Since(at) > settled
 	err = list(dir, func(name []byte) {
-		if h, ok := hashOf(name); ok {
+		if h, ok := content.SumOf(name); ok {
 			is.hashes = append(is.hashes, h)
 		} else {
 			is.names = append(is.names, string(name))

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/services/janitor/internal/check"
+	"github.com/kilnbuild/kiln/services/janitor/internal/content"
 )
 
 // files are those of a registry's storage and of the janitor, by their paths: files of a
@@ -107,9 +108,9 @@ type stat struct {
 
 // directory is what was in one.
 type directory struct {
-	at     time.Time // when it was last changed; zero where directories do not tell
-	hashes []hash    // names that are digests
-	names  []string  // the others
+	at     time.Time     // when it was last changed; zero where directories do not tell
+	hashes []content.Sum // names that are digests
+	names  []string      // the others
 }
 
 // all are all names.
@@ -117,7 +118,7 @@ func (d directory) all() []string {
 	all := make([]string, 0, len(d.names)+len(d.hashes))
 	all = append(all, d.names...)
 	for _, h := range d.hashes { // a tag may look like one
-		all = append(all, h.hex())
+		all = append(all, h.Hex())
 	}
 	return all
 }

@@ -133,7 +133,7 @@ func (s *Storage) repositories(ctx context.Context) (all []string, err error) {
 			}
 		}
 		for _, h := range is.hashes { // a name that looks like a digest is one, too
-			if err := walk(dir+"/"+h.hex(), path.Join(name, h.hex())); err != nil {
+			if err := walk(dir+"/"+h.Hex(), path.Join(name, h.Hex())); err != nil {
 				return err
 			}
 		}

@@ -11,28 +11,28 @@ import (
 // known remembers manifests by their digests: they cannot change.
 type known struct {
 	mu  sync.Mutex
-	all map[hash]content.Manifest
+	all map[content.Sum]content.Manifest
 	// when is when configurations say that they were made.
 	when map[content.Digest]time.Time
 }
 
-func (k *known) get(h hash) (content.Manifest, bool) {
+func (k *known) get(h content.Sum) (content.Manifest, bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	m, ok := k.all[h]
 	return m, ok
 }
 
-func (k *known) put(h hash, m content.Manifest) {
+func (k *known) put(h content.Sum, m content.Manifest) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.all == nil {
-		k.all = map[hash]content.Manifest{}
+		k.all = map[content.Sum]content.Manifest{}
 	}
 	k.all[h] = m
 }
 
-func (k *known) drop(h hash) {
+func (k *known) drop(h content.Sum) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	delete(k.all, h)
@@ -58,7 +58,7 @@ func (k *known) keep(there map[content.Digest]bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	configs := map[content.Digest]bool{}
-	maps.DeleteFunc(k.all, func(_ hash, m content.Manifest) bool {
+	maps.DeleteFunc(k.all, func(_ content.Sum, m content.Manifest) bool {
 		if len(k.when) > 0 && there[m.Digest] {
 			configs[m.Config] = true
 		}

@@ -65,7 +65,7 @@ func (s *Storage) wantedIn(repository string, known map[content.Digest]bool, tak
 		return nil, err
 	}
 	for _, hex := range revisions {
-		h, ok := hashOf(hex)
+		h, ok := content.SumOf(hex)
 		d := content.Digest(sha256 + ":" + hex)
 		if !ok || known[d] && !taken(d) {
 			continue
@@ -222,7 +222,7 @@ func (s *Storage) restoreNeeds(repository string, digest content.Digest, seen ma
 	if err := s.restoreData(digest); err != nil {
 		return err
 	}
-	h, ok := hashIn(digest)
+	h, ok := digest.Sum()
 	if !ok {
 		return nil
 	}
@@ -231,7 +231,7 @@ func (s *Storage) restoreNeeds(repository string, digest content.Digest, seen ma
 		return err
 	}
 	for _, b := range m.Blobs {
-		there, err := s.mend(inventory.Lack{Repository: repository, Manifest: digest, Digest: b.Digest}, true) // its push was accepted
+		there, err := s.mend(inventory.Lack{Repository: repository, Manifest: digest, Digest: b.Digest()}, true) // its push was accepted
 		if err != nil {
 			return err
 		}

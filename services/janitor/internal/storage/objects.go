@@ -13,6 +13,7 @@ import (
 	"github.com/distribution/distribution/v3/registry/storage/driver"
 
 	"github.com/kilnbuild/kiln/services/janitor/internal/check"
+	"github.com/kilnbuild/kiln/services/janitor/internal/content"
 )
 
 // objects are those of a registry's storage driver (distribution v3,
@@ -61,7 +62,7 @@ func (o *objects) list(dir string) (is directory, _ error) {
 
 // add adds a name.
 func (d *directory) add(name string) {
-	if h, ok := hashOf(name); ok {
+	if h, ok := content.SumOf(name); ok {
 		d.hashes = append(d.hashes, h)
 	} else {
 		d.names = append(d.names, name)

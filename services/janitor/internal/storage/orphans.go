@@ -20,9 +20,9 @@ const (
 // links compares what is stored with what names it: blobs that nothing names, and names of
 // blobs that are not there.
 func (s *Storage) links(ctx context.Context, shards []directory, all []looked, look inventory.Look) (list []inventory.Orphan, _ error) {
-	seen := make(map[hash]uint8, sum(shards))
+	seen := make(map[content.Sum]uint8, sum(shards))
 	name := func(d content.Digest) {
-		if h, ok := hashIn(d); ok {
+		if h, ok := d.Sum(); ok {
 			seen[h] = isNamed
 		}
 	}
@@ -33,7 +33,9 @@ func (s *Storage) links(ctx context.Context, shards []directory, all []looked, l
 			m := &repository.Manifests[k]
 			name(m.Digest)
 			for _, b := range m.Blobs {
-				name(b.Digest)
+				if h, ok := b.Sum(); ok {
+					seen[h] = isNamed
+				}
 			}
 			for _, d := range m.Children { // an index may list what is here, and of no revision
 				name(d)
@@ -72,10 +74,10 @@ func (s *Storage) links(ctx context.Context, shards []directory, all []looked, l
 
 // lost forgets manifests that are remembered and whose bytes are gone. It reports whether
 // there were any.
-func (s *Storage) lost(seen map[hash]uint8, all []looked) (lost bool, _ error) {
+func (s *Storage) lost(seen map[content.Sum]uint8, all []looked) (lost bool, _ error) {
 	for i := range all {
 		for k := range all[i].Manifests {
-			h, ok := hashIn(all[i].Manifests[k].Digest)
+			h, ok := all[i].Manifests[k].Digest.Sum()
 			if !ok || seen[h]&isStored != 0 {
 				continue
 			}
@@ -103,7 +105,7 @@ func sum(shards []directory) (n int) {
 func reaches(m content.Manifest) func(func(content.Digest) bool) {
 	return func(yield func(content.Digest) bool) {
 		for _, b := range m.Blobs {
-			if !yield(b.Digest) {
+			if !yield(b.Digest()) {
 				return
 			}
 		}
@@ -117,16 +119,16 @@ func reaches(m content.Manifest) func(func(content.Digest) bool) {
 
 // orphans are the blobs that no manifest names, without their links. It notes what is
 // stored.
-func (s *Storage) orphans(shards []directory, seen map[hash]uint8, look inventory.Look) (map[hash]*inventory.Orphan, error) {
+func (s *Storage) orphans(shards []directory, seen map[content.Sum]uint8, look inventory.Look) (map[content.Sum]*inventory.Orphan, error) {
 	removed := s.removed(look.Removed)
-	all := map[hash]*inventory.Orphan{}
+	all := map[content.Sum]*inventory.Orphan{}
 	for _, shard := range shards {
 		for _, h := range shard.hashes {
 			if _, named := seen[h]; named {
 				seen[h] = isNamed | isStored
 				continue
 			}
-			o, err := s.orphan(h.digest())
+			o, err := s.orphan(h.Digest())
 			if err != nil {
 				return nil, err
 			}
@@ -150,7 +152,7 @@ func (s *Storage) removed(manifests []inventory.Removed) map[content.Digest]time
 	}
 	for _, r := range manifests {
 		note(r.Digest, r.At)
-		h, ok := hashIn(r.Digest)
+		h, ok := r.Digest.Sum()
 		if !ok {
 			continue
 		}
@@ -189,7 +191,7 @@ func (s *Storage) orphan(digest content.Digest) (*inventory.Orphan, error) {
 
 // linksTo finds which repositories have links to orphans, and when those were written; and
 // links to what is not stored.
-func (s *Storage) linksTo(ctx context.Context, seen map[hash]uint8, orphans map[hash]*inventory.Orphan, all []looked) error {
+func (s *Storage) linksTo(ctx context.Context, seen map[content.Sum]uint8, orphans map[content.Sum]*inventory.Orphan, all []looked) error {
 	var mu sync.Mutex // of the orphans
 	return inParallel(ctx, len(all), func(i int) error {
 		repository := &all[i].Repository
@@ -201,7 +203,7 @@ func (s *Storage) linksTo(ctx context.Context, seen map[hash]uint8, orphans map[
 			if seen[h]&isStored != 0 {
 				continue
 			}
-			digest := h.digest()
+			digest := h.Digest()
 			linked, err := s.written(s.link(repository.Name, layersDir, digest))
 			if err != nil {
 				return err
@@ -263,12 +265,13 @@ func (s *Storage) lacksOf(r *inventory.Repository) (lacks []inventory.Lack, _ er
 	}
 	for _, m := range r.Manifests {
 		for _, b := range m.Blobs {
-			there, err := s.pullable(r.Name, b.Digest, linked[b.Digest])
+			d := b.Digest()
+			there, err := s.pullable(r.Name, d, linked[d])
 			if err != nil {
 				return nil, err
 			}
 			if !there {
-				lacks = append(lacks, inventory.Lack{Repository: r.Name, Manifest: m.Digest, Digest: b.Digest})
+				lacks = append(lacks, inventory.Lack{Repository: r.Name, Manifest: m.Digest, Digest: d})
 			}
 		}
 		for _, child := range m.Children {

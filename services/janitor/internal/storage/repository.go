@@ -42,7 +42,7 @@ func (s *Storage) readRepository(name string, look inventory.Look) (inventory.Re
 	if err != nil {
 		return r, err
 	}
-	revisions := slices.SortedFunc(slices.Values(is.hashes), func(a, b hash) int { return bytes.Compare(a[:], b[:]) })
+	revisions := slices.SortedFunc(slices.Values(is.hashes), func(a, b content.Sum) int { return bytes.Compare(a[:], b[:]) })
 	at := make(map[content.Digest]int, len(revisions)) // in r.Manifests
 	doubted := map[content.Digest]bool{}
 	r.Manifests = make([]inventory.Manifest, 0, len(revisions))
@@ -83,11 +83,11 @@ func (s *Storage) readRepository(name string, look inventory.Look) (inventory.Re
 }
 
 // linkedAt is when links were written; zero: they are not there.
-func (s *Storage) linkedAt(dir string, links []hash) ([]time.Time, error) {
+func (s *Storage) linkedAt(dir string, links []content.Sum) ([]time.Time, error) {
 	at := make([]time.Time, len(links))
 	return at, s.within(dir, func(in place) error {
 		for i, h := range links {
-			is, err := in.stat(h.hex() + "/link")
+			is, err := in.stat(h.Hex() + "/link")
 			if err != nil {
 				return err
 			}
@@ -257,15 +257,15 @@ func (s *Storage) upload(repository, id string) (inventory.Upload, error) {
 const maxManifest = 4 << 20
 
 // manifest is remembered or read. One that cannot be understood is a doubt.
-func (s *Storage) manifest(h hash) (content.Manifest, *inventory.Doubt, error) {
+func (s *Storage) manifest(h content.Sum) (content.Manifest, *inventory.Doubt, error) {
 	return s.manifestIn(below{s, s.blobsDir()}, h)
 }
 
-func (s *Storage) manifestIn(blobs place, h hash) (content.Manifest, *inventory.Doubt, error) {
+func (s *Storage) manifestIn(blobs place, h content.Sum) (content.Manifest, *inventory.Doubt, error) {
 	if m, ok := s.known.get(h); ok {
 		return m, nil, nil
 	}
-	digest := h.digest()
+	digest := h.Digest()
 	hex := hexOf(digest)
 	raw, err := blobs.read(hex[:2]+"/"+hex+"/data", maxManifest)
 	switch {

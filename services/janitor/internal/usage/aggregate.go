@@ -91,7 +91,7 @@ func (r reach) addClosure(manifests map[content.Digest]content.Manifest, digest 
 	}
 	r[digest] = m.Bytes
 	for _, b := range m.Blobs {
-		r[b.Digest] = b.Bytes
+		r[b.Digest()] = b.Bytes
 	}
 	for _, child := range m.Children {
 		r.addClosure(manifests, child)

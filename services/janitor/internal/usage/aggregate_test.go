@@ -15,9 +15,9 @@ import (
 
 // manifest names blobs, whose digests are their sizes, and children.
 func manifest(digest content.Digest, bytes int64, blobs []int64, children ...content.Digest) content.Manifest {
-	m := content.Manifest{Blob: content.Blob{Digest: digest, Bytes: bytes}, Children: children}
+	m := content.Manifest{Digest: digest, Bytes: bytes, Children: children}
 	for _, size := range blobs {
-		m.Blobs = append(m.Blobs, content.Blob{Digest: content.Digest(fmt.Sprint(size)), Bytes: size})
+		m.Blobs = append(m.Blobs, content.NewBlob(content.Digest(fmt.Sprint(size)), size))
 	}
 	return m
 }

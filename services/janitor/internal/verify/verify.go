@@ -124,10 +124,10 @@ func (v *verification) blobs() (all []content.Digest) {
 	seen := map[content.Digest]bool{}
 	for _, r := range v.registry.Repositories {
 		for _, m := range r.Manifests {
-			for _, b := range append([]content.Blob{m.Blob}, m.Blobs...) {
-				if !seen[b.Digest] {
-					seen[b.Digest] = true
-					all = append(all, b.Digest)
+			for _, b := range append([]content.Blob{content.NewBlob(m.Digest, m.Bytes)}, m.Blobs...) {
+				if d := b.Digest(); !seen[d] {
+					seen[d] = true
+					all = append(all, d)
 				}
 			}
 		}
@@ -187,7 +187,7 @@ func (v *verification) tell() error {
 func (v *verification) references(digest content.Digest) (all []string) {
 	for _, r := range v.registry.Repositories {
 		for _, m := range r.Manifests {
-			if m.Digest != digest && !slices.ContainsFunc(m.Blobs, func(b content.Blob) bool { return b.Digest == digest }) {
+			if m.Digest != digest && !slices.ContainsFunc(m.Blobs, func(b content.Blob) bool { return b.Is(digest) }) {
 				continue
 			}
 			all = append(all, r.Name+"@"+string(m.Digest))
