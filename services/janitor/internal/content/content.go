@@ -129,7 +129,8 @@ func Parse(digest Digest, served MediaType, raw []byte) (Manifest, error) {
 	if m.Kind == "" {
 		m.Kind = served
 	}
-	for _, d := range doc.references() {
+	references := doc.references()
+	for _, d := range references {
 		if !d.Digest.Valid() || d.Size < 0 {
 			return Manifest{}, fmt.Errorf("%w: manifest %s names %q of %d bytes, which cannot be", ErrBroken, digest, d.Digest, d.Size)
 		}
@@ -139,6 +140,9 @@ func Parse(digest Digest, served MediaType, raw []byte) (Manifest, error) {
 		case len(d.URLs) > 0:
 			m.Foreign = append(m.Foreign, d.Digest)
 		default:
+			if m.Blobs == nil {
+				m.Blobs = make([]Blob, 0, len(references))
+			}
 			m.Blobs = append(m.Blobs, NewBlob(d.Digest, d.Size))
 		}
 	}

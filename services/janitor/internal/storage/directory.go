@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io/fs"
+	"slices"
 	"sync"
 	"time"
 
@@ -184,6 +185,9 @@ func (d *directories) read(dir string) (directory, error) {
 			is.names = append(is.names, string(name))
 		}
 	})
+	// In order, and without room to grow.
+	is.hashes, is.names = slices.Clone(is.hashes), slices.Clone(is.names)
+	slices.SortFunc(is.hashes, compareSums)
 	if err != nil || !old {
 		return is, err
 	}

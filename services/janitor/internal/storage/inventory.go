@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"encoding/hex"
 	"path"
 	"runtime"
 	"slices"
@@ -101,6 +102,11 @@ func (s *Storage) listBlobs(ctx context.Context) (shards []directory, err error)
 	shards = make([]directory, len(prefixes))
 	err = inParallel(ctx, len(prefixes), func(i int) (err error) {
 		shards[i], err = s.list(s.path("blobs", sha256, prefixes[i]))
+		first, _ := hex.DecodeString(prefixes[i])
+		wrong := func(h content.Sum) bool { return len(first) != 1 || h[0] != first[0] }
+		if slices.ContainsFunc(shards[i].hashes, wrong) {
+			shards[i].hashes = slices.DeleteFunc(slices.Clone(shards[i].hashes), wrong) // the registry does not find it there
+		}
 		return err
 	})
 	return shards, err

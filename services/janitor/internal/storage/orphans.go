@@ -11,48 +11,23 @@ import (
 	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
 )
 
-// What is known of a digest.
-const (
-	isNamed  = 1 << iota // by a manifest
-	isStored             // there is a blob
-)
-
 // links compares what is stored with what names it: blobs that nothing names, and names of
 // blobs that are not there.
 func (s *Storage) links(ctx context.Context, shards []directory, all []looked, look inventory.Look) (list []inventory.Orphan, _ error) {
-	seen := make(map[content.Sum]uint8, sum(shards))
-	name := func(d content.Digest) {
-		if h, ok := d.Sum(); ok {
-			seen[h] = isNamed
-		}
-	}
-	for i := range all {
-		repository := &all[i].Repository
-		repository.Dangling = nil
-		for k := range repository.Manifests {
-			m := &repository.Manifests[k]
-			name(m.Digest)
-			for _, b := range m.Blobs {
-				if h, ok := b.Sum(); ok {
-					seen[h] = isNamed
-				}
-			}
-			for _, d := range m.Children { // an index may list what is here, and of no revision
-				name(d)
-			}
-			for _, d := range m.Foreign {
-				name(d)
-			}
-		}
-		for _, d := range repository.Doubts {
-			name(d.Digest) // its own bytes go with its link
-		}
-	}
-	orphans, err := s.orphans(shards, seen, look)
+	stored := newBlobs(shards)
+	err := inParallel(ctx, len(all), func(i int) error {
+		all[i].Dangling = nil
+		stored.nameAll(all[i].Repository)
+		return nil
+	})
 	if err != nil {
 		return nil, err
 	}
-	if lost, err := s.lost(seen, all); err != nil {
+	orphans, err := s.orphans(stored, look)
+	if err != nil {
+		return nil, err
+	}
+	if lost, err := s.lost(stored, all); err != nil {
 		return nil, err
 	} else if lost { // what they name is named no more
 		for i := range all {
@@ -62,7 +37,7 @@ func (s *Storage) links(ctx context.Context, shards []directory, all []looked, l
 		}
 		return s.links(ctx, shards, all, look)
 	}
-	if err := s.linksTo(ctx, seen, orphans, all); err != nil {
+	if err := s.linksTo(ctx, stored, orphans, all); err != nil {
 		return nil, err
 	}
 	for _, o := range orphans {
@@ -72,13 +47,40 @@ func (s *Storage) links(ctx context.Context, shards []directory, all []looked, l
 	return list, nil
 }
 
+// nameAll names all that a repository names.
+func (b *blobs) nameAll(r inventory.Repository) {
+	name := func(d content.Digest) {
+		if sum, ok := d.Sum(); ok {
+			b.name(sum)
+		}
+	}
+	for k := range r.Manifests {
+		m := &r.Manifests[k]
+		name(m.Digest)
+		for _, blob := range m.Blobs {
+			if sum, ok := blob.Sum(); ok {
+				b.name(sum)
+			}
+		}
+		for _, d := range m.Children { // an index may list what is here, and of no revision
+			name(d)
+		}
+		for _, d := range m.Foreign {
+			name(d)
+		}
+	}
+	for _, d := range r.Doubts {
+		name(d.Digest) // its own bytes go with its link
+	}
+}
+
 // lost forgets manifests that are remembered and whose bytes are gone. It reports whether
 // there were any.
-func (s *Storage) lost(seen map[content.Sum]uint8, all []looked) (lost bool, _ error) {
+func (s *Storage) lost(stored *blobs, all []looked) (lost bool, _ error) {
 	for i := range all {
 		for k := range all[i].Manifests {
 			h, ok := all[i].Manifests[k].Digest.Sum()
-			if !ok || seen[h]&isStored != 0 {
+			if !ok || stored.has(h) {
 				continue
 			}
 			there, err := s.exists(s.data(all[i].Manifests[k].Digest)) // pushed meanwhile?
@@ -92,13 +94,6 @@ func (s *Storage) lost(seen map[content.Sum]uint8, all []looked) (lost bool, _ e
 		}
 	}
 	return lost, nil
-}
-
-func sum(shards []directory) (n int) {
-	for _, shard := range shards {
-		n += len(shard.hashes)
-	}
-	return n
 }
 
 // reaches are all that a manifest names.
@@ -117,28 +112,18 @@ func reaches(m content.Manifest) func(func(content.Digest) bool) {
 	}
 }
 
-// orphans are the blobs that no manifest names, without their links. It notes what is
-// stored.
-func (s *Storage) orphans(shards []directory, seen map[content.Sum]uint8, look inventory.Look) (map[content.Sum]*inventory.Orphan, error) {
+// orphans are the blobs that no manifest names, without their links.
+func (s *Storage) orphans(stored *blobs, look inventory.Look) (map[content.Sum]*inventory.Orphan, error) {
 	removed := s.removed(look.Removed)
 	all := map[content.Sum]*inventory.Orphan{}
-	for _, shard := range shards {
-		for _, h := range shard.hashes {
-			if _, named := seen[h]; named {
-				seen[h] = isNamed | isStored
-				continue
-			}
-			o, err := s.orphan(h.Digest())
-			if err != nil {
-				return nil, err
-			}
-			if o != nil {
-				o.Removed = removed[o.Digest]
-				all[h] = o
-			}
+	return all, stored.unnamed(func(h content.Sum) error {
+		o, err := s.orphan(h.Digest())
+		if o != nil {
+			o.Removed = removed[o.Digest]
+			all[h] = o
 		}
-	}
-	return all, nil
+		return err
+	})
 }
 
 // removed says for each blob that manifests named which runs have removed, when the last
@@ -191,7 +176,7 @@ func (s *Storage) orphan(digest content.Digest) (*inventory.Orphan, error) {
 
 // linksTo finds which repositories have links to orphans, and when those were written; and
 // links to what is not stored.
-func (s *Storage) linksTo(ctx context.Context, seen map[content.Sum]uint8, orphans map[content.Sum]*inventory.Orphan, all []looked) error {
+func (s *Storage) linksTo(ctx context.Context, stored *blobs, orphans map[content.Sum]*inventory.Orphan, all []looked) error {
 	var mu sync.Mutex // of the orphans
 	return inParallel(ctx, len(all), func(i int) error {
 		repository := &all[i].Repository
@@ -200,7 +185,7 @@ func (s *Storage) linksTo(ctx context.Context, seen map[content.Sum]uint8, orpha
 			return err
 		}
 		for _, h := range is.hashes {
-			if seen[h]&isStored != 0 {
+			if stored.has(h) && orphans[h] == nil {
 				continue
 			}
 			digest := h.Digest()

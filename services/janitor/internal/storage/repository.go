@@ -1,7 +1,6 @@
 package storage
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -42,7 +41,7 @@ func (s *Storage) readRepository(name string, look inventory.Look) (inventory.Re
 	if err != nil {
 		return r, err
 	}
-	revisions := slices.SortedFunc(slices.Values(is.hashes), func(a, b content.Sum) int { return bytes.Compare(a[:], b[:]) })
+	revisions := inOrder(is.hashes)
 	at := make(map[content.Digest]int, len(revisions)) // in r.Manifests
 	doubted := map[content.Digest]bool{}
 	r.Manifests = make([]inventory.Manifest, 0, len(revisions))

@@ -1,0 +1,72 @@
+package storage
+
+import (
+	"bytes"
+	"slices"
+	"sync/atomic"
+
+	"github.com/kilnbuild/kiln/services/janitor/internal/content"
+)
+
+// blobs are those that are stored, and which of them are named. A large registry has a
+// million: it takes their sums, in order, and a bit for each.
+type blobs struct {
+	shards [256]shard // by the first bytes of sums
+}
+
+type shard struct {
+	sums  []content.Sum // in order
+	named []uint32      // a bit for each
+}
+
+// newBlobs are the blobs of the directories of their prefixes.
+func newBlobs(prefixes []directory) *blobs {
+	all := &blobs{}
+	for _, dir := range prefixes {
+		if len(dir.hashes) == 0 {
+			continue
+		}
+		sums := inOrder(dir.hashes)
+		first := sums[0][0]
+		all.shards[first] = shard{sums, make([]uint32, (len(sums)+31)/32)}
+	}
+	return all
+}
+
+// inOrder are sums in order, in a slice of their own when they are not.
+func inOrder(sums []content.Sum) []content.Sum {
+	if slices.IsSortedFunc(sums, compareSums) {
+		return sums
+	}
+	return slices.SortedFunc(slices.Values(sums), compareSums)
+}
+
+func compareSums(a, b content.Sum) int { return bytes.Compare(a[:], b[:]) }
+
+// name notes that something names a blob.
+func (b *blobs) name(s content.Sum) {
+	if i, is := slices.BinarySearchFunc(b.shards[s[0]].sums, s, compareSums); is {
+		atomic.OrUint32(&b.shards[s[0]].named[i/32], 1<<(i%32))
+	}
+}
+
+// has reports whether a blob is stored.
+func (b *blobs) has(s content.Sum) bool {
+	_, is := slices.BinarySearchFunc(b.shards[s[0]].sums, s, compareSums)
+	return is
+}
+
+// unnamed calls do for the blobs that nothing names, until it fails.
+func (b *blobs) unnamed(do func(content.Sum) error) error {
+	for _, of := range b.shards {
+		for i, sum := range of.sums {
+			if of.named[i/32]&(1<<(i%32)) != 0 {
+				continue
+			}
+			if err := do(sum); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
