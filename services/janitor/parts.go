@@ -57,6 +57,7 @@ func newParts(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.T
 			_ = p.close(context.WithoutCancel(ctx)) // the first error counts
 		}
 	}()
+	tuneMemory()
 	timetable, err := enforce.NewTimetable(cfg.GetSchedule().GetCron(), cfg.GetSchedule().GetTimeZone(), cfg.GetSchedule().GetJitter().AsDuration())
 	if err != nil {
 		return nil, err
@@ -97,7 +98,7 @@ func newParts(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.T
 	p.undo.Push("surveyor", func(context.Context) error { p.surveyor.Close(); return nil })
 	p.engine = enforce.New(enforce.Options{
 		Storage: kept, Remote: remote.New(p.client), Registry: p.client, Checker: p.checker, State: p.store, Metrics: p.gauges, Log: tel.Logger, Tracer: p.tracer, NewID: newRunID, Now: clock.Now,
-		Settle: cfg.GetSettle().AsDuration(), Listens: p.listener != nil,
+		Settle: cfg.GetSettle().AsDuration(), Listens: p.listener != nil, Looked: makeRoom,
 	})
 	p.schedule = enforce.NewSchedule(p.engine, timetable)
 	return p, nil

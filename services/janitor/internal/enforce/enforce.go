@@ -144,6 +144,8 @@ type Options struct {
 	// Listens says that uses are told by notifications: without them ages count from uses
 	// that builds tell of, and from pushes.
 	Listens bool
+	// Looked is told how many blobs a look has found; it may be nil.
+	Looked func(blobs int)
 }
 
 // Engine plans, and carries plans out.
@@ -151,7 +153,6 @@ type Engine struct {
 	Options
 	plans   plans
 	looking chan struct{} // has room for one look at the storage
-	numbers plan.Numbers
 
 	mu      sync.Mutex
 	active  map[string]*Active // by the id of the run

@@ -103,7 +103,7 @@ func (e *Engine) reach() run.Reach {
 
 // input is all that a plan is made from, for a run, if there is one.
 func (e *Engine) input(ctx context.Context, p policy.Policy, now time.Time, runID string) (in plan.Input, err error) {
-	in = plan.Input{Policy: p, Now: now, Numbers: &e.numbers}
+	in = plan.Input{Policy: p, Now: now}
 	removed, err := e.removed(now.Add(-p.MaxBuildTime), runID)
 	if err != nil {
 		return in, err
@@ -164,6 +164,9 @@ func (e *Engine) look(ctx context.Context, look inventory.Look) (inventory.Regis
 	registry, err := e.Storage.Inventory(ctx, look)
 	switch {
 	case err == nil:
+		if e.Looked != nil {
+			e.Looked(registry.Numbers)
+		}
 		return registry, nil
 	case ctx.Err() != nil:
 		return registry, context.Cause(ctx)

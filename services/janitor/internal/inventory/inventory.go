@@ -23,6 +23,7 @@ type Registry struct {
 	Time         time.Time    // by the janitor's clock, taken before it was looked at
 	Repositories []Repository // by name
 	Orphans      []Orphan     // in any order
+	Numbers      int          // how many numbers Reaches have; 0: there are none
 	Took         Took
 	Warnings     []string // what could not be looked at, in sentences
 }
@@ -41,6 +42,10 @@ type Repository struct {
 	Doubts []Doubt
 	// Dangling are links to blobs that are not there.
 	Dangling []Link
+	// Reaches are what each manifest takes by the numbers of these, the same in all
+	// repositories: itself, and then the blobs that it names. To look each up by its digest
+	// would be most of the work on a large registry.
+	Reaches [][]int32
 }
 
 // Manifest is a manifest of a repository.

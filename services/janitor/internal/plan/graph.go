@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"regexp"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
@@ -17,7 +16,7 @@ type simulation struct {
 	in    Input
 	nodes []*node // of one repository after the other, by name and digest
 	order []*node // that go, in the order of their going
-	bytes []int64 // of what manifests reach, by its number
+	bytes []int64 // of what manifests reach, by numbers
 }
 
 // node is a manifest of a repository.
@@ -47,11 +46,12 @@ var signatureTag = regexp.MustCompile(`^sha256-([a-f0-9]{64})(?:\.(?:sig|att|sbo
 func newSimulation(in Input) *simulation {
 	s := &simulation{in: in}
 	s.in.Registry.Repositories = slices.Clone(in.Registry.Repositories)
+	s.in.Registry.Number()
 	slices.SortFunc(s.in.Registry.Repositories, func(a, b inventory.Repository) int { return cmp.Compare(a.Name, b.Name) })
 	for i := range s.in.Registry.Repositories {
 		s.add(&s.in.Registry.Repositories[i])
 	}
-	s.number()
+	s.measure()
 	for _, n := range s.nodes {
 		n.rule = s.ruleOf(n)
 		n.settle(in)
@@ -68,7 +68,7 @@ func (s *simulation) add(r *inventory.Repository) {
 	nodes := make([]*node, 0, len(r.Manifests))
 	for i := range r.Manifests {
 		m := &r.Manifests[i]
-		n := &node{repository: r.Name, manifest: m, pushed: m.Pushed, used: m.Pushed}
+		n := &node{repository: r.Name, manifest: m, pushed: m.Pushed, used: m.Pushed, reaches: r.Reaches[i]}
 		n.verdict = Verdict{Repository: r.Name, Kind: Manifest, Digest: string(m.Digest), Of: m.Of, Bytes: m.Bytes, Pushed: m.Pushed, Reason: NoRule}
 		byDigest[m.Digest] = n
 		nodes = append(nodes, n)
@@ -153,75 +153,20 @@ func (s *simulation) ruleOf(n *node) *policy.Rule {
 	return nil
 }
 
-// Numbers gives each digest that manifests reach a number, so that each is looked up once,
-// and remembers them from one plan to the next. The zero value is ready; plans that share one
-// wait for one another.
-type Numbers struct {
-	mu       sync.Mutex
-	bySum    map[content.Sum]int32
-	byDigest map[content.Digest]int32  // those of other algorithms
-	bytes    []int64                   // of each number
-	of       map[*content.Blob][]int32 // of what a manifest names, by its list of blobs
-}
-
-// number numbers what the nodes reach.
-func (s *simulation) number() {
-	numbers := s.in.Numbers
-	if numbers == nil {
-		numbers = &Numbers{}
+// measure says how many bytes each number has.
+func (s *simulation) measure() {
+	s.bytes = make([]int64, s.in.Registry.Numbers)
+	set := func(number int32, bytes int64) {
+		if number != inventory.Missing {
+			s.bytes[number] = bytes
+		}
 	}
-	total := 0
 	for _, n := range s.nodes {
-		total += 1 + len(n.manifest.Blobs)
+		set(n.reaches[0], n.manifest.Bytes)
+		for i, b := range n.manifest.Blobs {
+			set(n.reaches[1+i], b.Bytes)
+		}
 	}
-	numbers.mu.Lock()
-	defer numbers.mu.Unlock()
-	if numbers.bySum == nil || len(numbers.bytes) > 2*total+1000 { // most are of what is gone
-		numbers.bySum, numbers.byDigest = make(map[content.Sum]int32, total), map[content.Digest]int32{}
-		numbers.bytes, numbers.of = make([]int64, 0, total), make(map[*content.Blob][]int32, len(s.nodes))
-	}
-	all := make([]int32, 0, total) // of one node after the other
-	for _, n := range s.nodes {
-		from := len(all)
-		all = append(all, numbers.one(content.NewBlob(n.manifest.Digest, n.manifest.Bytes)))
-		all = append(all, numbers.list(n.manifest.Blobs)...)
-		n.reaches = all[from:]
-	}
-	s.bytes = slices.Clone(numbers.bytes)
-}
-
-func (x *Numbers) one(b content.Blob) int32 {
-	if sum, is := b.Sum(); is {
-		return number(x, x.bySum, sum, b.Bytes)
-	}
-	return number(x, x.byDigest, b.Digest(), b.Bytes)
-}
-
-func number[K comparable](x *Numbers, ids map[K]int32, key K, bytes int64) int32 {
-	id, known := ids[key]
-	if !known {
-		id = int32(len(x.bytes)) //nolint:gosec // there are fewer blobs than that
-		ids[key] = id
-		x.bytes = append(x.bytes, bytes)
-	}
-	return id
-}
-
-// list numbers the blobs of a manifest, whose list does not change.
-func (x *Numbers) list(blobs []content.Blob) []int32 {
-	if len(blobs) == 0 {
-		return nil
-	}
-	ids := x.of[&blobs[0]]
-	if len(ids) == len(blobs) {
-		return ids
-	}
-	ids = make([]int32, len(blobs))
-	for i, b := range blobs {
-		ids[i] = x.one(b)
-	}
-	x.of[&blobs[0]] = ids
-	return ids
 }
 
 // holders counts by how many manifests each blob is held.
@@ -237,6 +182,9 @@ func (s *simulation) holders() *holders {
 
 func (h *holders) add(n *node) (bytes int64) {
 	for _, id := range n.reaches {
+		if id == inventory.Missing {
+			continue
+		}
 		if h.by[id]++; h.by[id] == 1 {
 			bytes += h.bytes[id]
 			h.held++
@@ -247,6 +195,9 @@ func (h *holders) add(n *node) (bytes int64) {
 
 func (h *holders) remove(n *node) (bytes, blobs int64) {
 	for _, id := range n.reaches {
+		if id == inventory.Missing {
+			continue
+		}
 		if h.by[id]--; h.by[id] == 0 {
 			bytes += h.bytes[id]
 			blobs++

@@ -199,7 +199,8 @@ func (s *simulation) plan() *Plan {
 	for i := range p.Rules {
 		byRule[p.Rules[i].Rule] = &p.Rules[i].Amount
 	}
-	var stays []Verdict
+	oddities := p.oddities(s.in)
+	p.Verdicts = make([]Verdict, 0, len(s.nodes)+len(oddities)) // they are most of what a plan takes
 	for _, n := range s.order {
 		one := n.verdict.Amount()
 		p.Removes = p.Removes.Plus(one)
@@ -207,6 +208,15 @@ func (s *simulation) plan() *Plan {
 			*a = a.Plus(one)
 		}
 		p.Verdicts = append(p.Verdicts, n.verdict)
+	}
+	for _, v := range oddities {
+		if v.Remove {
+			p.Removes = p.Removes.Plus(v.Amount())
+			p.Verdicts = append(p.Verdicts, v)
+		}
+	}
+	for i := range p.Verdicts {
+		p.Verdicts[i].Order = int64(i) + 1
 	}
 	held := s.holders()
 	for _, n := range s.nodes {
@@ -217,21 +227,14 @@ func (s *simulation) plan() *Plan {
 		before := held.held
 		bytes := held.add(n)
 		p.Keeps = p.Keeps.Plus(Amount{Manifests: 1, Blobs: held.held - before, Bytes: bytes})
-		stays = append(stays, n.verdict)
+		p.Verdicts = append(p.Verdicts, n.verdict)
 	}
 	p.RemovesAll = p.Removes.Manifests > 0 && p.Keeps.Manifests == 0
-	for _, v := range p.oddities(s.in) {
-		if v.Remove {
-			p.Removes = p.Removes.Plus(v.Amount())
+	for _, v := range oddities {
+		if !v.Remove {
 			p.Verdicts = append(p.Verdicts, v)
-		} else {
-			stays = append(stays, v)
 		}
 	}
-	for i := range p.Verdicts {
-		p.Verdicts[i].Order = int64(i) + 1
-	}
-	p.Verdicts = append(p.Verdicts, stays...)
 	return p
 }
 

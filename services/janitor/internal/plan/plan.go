@@ -22,9 +22,6 @@ type Input struct {
 	Uses Uses
 	// Leases is what is in use now.
 	Leases Leases
-	// Numbers are those of the plan before; nil: there was none. They make no difference but
-	// in time.
-	Numbers *Numbers
 }
 
 // Uses knows of uses. A nil one knows of none.

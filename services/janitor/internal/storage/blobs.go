@@ -6,17 +6,20 @@ import (
 	"sync/atomic"
 
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
+	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
 )
 
 // blobs are those that are stored, and which of them are named. A large registry has a
 // million: it takes their sums, in order, and a bit for each.
 type blobs struct {
 	shards [256]shard // by the first bytes of sums
+	count  int
 }
 
 type shard struct {
 	sums  []content.Sum // in order
 	named []uint32      // a bit for each
+	from  int           // the number of the first
 }
 
 // newBlobs are the blobs of the directories of their prefixes.
@@ -27,8 +30,8 @@ func newBlobs(prefixes []directory) *blobs {
 			continue
 		}
 		sums := inOrder(dir.hashes)
-		first := sums[0][0]
-		all.shards[first] = shard{sums, make([]uint32, (len(sums)+31)/32)}
+		all.shards[sums[0][0]] = shard{sums, make([]uint32, (len(sums)+31)/32), all.count}
+		all.count += len(sums)
 	}
 	return all
 }
@@ -43,11 +46,17 @@ func inOrder(sums []content.Sum) []content.Sum {
 
 func compareSums(a, b content.Sum) int { return bytes.Compare(a[:], b[:]) }
 
-// name notes that something names a blob.
-func (b *blobs) name(s content.Sum) {
-	if i, is := slices.BinarySearchFunc(b.shards[s[0]].sums, s, compareSums); is {
-		atomic.OrUint32(&b.shards[s[0]].named[i/32], 1<<(i%32))
+// name notes that something names a blob. It returns its number.
+func (b *blobs) name(s content.Sum) int32 {
+	of := &b.shards[s[0]]
+	i, is := slices.BinarySearchFunc(of.sums, s, compareSums)
+	if !is {
+		return inventory.Missing
 	}
+	if bit := uint32(1) << (i % 32); atomic.LoadUint32(&of.named[i/32])&bit == 0 {
+		atomic.OrUint32(&of.named[i/32], bit)
+	}
+	return int32(of.from + i) //nolint:gosec // there are fewer blobs than that
 }
 
 // has reports whether a blob is stored.
@@ -69,4 +78,12 @@ func (b *blobs) unnamed(do func(content.Sum) error) error {
 		}
 	}
 	return nil
+}
+
+// sum is how many there are.
+func sum(prefixes []directory) (n int) {
+	for _, dir := range prefixes {
+		n += len(dir.hashes)
+	}
+	return n
 }

@@ -63,7 +63,7 @@ func (s *Storage) Inventory(ctx context.Context, look inventory.Look) (inventory
 		return out, err
 	}
 	s.remember(all, blobs, orphans)
-	out.Orphans = orphans
+	out.Orphans, out.Numbers = orphans, sum(blobs)
 	out.Repositories = make([]inventory.Repository, len(all))
 	for i := range all {
 		out.Repositories[i] = all[i].Repository

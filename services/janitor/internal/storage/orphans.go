@@ -17,7 +17,7 @@ func (s *Storage) links(ctx context.Context, shards []directory, all []looked, l
 	stored := newBlobs(shards)
 	err := inParallel(ctx, len(all), func(i int) error {
 		all[i].Dangling = nil
-		stored.nameAll(all[i].Repository)
+		stored.nameAll(&all[i].Repository)
 		return nil
 	})
 	if err != nil {
@@ -47,25 +47,24 @@ func (s *Storage) links(ctx context.Context, shards []directory, all []looked, l
 	return list, nil
 }
 
-// nameAll names all that a repository names.
-func (b *blobs) nameAll(r inventory.Repository) {
+// nameAll names all that a repository names, and numbers it.
+func (b *blobs) nameAll(r *inventory.Repository) {
+	r.Number(func(blob content.Blob) int32 {
+		if sum, ok := blob.Sum(); ok {
+			return b.name(sum)
+		}
+		return inventory.Missing // another algorithm's are left alone
+	})
 	name := func(d content.Digest) {
 		if sum, ok := d.Sum(); ok {
 			b.name(sum)
 		}
 	}
 	for k := range r.Manifests {
-		m := &r.Manifests[k]
-		name(m.Digest)
-		for _, blob := range m.Blobs {
-			if sum, ok := blob.Sum(); ok {
-				b.name(sum)
-			}
-		}
-		for _, d := range m.Children { // an index may list what is here, and of no revision
+		for _, d := range r.Manifests[k].Children { // an index may list what is here, and of no revision
 			name(d)
 		}
-		for _, d := range m.Foreign {
+		for _, d := range r.Manifests[k].Foreign {
 			name(d)
 		}
 	}
