@@ -3,6 +3,7 @@ package human
 
 import (
 	"fmt"
+	"strconv"
 	"time"
 )
 
@@ -34,9 +35,9 @@ func Span(d time.Duration) string {
 }
 
 func pair(d, large time.Duration, largeName string, small time.Duration, smallName string) string {
-	text := fmt.Sprintf("%d%s", d/large, largeName)
+	text := strconv.FormatInt(int64(d/large), 10) + largeName
 	if rest := d % large / small; rest > 0 {
-		text += fmt.Sprintf(" %d%s", rest, smallName)
+		text += " " + strconv.FormatInt(int64(rest), 10) + smallName
 	}
 	return text
 }

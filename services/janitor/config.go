@@ -66,6 +66,9 @@ func Command() *cobra.Command {
   # With another one, whose storage is on this host:
   kiln-janitor --set registry.address=localhost:5001 --set registry.storage_root=/var/lib/registry
 
+  # With one whose storage is in S3, as its configuration says:
+  kiln-janitor --set registry.storage_config=/etc/distribution/config.yml
+
   # With credentials:
   kiln-janitor --set registry.address=registry.example.org --set registry.username=janitor --set registry.password_file=/etc/kiln/password`,
 		NewConfig: DefaultConfig,

@@ -88,7 +88,7 @@ func (c *Canary) Sing(ctx context.Context, ago time.Duration) (found Found, err 
 		return found, err
 	}
 	if err := c.Storage.Forget(Repository, digest); err != nil {
-		return found, fault.Wrap(err, fault.FailedPrecondition, "WRONG_STATE", fmt.Sprintf("what was pushed to %s is not in registry.storage_root, or cannot be removed", Repository),
+		return found, fault.Wrap(err, fault.FailedPrecondition, "WRONG_STATE", fmt.Sprintf("what was pushed to %s is not in the storage that the janitor was given, or cannot be removed", Repository),
 			"set it to the registry's storage.filesystem.rootdirectory, and let the janitor's user write there")
 	}
 	err = c.ask(ctx, digest, func(is bool) error {

@@ -104,10 +104,10 @@ func judgeDisk(root string, disk Disk, unread, foreign error) Result {
 			Remedy: "when the janitor can reach the storage, set registry.storage_root or registry.storage_config",
 		}
 	case unread != nil:
-		return failed(Fail, fmt.Errorf("storage %s cannot be read: %w", root, unread), "let the janitor's user read it, and check registry.storage_root")
+		return failed(Fail, fmt.Errorf("storage %s cannot be read: %w", root, unread), "let the janitor's user read it, and check registry.storage_root or registry.storage_config")
 	case foreign != nil:
 		return failed(Fail, fmt.Errorf("%s is not the registry's storage: %w", root, foreign),
-			"set registry.storage_root to the registry's storage.filesystem.rootdirectory")
+			"set registry.storage_root to the registry's storage.filesystem.rootdirectory, or registry.storage_config to its configuration file")
 	}
 	if disk.Total == 0 {
 		return Result{Message: root + " answers, and has no bound"}
@@ -149,7 +149,7 @@ var errNoStorage = errors.New("it takes the registry's storage to find that out"
 func judgeCache(found canary.Found, err error) Result {
 	switch {
 	case errors.Is(err, errNoStorage):
-		return failed(Unknown, err, "set registry.storage_root where the janitor can reach it")
+		return failed(Unknown, err, "set registry.storage_root or registry.storage_config where the janitor can reach it")
 	case err != nil:
 		return failed(Fail, err, remedyOf(err, "look at the registry's log"))
 	case found.Caches:
@@ -164,7 +164,7 @@ const slowNotifications = 2 * time.Second
 func judgeNotifications(found canary.Found, err error) Result {
 	switch {
 	case errors.Is(err, errNoStorage):
-		return failed(Unknown, err, "set registry.storage_root where the janitor can reach it")
+		return failed(Unknown, err, "set registry.storage_root or registry.storage_config where the janitor can reach it")
 	case err != nil:
 		return failed(Unknown, err, remedyOf(err, "look at the registry's log"))
 	case found.Deaf:

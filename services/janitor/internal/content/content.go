@@ -129,49 +129,58 @@ func Parse(digest Digest, served MediaType, raw []byte) (Manifest, error) {
 	if m.Kind == "" {
 		m.Kind = served
 	}
-	references := doc.references()
-	for _, d := range references {
-		if !d.Digest.Valid() || d.Size < 0 {
-			return Manifest{}, fmt.Errorf("%w: manifest %s names %q of %d bytes, which cannot be", ErrBroken, digest, d.Digest, d.Size)
+	err := doc.each(func(d descriptor, child bool) error {
+		b := NewBlob(d.Digest, d.Size)
+		if !b.valid() || d.Size < 0 {
+			return fmt.Errorf("%w: manifest %s names %q of %d bytes, which cannot be", ErrBroken, digest, d.Digest, d.Size)
 		}
 		switch {
-		case d.child:
+		case child:
 			m.Children = append(m.Children, d.Digest)
 		case len(d.URLs) > 0:
 			m.Foreign = append(m.Foreign, d.Digest)
 		default:
 			if m.Blobs == nil {
-				m.Blobs = make([]Blob, 0, len(references))
+				m.Blobs = make([]Blob, 0, doc.blobs())
 			}
-			m.Blobs = append(m.Blobs, NewBlob(d.Digest, d.Size))
+			m.Blobs = append(m.Blobs, b)
 		}
+		return nil
+	})
+	if err != nil {
+		return Manifest{}, err
 	}
 	return m, nil
 }
 
-type reference struct {
-	descriptor
-	child bool // a manifest
-}
-
-// references are all that the document names. What an index lists need not be
-// manifests: the older form of BuildKit's cache lists layers there.
-func (d document) references() []reference {
-	var all []reference
+// each calls do for all that the document names, until it fails; child says that it is a
+// manifest. What an index lists need not be manifests: the older form of BuildKit's cache lists
+// layers there.
+func (d document) each(do func(_ descriptor, child bool) error) error {
 	if d.Config != nil {
-		all = append(all, reference{descriptor: *d.Config})
+		if err := do(*d.Config, false); err != nil {
+			return err
+		}
 	}
-	for _, list := range []*[]descriptor{d.Layers, d.Blobs} {
-		if list != nil {
-			for _, one := range *list {
-				all = append(all, reference{descriptor: one})
+	for _, list := range []*[]descriptor{d.Layers, d.Blobs, d.Manifests} {
+		if list == nil {
+			continue
+		}
+		for _, one := range *list {
+			if err := do(one, list == d.Manifests && (one.MediaType == "" || one.MediaType.IsManifest())); err != nil {
+				return err
 			}
 		}
 	}
-	if d.Manifests != nil {
-		for _, one := range *d.Manifests {
-			all = append(all, reference{descriptor: one, child: one.MediaType == "" || one.MediaType.IsManifest()})
+	return nil
+}
+
+// blobs is how many blobs the document names at most.
+func (d document) blobs() (n int) {
+	for _, list := range []*[]descriptor{d.Layers, d.Blobs, d.Manifests} {
+		if list != nil {
+			n += len(*list)
 		}
 	}
-	return all
+	return 1 + n
 }

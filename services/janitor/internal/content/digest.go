@@ -14,10 +14,7 @@ const sha256 = "sha256:"
 var digestForm = regexp.MustCompile(`^[a-z0-9]+([+._-][a-z0-9]+)*:[a-zA-Z0-9=_-]{32,}$`)
 
 // Valid says whether the digest has the form of one.
-func (d Digest) Valid() bool {
-	_, is := d.Sum()
-	return is || digestForm.MatchString(string(d))
-}
+func (d Digest) Valid() bool { return NewBlob(d, 0).valid() }
 
 // Sum is the digest's own bytes; false when it is none of sha256.
 func (d Digest) Sum() (Sum, bool) {
@@ -76,11 +73,14 @@ type Blob struct {
 
 // NewBlob is the blob of a digest.
 func NewBlob(d Digest, bytes int64) Blob {
-	if sum, is := d.Sum(); is {
+	if sum, is := d.Sum(); is && sum != (Sum{}) { // which says that there is none
 		return Blob{sum: sum, Bytes: bytes}
 	}
 	return Blob{other: d, Bytes: bytes}
 }
+
+// valid says whether its digest has the form of one.
+func (b Blob) valid() bool { return b.sum != Sum{} || digestForm.MatchString(string(b.other)) }
 
 // Digest is the digest of the blob.
 func (b Blob) Digest() Digest {

@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"go.opentelemetry.io/otel/attribute"
@@ -178,8 +179,8 @@ func (e *Engine) look(ctx context.Context, look inventory.Look) (inventory.Regis
 // own is an error when the storage is not the registry's.
 func (e *Engine) own(ctx context.Context) error {
 	if err := e.Checker.Foreign(ctx); err != nil {
-		return fault.Wrap(err, fault.FailedPrecondition, "WRONG_STATE", "registry.storage_root is not the registry's storage",
-			"set it to the registry's storage.filesystem.rootdirectory")
+		return fault.Wrap(err, fault.FailedPrecondition, "WRONG_STATE", "the storage that the janitor was given is not the registry's",
+			"set registry.storage_root to the registry's storage.filesystem.rootdirectory, or registry.storage_config to its configuration file")
 	}
 	return nil
 }
@@ -198,10 +199,17 @@ func digest(p run.Plan) string {
 	h := sha256.New()
 	// A hash takes all that is written to it.
 	_, _ = fmt.Fprintf(h, "%d %d\n", p.Created.UnixNano(), p.PolicyVersion)
-	for _, v := range p.Verdicts {
-		if v.Remove {
-			_, _ = fmt.Fprintf(h, "%q %q %q %d\n", v.Repository, v.Kind, v.Digest, v.Pushed.UnixNano())
+	var line []byte
+	for i := range p.Verdicts {
+		v := &p.Verdicts[i]
+		if !v.Remove {
+			continue
 		}
+		line = line[:0]
+		for _, part := range []string{v.Repository, string(v.Kind), v.Digest} {
+			line = append(strconv.AppendQuote(line, part), ' ')
+		}
+		_, _ = h.Write(append(strconv.AppendInt(line, v.Pushed.UnixNano(), 10), '\n'))
 	}
 	return "sha256:" + hex.EncodeToString(h.Sum(nil))
 }

@@ -13,7 +13,7 @@ import (
 func (e *Engine) Quarantine(ctx context.Context) (all []quarantine.Entry, _ error) {
 	if e.Storage == nil {
 		return nil, fault.New(fault.FailedPrecondition, "WRONG_STATE", "there is no quarantine without the registry's storage",
-			"run the janitor where the storage is, and set registry.storage_root")
+			"run the janitor where the storage can be reached, and set registry.storage_root or registry.storage_config")
 	}
 	journals, err := e.Storage.Journals()
 	if err != nil {

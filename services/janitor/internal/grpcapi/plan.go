@@ -6,7 +6,6 @@ import (
 	"github.com/kilnbuild/kiln/pkg/aip"
 	janitorv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/janitor/v1"
 	"github.com/kilnbuild/kiln/services/janitor/internal/enforce"
-	"github.com/kilnbuild/kiln/services/janitor/internal/plan"
 	"github.com/kilnbuild/kiln/services/janitor/internal/policy"
 	"github.com/kilnbuild/kiln/services/janitor/internal/run"
 	"github.com/kilnbuild/kiln/services/janitor/internal/wire"
@@ -30,11 +29,9 @@ func (s *Server) PlanRun(ctx context.Context, req *janitorv1.PlanRunRequest) (*j
 	if err != nil {
 		return nil, err
 	}
-	var shown []plan.Verdict
-	for _, v := range p.Verdicts {
-		if v.Remove || at.Kept {
-			shown = append(shown, v)
-		}
+	shown := p.Verdicts
+	if !at.Kept {
+		shown = p.Removals()
 	}
 	res := &janitorv1.PlanRunResponse{Plan: wire.PlanProto(p)}
 	part, next := aip.Page(shown, max(0, at.From), max(1, at.Size))

@@ -11,7 +11,7 @@ import (
 // VerifyRegistry implements the RPC.
 func (s *Server) VerifyRegistry(req *janitorv1.VerifyRegistryRequest, stream janitorv1.JanitorService_VerifyRegistryServer) error {
 	if s.Verified == nil {
-		return fault.New(fault.Unimplemented, "UNIMPLEMENTED", "this version verifies with the registry's storage only", "run the janitor where the storage is, and set registry.storage_root")
+		return fault.New(fault.Unimplemented, "UNIMPLEMENTED", "this version verifies with the registry's storage only", "run the janitor where the storage can be reached, and set registry.storage_root or registry.storage_config")
 	}
 	ask := verify.Ask{Repositories: policy.Globs(req.GetRepositories()...), SkipContent: req.GetSkipContent(), BytesASecond: req.GetMaxBytesPerSecond()}
 	return verify.Run(stream.Context(), s.Verified, ask, func(e verify.Event) error {

@@ -125,7 +125,7 @@ func (n *node) beyond(now time.Time) (reason Reason, why string) {
 	}
 	switch {
 	case k.Age != nil && n.verdict.Age > *k.Age:
-		return Age, fmt.Sprintf("unused for %s; %s keeps %s", human.Span(n.verdict.Age), n.rule.Name, human.Span(*k.Age))
+		return Age, "unused for " + human.Span(n.verdict.Age) + "; " + n.rule.Name + " keeps " + human.Span(*k.Age)
 	case over(k.PushAge, n.pushed):
 		return PushAge, fmt.Sprintf("pushed %s ago; %s keeps %s", human.Span(now.Sub(n.pushed)), n.rule.Name, human.Span(*k.PushAge))
 	case over(k.CreateAge, n.manifest.Created):

@@ -57,10 +57,17 @@ type Plan struct {
 }
 
 // Removals are the verdicts on what goes.
-func (p *Plan) Removals() (all []Verdict) {
-	for _, v := range p.Verdicts {
-		if v.Remove {
-			all = append(all, v)
+func (p *Plan) Removals() []Verdict {
+	n := 0
+	for i := range p.Verdicts {
+		if p.Verdicts[i].Remove {
+			n++
+		}
+	}
+	all := make([]Verdict, 0, n)
+	for i := range p.Verdicts {
+		if p.Verdicts[i].Remove {
+			all = append(all, p.Verdicts[i])
 		}
 	}
 	return all

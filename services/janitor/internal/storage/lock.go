@@ -212,5 +212,5 @@ func (s *Storage) own(elements ...string) string {
 // denied is that the storage cannot be written to.
 func denied(err error) error {
 	return fault.Wrap(err, fault.Unavailable, "REGISTRY_UNAVAILABLE", "the registry's storage cannot be written to",
-		"give the janitor's user write access to registry.storage_root, and see that its disk is neither full nor read-only")
+		"give the janitor's user write access to it, and see that its disk is neither full nor read-only")
 }
