@@ -105,12 +105,15 @@ type document struct {
 	ArtifactType string `json:"artifactType"`
 }
 
+// asRegistries are the semantics of encoding/json, which is what registries read manifests with;
+// but for the words of errors, which take a look at the whole text beforehand.
+var asRegistries = json.JoinOptions(jsonv1.DefaultOptionsV1(), jsonv1.ReportErrorsWithLegacySemantics(false))
+
 // Parse reads a manifest. Served is the media type that the registry says, which
 // counts when the manifest does not say its own.
 func Parse(digest Digest, served MediaType, raw []byte) (Manifest, error) {
 	var doc document
-	// With the semantics of encoding/json, which is what the registry reads it with.
-	if err := json.Unmarshal(raw, &doc, jsonv1.DefaultOptionsV1()); err != nil {
+	if err := json.Unmarshal(raw, &doc, asRegistries); err != nil {
 		return Manifest{}, fmt.Errorf("%w: manifest %s of %d bytes is no JSON object: %w", ErrBroken, digest, len(raw), err)
 	}
 	if doc.Layers == nil && doc.Manifests == nil && doc.Blobs == nil {

@@ -2,6 +2,8 @@ package storage
 
 import (
 	"bytes"
+	"cmp"
+	"context"
 	"encoding/binary"
 	"slices"
 	"sync/atomic"
@@ -24,17 +26,18 @@ type shard struct {
 }
 
 // newBlobs are the blobs of the directories of their prefixes.
-func newBlobs(prefixes []directory) *blobs {
+func newBlobs(ctx context.Context, prefixes []directory) (*blobs, error) {
 	all := &blobs{}
 	for _, dir := range prefixes {
-		if len(dir.hashes) == 0 {
-			continue
+		if sums := dir.hashes; len(sums) > 0 {
+			all.shards[sums[0][0]] = shard{sums, make([]uint32, (len(sums)+31)/32), all.count}
+			all.count += len(sums)
 		}
-		sums := inOrder(dir.hashes)
-		all.shards[sums[0][0]] = shard{sums, make([]uint32, (len(sums)+31)/32), all.count}
-		all.count += len(sums)
 	}
-	return all
+	return all, inParallel(ctx, len(all.shards), func(i int) error {
+		all.shards[i].sums = inOrder(all.shards[i].sums)
+		return nil
+	})
 }
 
 // inOrder are sums in order, in a slice of their own when they are not.
@@ -45,7 +48,13 @@ func inOrder(sums []content.Sum) []content.Sum {
 	return slices.SortedFunc(slices.Values(sums), compareSums)
 }
 
-func compareSums(a, b content.Sum) int { return bytes.Compare(a[:], b[:]) }
+// compareSums compares most by their first bytes alone, which are enough.
+func compareSums(a, b content.Sum) int {
+	if c := cmp.Compare(binary.BigEndian.Uint64(a[:]), binary.BigEndian.Uint64(b[:])); c != 0 {
+		return c
+	}
+	return bytes.Compare(a[8:], b[8:])
+}
 
 // name notes that something names a blob. It returns its number.
 func (b *blobs) name(s content.Sum) int32 {

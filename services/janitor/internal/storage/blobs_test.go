@@ -24,7 +24,10 @@ func TestBlobsAreFound(t *testing.T) {
 				dirs[s[0]].hashes = append(dirs[s[0]].hashes, s)
 			}
 		}
-		all := newBlobs(dirs[:])
+		all, err := newBlobs(t.Context(), dirs[:])
+		if err != nil {
+			t.Fatal(err)
+		}
 		numbers := map[int32]bool{}
 		for i := range 2000 {
 			s, is := of(i), i%2 == 0

@@ -185,9 +185,7 @@ func (d *directories) read(dir string) (directory, error) {
 			is.names = append(is.names, string(name))
 		}
 	})
-	// In order, and without room to grow.
-	is.hashes, is.names = slices.Clone(is.hashes), slices.Clone(is.names)
-	slices.SortFunc(is.hashes, compareSums)
+	is.hashes, is.names = slices.Clone(is.hashes), slices.Clone(is.names) // without room to grow
 	if err != nil || !old {
 		return is, err
 	}

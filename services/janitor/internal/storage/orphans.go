@@ -14,8 +14,11 @@ import (
 // links compares what is stored with what names it: blobs that nothing names, and names of
 // blobs that are not there.
 func (s *Storage) links(ctx context.Context, shards []directory, all []looked, look inventory.Look) (list []inventory.Orphan, _ error) {
-	stored := newBlobs(shards)
-	err := inParallel(ctx, len(all), func(i int) error {
+	stored, err := newBlobs(ctx, shards)
+	if err != nil {
+		return nil, err
+	}
+	err = inParallel(ctx, len(all), func(i int) error {
 		all[i].Dangling = nil
 		stored.nameAll(&all[i].Repository)
 		return nil
