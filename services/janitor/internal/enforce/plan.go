@@ -206,8 +206,8 @@ func digest(p run.Plan) string {
 			continue
 		}
 		line = line[:0]
-		for _, part := range []string{v.Repository, string(v.Kind), v.Digest} {
-			line = append(strconv.AppendQuote(line, part), ' ')
+		for _, part := range []string{v.Repository, string(v.Kind), v.Digest} { // none of them has a zero
+			line = append(append(line, part...), 0)
 		}
 		_, _ = h.Write(append(strconv.AppendInt(line, v.Pushed.UnixNano(), 10), '\n'))
 	}

@@ -68,6 +68,9 @@ func later(a, b Last) Last {
 // Last implements plan.Uses. What is known of a tag is said of the manifest that it holds.
 func (b *Book) Last(repository string, digest content.Digest, tags []string) (pushed, pulled time.Time) {
 	of := b.uses[repository]
+	if len(of) == 0 {
+		return pushed, pulled
+	}
 	last := of[ByDigest(digest)]
 	for _, tag := range tags {
 		last = later(last, of[ByTag(tag)])

@@ -3,7 +3,11 @@ package plan
 import (
 	"cmp"
 	"regexp"
+	"runtime"
 	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
@@ -43,39 +47,74 @@ func (n *node) root() bool { return len(n.owners) == 0 || len(n.tags) > 0 }
 // a digest (cosign, "Signature Specification").
 var signatureTag = regexp.MustCompile(`^sha256-([a-f0-9]{64})(?:\.(?:sig|att|sbom))?$`)
 
+// signed is the match of a signature's tag.
+func signed(tag string) []string {
+	if !strings.HasPrefix(tag, "sha256-") { // as nearly all
+		return nil
+	}
+	return signatureTag.FindStringSubmatch(tag)
+}
+
+// inOrder sorts what is in order most of the time.
+func inOrder[T any](all []T, compare func(a, b T) int) {
+	if !slices.IsSortedFunc(all, compare) {
+		slices.SortFunc(all, compare)
+	}
+}
+
 func newSimulation(in Input) *simulation {
 	s := &simulation{in: in}
 	s.in.Registry.Repositories = slices.Clone(in.Registry.Repositories)
 	s.in.Registry.Number()
-	slices.SortFunc(s.in.Registry.Repositories, func(a, b inventory.Repository) int { return cmp.Compare(a.Name, b.Name) })
-	for i := range s.in.Registry.Repositories {
-		s.add(&s.in.Registry.Repositories[i])
-	}
+	inOrder(s.in.Registry.Repositories, func(a, b inventory.Repository) int { return cmp.Compare(a.Name, b.Name) })
+	nodes := make([][]*node, len(s.in.Registry.Repositories))
+	inParallel(len(nodes), func(i int) { nodes[i] = s.nodesOf(&s.in.Registry.Repositories[i]) })
+	s.nodes = slices.Concat(nodes...)
 	s.measure()
-	for _, n := range s.nodes {
+	return s
+}
+
+// inParallel does something n times, as many at once as there are processors.
+func inParallel(n int, do func(i int)) {
+	var next atomic.Int64
+	var group sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		group.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				do(i)
+			}
+		})
+	}
+	group.Wait()
+}
+
+// nodesOf are those of one repository, each with its rule.
+func (s *simulation) nodesOf(r *inventory.Repository) []*node {
+	nodes := s.family(r)
+	for _, n := range nodes {
 		n.rule = s.ruleOf(n)
-		n.settle(in)
+		n.settle(s.in)
 		if n.rule != nil {
 			n.verdict.Rule = n.rule.Name
 		}
 	}
-	return s
+	return nodes
 }
 
-// add adds one repository: its manifests, and which live and die with which.
-func (s *simulation) add(r *inventory.Repository) {
+// family are the manifests of one repository, and which live and die with which.
+func (s *simulation) family(r *inventory.Repository) []*node {
 	byDigest := make(map[content.Digest]*node, len(r.Manifests))
 	nodes := make([]*node, 0, len(r.Manifests))
+	all := make([]node, len(r.Manifests))
 	for i := range r.Manifests {
-		m := &r.Manifests[i]
-		n := &node{repository: r.Name, manifest: m, pushed: m.Pushed, used: m.Pushed, reaches: r.Reaches[i]}
+		m, n := &r.Manifests[i], &all[i]
+		*n = node{repository: r.Name, manifest: m, pushed: m.Pushed, used: m.Pushed, reaches: r.Reaches[i]}
 		n.verdict = Verdict{Repository: r.Name, Kind: Manifest, Digest: string(m.Digest), Of: m.Of, Bytes: m.Bytes, Pushed: m.Pushed, Reason: NoRule}
 		byDigest[m.Digest] = n
 		nodes = append(nodes, n)
 	}
 	// So that the order of the input is without effect.
-	slices.SortFunc(nodes, func(a, b *node) int { return cmp.Compare(a.manifest.Digest, b.manifest.Digest) })
-	s.nodes = append(s.nodes, nodes...)
+	inOrder(nodes, func(a, b *node) int { return cmp.Compare(a.manifest.Digest, b.manifest.Digest) })
 	own := func(owner, n *node) {
 		if owner != nil && n != nil && owner != n && !slices.Contains(n.owners, owner) {
 			n.owners, owner.dependents = append(n.owners, owner), append(owner.dependents, n)
@@ -89,13 +128,17 @@ func (s *simulation) add(r *inventory.Repository) {
 			own(byDigest[n.manifest.Subject], n)
 		}
 	}
-	for _, tag := range slices.SortedFunc(slices.Values(r.Tags), func(a, b inventory.Tag) int { return cmp.Compare(a.Name, b.Name) }) {
+	tags := r.Tags
+	if byName := func(a, b inventory.Tag) int { return cmp.Compare(a.Name, b.Name) }; !slices.IsSortedFunc(tags, byName) {
+		tags = slices.SortedFunc(slices.Values(tags), byName)
+	}
+	for _, tag := range tags {
 		n := byDigest[tag.Digest]
 		if n == nil {
 			continue
 		}
 		n.verdict.Tags = append(n.verdict.Tags, tag.Name)
-		if m := signatureTag.FindStringSubmatch(tag.Name); m != nil && byDigest[content.Digest("sha256:"+m[1])] != nil {
+		if m := signed(tag.Name); m != nil && byDigest[content.Digest("sha256:"+m[1])] != nil {
 			own(byDigest[content.Digest("sha256:"+m[1])], n) // the tag says what it is of, and is no life of its own
 			continue
 		}
@@ -111,6 +154,7 @@ func (s *simulation) add(r *inventory.Repository) {
 			}
 		}
 	}
+	return nodes
 }
 
 // use takes in what is known of its uses and leases.

@@ -93,7 +93,7 @@ func (s *Storage) same(dir string, n int, file func(i int) (path string, at time
 }
 
 func (s *Storage) tagsDir(name string) string {
-	return filepath.Join(s.repositoryDir(name), manifestsDir, "tags")
+	return s.repositoryDir(name) + "/" + manifestsDir + "/tags"
 }
 
 // stored is what nothing names, as it was found last, and when the directories of blobs were

@@ -22,6 +22,7 @@ const layout = "docker/registry/v2"
 // Storage is the storage of one registry.
 type Storage struct {
 	root   string // of its paths
+	base   string // of those of the registry
 	name   string // for people
 	files  files
 	reader // of the files, or of what they were at one moment
@@ -45,20 +46,20 @@ func New(root string) *Storage {
 }
 
 func of(f files, root, name string) *Storage {
-	return &Storage{root: root, name: name, files: f, reader: f, memory: &memory{}}
+	return &Storage{root: root, base: filepath.Join(root, layout), name: name, files: f, reader: f, memory: &memory{}}
 }
 
 // now is the storage as it is now, for a look at most of it.
 func (s *Storage) now(ctx context.Context) (*Storage, error) {
 	frozen, err := s.files.frozen(ctx)
-	return &Storage{root: s.root, name: s.name, files: s.files, reader: frozen, memory: s.memory}, err
+	return &Storage{root: s.root, base: s.base, name: s.name, files: s.files, reader: frozen, memory: s.memory}, err
 }
 
 // Root is the root directory, or the name of the bucket.
 func (s *Storage) Root() string { return s.name }
 
 func (s *Storage) path(elements ...string) string {
-	return filepath.Join(append([]string{s.root, filepath.FromSlash(layout)}, elements...)...)
+	return filepath.Join(append([]string{s.base}, elements...)...)
 }
 
 // Disk is the file system that the storage is on; zero where none bounds it. It is an error
@@ -84,19 +85,17 @@ func (s *Storage) written(path string) (time.Time, error) {
 }
 
 // repositoryDir is the directory of a repository.
-func (s *Storage) repositoryDir(name string) string {
-	return s.path("repositories", filepath.FromSlash(name))
-}
+func (s *Storage) repositoryDir(name string) string { return s.base + "/repositories/" + name }
 
 // linksDir is the directory of a repository's links of one kind: "_layers", or
 // "_manifests/revisions".
 func (s *Storage) linksDir(repository, kind string) string {
-	return filepath.Join(s.repositoryDir(repository), filepath.FromSlash(kind), sha256)
+	return s.repositoryDir(repository) + "/" + kind + "/" + sha256
 }
 
 // link is the file of one link.
 func (s *Storage) link(repository, kind string, digest content.Digest) string {
-	return filepath.Join(s.linksDir(repository, kind), hexOf(digest), "link")
+	return s.linksDir(repository, kind) + "/" + hexOf(digest) + "/link"
 }
 
 func isSHA256(d content.Digest) bool {
