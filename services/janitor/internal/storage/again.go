@@ -1,7 +1,6 @@
 package storage
 
 import (
-	"path/filepath"
 	"slices"
 	"time"
 
@@ -14,6 +13,7 @@ type looked struct {
 	inventory.Repository
 	revisions, tags, layers time.Time
 	created                 bool // that was looked for
+	deleted                 bool // there are revisions without a link, which may come back
 	same                    bool // as in the look before
 }
 
@@ -24,61 +24,59 @@ func (s *Storage) again(name string, look inventory.Look) (looked, bool, error) 
 	if was == nil || look.Created && !was.created || len(was.Doubts)+len(was.Uploads) > 0 {
 		return looked{}, false, nil
 	}
-	is := looked{Repository: was.Repository, created: was.created, same: true}
-	at, hashes, err := s.changes(name)
-	if err != nil || at != [3]time.Time{was.revisions, was.tags, was.layers} || hashes != len(was.Manifests) {
-		return looked{}, false, err
+	is := *was
+	is.same = false
+	if was.revisions.IsZero() || was.deleted { // it has no revisions, or directories do not tell
+		return is, false, nil
 	}
-	is.revisions, is.tags, is.layers = at[0], at[1], at[2]
-	for _, t := range at {
-		if time.Since(t) < settled {
-			return looked{}, false, nil
+	err := s.within(s.repositoryDir(name), func(in place) error {
+		for _, dir := range []struct {
+			path string
+			at   time.Time
+		}{{revisionsDir + "/" + sha256, was.revisions}, {tagsDir, was.tags}, {layersDir + "/" + sha256, was.layers}} {
+			now, err := in.stat(dir.path)
+			if err != nil || !now.modified.Equal(dir.at) || time.Since(dir.at) < settled {
+				return err
+			}
 		}
-	}
-	if at[0].IsZero() { // it has no revisions, or directories do not tell
-		return looked{}, false, nil
-	}
-	ids, err := s.names(filepath.Join(s.repositoryDir(name), uploadsDir))
-	if err != nil || len(ids) > 0 {
-		return looked{}, false, err
-	}
-	same, err := s.sameLinks(&was.Repository)
-	return is, same, err
+		if uploads, err := s.uploading(in, name); err != nil || uploads {
+			return err
+		}
+		same, err := sameLinks(in, &was.Repository)
+		is.same = same
+		return err
+	})
+	return is, is.same, err
 }
 
-// changes are when the directories of a repository were changed, and how many revisions
-// there are.
-func (s *Storage) changes(name string) (at [3]time.Time, revisions int, _ error) {
-	for i, dir := range []string{s.linksDir(name, revisionsDir), s.tagsDir(name), s.linksDir(name, layersDir)} {
-		is, err := s.list(dir)
-		if err != nil {
-			return at, 0, err
-		}
-		if at[i] = is.at; i == 0 {
-			revisions = len(is.hashes)
-		}
+// uploading reports whether uploads are under way.
+func (s *Storage) uploading(in place, repository string) (bool, error) {
+	dir, err := in.stat(uploadsDir)
+	if err != nil || !dir.there {
+		return false, err
 	}
-	return at, revisions, nil
+	ids, err := s.names(s.repositoryDir(repository) + "/" + uploadsDir)
+	return len(ids) > 0, err
 }
 
 // sameLinks reports whether the links of a repository's manifests and tags are as they were.
-func (s *Storage) sameLinks(r *inventory.Repository) (bool, error) {
-	is, err := s.same(s.linksDir(r.Name, revisionsDir), len(r.Manifests), func(i int) (string, time.Time) {
+func sameLinks(in place, r *inventory.Repository) (bool, error) {
+	is, err := same(in, revisionsDir+"/"+sha256, len(r.Manifests), func(i int) (string, time.Time) {
 		return hexOf(r.Manifests[i].Digest) + "/link", r.Manifests[i].Linked
 	})
 	if err != nil || !is {
 		return false, err
 	}
-	return s.same(s.tagsDir(r.Name), len(r.Tags), func(i int) (string, time.Time) { return r.Tags[i].Name + "/current/link", r.Tags[i].Moved })
+	return same(in, tagsDir, len(r.Tags), func(i int) (string, time.Time) { return r.Tags[i].Name + "/current/link", r.Tags[i].Moved })
 }
 
 // same reports whether files below a directory were last written at these times, and a while
 // ago.
-func (s *Storage) same(dir string, n int, file func(i int) (path string, at time.Time)) (same bool, _ error) {
+func same(in place, dir string, n int, file func(i int) (path string, at time.Time)) (same bool, _ error) {
 	if n == 0 {
 		return true, nil
 	}
-	err := s.within(dir, func(in place) error {
+	err := in.within(dir, func(in place) error {
 		for i := range n {
 			path, at := file(i)
 			is, err := in.stat(path)
@@ -90,10 +88,6 @@ func (s *Storage) same(dir string, n int, file func(i int) (path string, at time
 		return nil
 	})
 	return same, err
-}
-
-func (s *Storage) tagsDir(name string) string {
-	return s.repositoryDir(name) + "/" + manifestsDir + "/tags"
 }
 
 // stored is what nothing names, as it was found last, and when the directories of blobs were

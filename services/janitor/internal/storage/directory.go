@@ -14,18 +14,24 @@ import (
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
 )
 
-// list calls do for the names in a directory, which does not keep them. It is no error when
+// list calls do for the names in a directory, which does not keep them, and says when it was
+// last changed before that. It is no error when
 // that is not there. The runtime's way costs some more calls and a string for each name, which
 // is most of the time of a look at a large registry.
-func list(dir string, do func(name []byte)) error {
+func list(dir string, do func(name []byte)) (at time.Time, _ error) {
 	fd, err := openRetry(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
-		return nil
+		return at, nil
 	}
 	if err != nil {
-		return &fs.PathError{Op: "open", Path: dir, Err: err}
+		return at, &fs.PathError{Op: "open", Path: dir, Err: err}
 	}
 	defer func() { _ = unix.Close(fd) }() // It was only read.
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return at, &fs.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	at = time.Unix(st.Mtim.Unix())
 	buffer, _ := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(buffer)
 	for {
@@ -34,10 +40,10 @@ func list(dir string, do func(name []byte)) error {
 			continue
 		}
 		if err != nil {
-			return &fs.PathError{Op: "readdirent", Path: dir, Err: err}
+			return at, &fs.PathError{Op: "readdirent", Path: dir, Err: err}
 		}
 		if n == 0 {
-			return nil
+			return at, nil
 		}
 		entries(buffer[:n], do)
 	}
@@ -79,29 +85,28 @@ func openAt(dir int, path string, flags int) (int, error) {
 
 // names are those in a directory; none when it is not there.
 func names(dir string) (all []string, err error) {
-	err = list(dir, func(name []byte) { all = append(all, string(name)) })
+	_, err = list(dir, func(name []byte) { all = append(all, string(name)) })
 	return all, err
 }
 
-// changedAt is when a directory was last changed; zero when it is not there.
-func changedAt(dir string) (time.Time, error) {
-	is, err := (&disk{}).stat(dir)
-	return is.modified, err
-}
-
 // directoryAt is an open directory.
-type directoryAt struct {
-	fd  int
-	dir string // for errors
-}
+type directoryAt struct{ fd int }
 
 func (d *disk) within(dir string, do func(place) error) error {
-	fd, err := openRetry(dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC)
+	return withinAt(d, unix.AT_FDCWD, dir, do)
+}
+
+func (d directoryAt) within(dir string, do func(place) error) error {
+	return withinAt(d, d.fd, dir, do)
+}
+
+func withinAt(p place, at int, dir string, do func(place) error) error {
+	fd, err := openAt(at, dir, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC)
 	if err != nil {
-		return do(below{d, dir}) // each file says what is the matter
+		return do(below{p, dir}) // each file says what is the matter
 	}
 	defer func() { _ = unix.Close(fd) }() // It was only looked in.
-	return do(directoryAt{fd, dir})
+	return do(directoryAt{fd})
 }
 
 func (d directoryAt) stat(path string) (stat, error) { return statAt(d.fd, path) }
@@ -163,37 +168,45 @@ var settled = 2 * time.Second // tests set it
 
 // read is what is in a directory: digests, and other names.
 func (d *directories) read(dir string) (directory, error) {
-	at, err := changedAt(dir)
 	d.mu.Lock()
 	was, known := d.all[dir]
-	if known && at.IsZero() {
-		delete(d.all, dir)
-	}
 	d.mu.Unlock()
-	if err != nil || at.IsZero() {
-		return directory{}, err
-	}
-	if known && was.at.Equal(at) {
-		return was, nil
-	}
-	is := directory{at: at}
-	old := time.Since(at) > settled
-	err = list(dir, func(name []byte) {
-		if h, ok := content.SumOf(name); ok {
-			is.hashes = append(is.hashes, h)
-		} else {
-			is.names = append(is.names, string(name))
+	if known {
+		if now, err := statAt(unix.AT_FDCWD, dir); err != nil || now.modified.Equal(was.at) {
+			return was, err
 		}
-	})
-	is.hashes, is.names = slices.Clone(is.hashes), slices.Clone(is.names) // without room to grow
-	if err != nil || !old {
+	}
+	is, err := readDirectory(dir)
+	if err != nil || time.Since(is.at) <= settled && !is.at.IsZero() {
 		return is, err
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.all == nil {
-		d.all = map[string]directory{}
+	switch {
+	case is.at.IsZero(): // it is not there
+		delete(d.all, dir)
+	case d.all == nil:
+		d.all = map[string]directory{dir: is}
+	default:
+		d.all[dir] = is
 	}
-	d.all[dir] = is
 	return is, nil
+}
+
+// room is to put sums while it is not known how many there are.
+var room = sync.Pool{New: func() any { return new([]content.Sum) }}
+
+func readDirectory(dir string) (is directory, err error) {
+	sums, _ := room.Get().(*[]content.Sum)
+	defer room.Put(sums)
+	*sums = (*sums)[:0]
+	is.at, err = list(dir, func(name []byte) {
+		if h, ok := content.SumOf(name); ok {
+			*sums = append(*sums, h)
+		} else {
+			is.names = append(is.names, string(name))
+		}
+	})
+	is.hashes = slices.Clone(*sums)
+	return is, err
 }

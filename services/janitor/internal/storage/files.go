@@ -62,9 +62,6 @@ type files interface {
 type reader interface {
 	// list is what is in a directory; nothing when it is not there.
 	list(dir string) (directory, error)
-	// within looks at several files below a directory: their paths are then from there, which
-	// is less work. It is no error when the directory is not there: nothing is there, then.
-	within(dir string, do func(place) error) error
 	place
 	// open reads a file that may be large.
 	open(path string) (io.ReadCloser, error)
@@ -72,6 +69,9 @@ type reader interface {
 
 // place is where files are looked at by their paths from there.
 type place interface {
+	// within looks at several files below a directory: their paths are then from there, which
+	// is less work. It is no error when the directory is not there: nothing is there, then.
+	within(dir string, do func(place) error) error
 	// stat looks at a file or directory.
 	stat(path string) (stat, error)
 	// read reads a file that is small: at most most bytes, and some. It is os.ErrNotExist when
@@ -83,6 +83,10 @@ type place interface {
 type below struct {
 	place
 	dir string
+}
+
+func (b below) within(dir string, do func(place) error) error {
+	return do(below{b.place, b.dir + "/" + dir})
 }
 
 func (b below) stat(path string) (stat, error) { return b.place.stat(b.dir + "/" + path) }

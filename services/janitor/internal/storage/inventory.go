@@ -22,6 +22,7 @@ const (
 	layersDir    = "_layers"
 	manifestsDir = "_manifests"
 	revisionsDir = manifestsDir + "/revisions"
+	tagsDir      = manifestsDir + "/tags"
 	uploadsDir   = "_uploads"
 	sha256       = "sha256"
 )

@@ -94,7 +94,7 @@ func (s *Storage) wantedIn(repository string, known map[content.Digest]bool, tak
 	if s.files.atomic() {
 		return all, nil
 	}
-	tags, err := s.readTags(repository)
+	tags, _, err := s.readTags(repository)
 	for _, tag := range tags { // its revision was pushed as it was taken
 		if tag.Digest != "" && taken(tag.Digest) {
 			all = append(all, inventory.Lack{Repository: repository, Manifest: tag.Digest, Digest: tag.Digest, Child: true})

@@ -20,36 +20,47 @@ func (s *Storage) repository(name string, look inventory.Look) (looked, error) {
 	if was, same, err := s.again(name, look); err != nil || same {
 		return was, err
 	}
-	at, _, err := s.changes(name)
-	if err != nil {
-		return looked{}, err
-	}
-	r, err := s.readRepository(name, look)
-	return looked{Repository: r, revisions: at[0], tags: at[1], layers: at[2], created: look.Created}, err
+	return s.readRepository(name, look)
 }
 
-func (s *Storage) readRepository(name string, look inventory.Look) (inventory.Repository, error) {
-	r := inventory.Repository{Name: name}
+func (s *Storage) readRepository(name string, look inventory.Look) (looked, error) {
+	is := looked{Repository: inventory.Repository{Name: name}, created: look.Created}
+	r := &is.Repository
 	// Tags first: a push writes its revision before its tag, so that what a tag led to is
 	// among the revisions that are listed then.
-	tags, err := s.readTags(name)
+	tags, at, err := s.readTags(name)
 	if err != nil {
-		return r, err
+		return is, err
+	}
+	is.tags = at
+	layers, err := s.list(s.linksDir(name, layersDir))
+	if err != nil {
+		return is, err
 	}
 	dir := s.linksDir(name, revisionsDir)
-	is, err := s.list(dir)
+	links, err := s.list(dir)
 	if err != nil {
-		return r, err
+		return is, err
 	}
-	revisions := inOrder(is.hashes)
-	at := make(map[content.Digest]int, len(revisions)) // in r.Manifests
-	doubted := map[content.Digest]bool{}
+	is.layers, is.revisions = layers.at, links.at
+	if err := s.readRevisions(r, inOrder(links.hashes), look); err != nil {
+		return is, err
+	}
+	is.deleted = len(links.hashes) != len(r.Manifests)+len(r.Doubts)
+	if err := s.leadTags(r, tags); err != nil {
+		return is, err
+	}
+	return is, s.uploadsOf(s.repositoryDir(name), r)
+}
+
+// readRevisions reads the manifests of a repository.
+func (s *Storage) readRevisions(r *inventory.Repository, revisions []content.Sum, look inventory.Look) error {
+	linked, err := s.linkedAt(s.linksDir(r.Name, revisionsDir), revisions)
+	if err != nil {
+		return err
+	}
 	r.Manifests = make([]inventory.Manifest, 0, len(revisions))
-	linked, err := s.linkedAt(dir, revisions)
-	if err != nil {
-		return r, err
-	}
-	err = s.within(s.blobsDir(), func(blobs place) error {
+	return s.within(s.blobsDir(), func(blobs place) error {
 		for i, h := range revisions {
 			if linked[i].IsZero() {
 				continue // deleted by the API, which leaves the directory
@@ -59,26 +70,18 @@ func (s *Storage) readRepository(name string, look inventory.Look) (inventory.Re
 			case err != nil:
 				return err
 			case doubt != nil:
-				doubted[doubt.Digest], doubt.Linked = true, linked[i]
+				doubt.Linked = linked[i]
 				r.Doubts = append(r.Doubts, *doubt)
 			default:
 				one := inventory.Manifest{Manifest: m, Linked: linked[i], Pushed: linked[i]}
 				if look.Created {
 					one.Created = s.created(m)
 				}
-				at[m.Digest] = len(r.Manifests)
 				r.Manifests = append(r.Manifests, one)
 			}
 		}
 		return nil
 	})
-	if err != nil {
-		return r, err
-	}
-	if err := s.leadTags(&r, tags, at, doubted); err != nil {
-		return r, err
-	}
-	return r, s.uploadsOf(s.repositoryDir(name), &r)
 }
 
 // linkedAt is when links were written; zero: they are not there.
@@ -96,12 +99,12 @@ func (s *Storage) linkedAt(dir string, links []content.Sum) ([]time.Time, error)
 	})
 }
 
-// readTags reads the tags of a repository, by name.
-func (s *Storage) readTags(repository string) (tags []inventory.Tag, _ error) {
-	dir := s.tagsDir(repository)
+// readTags reads the tags of a repository, by name. It says when one was last added or removed.
+func (s *Storage) readTags(repository string) (tags []inventory.Tag, at time.Time, _ error) {
+	dir := s.repositoryDir(repository) + "/" + tagsDir
 	is, err := s.list(dir)
 	if err != nil {
-		return nil, err
+		return nil, at, err
 	}
 	list := is.all()
 	slices.Sort(list)
@@ -113,10 +116,10 @@ func (s *Storage) readTags(repository string) (tags []inventory.Tag, _ error) {
 	tags = make([]inventory.Tag, len(list))
 	const part = 1000
 	err = inParallel(context.Background(), (len(list)+part-1)/part, func(i int) error {
-		at := i * part
-		return s.readTagsOf(dir, list[at:min(at+part, len(list))], was, tags[at:])
+		from := i * part
+		return s.readTagsOf(dir, list[from:min(from+part, len(list))], was, tags[from:])
 	})
-	return slices.DeleteFunc(tags, func(tag inventory.Tag) bool { return tag.Moved.IsZero() }), err // deleted meanwhile
+	return slices.DeleteFunc(tags, func(tag inventory.Tag) bool { return tag.Moved.IsZero() }), is.at, err // deleted meanwhile
 }
 
 // readTagsOf reads tags, whose names are in order, as are those that were read last.
@@ -141,7 +144,14 @@ func (s *Storage) readTagsOf(dir string, list []string, was, tags []inventory.Ta
 }
 
 // leadTags finds what tags lead to. A push of a tag is one of its manifest.
-func (s *Storage) leadTags(r *inventory.Repository, tags []inventory.Tag, at map[content.Digest]int, doubted map[content.Digest]bool) error {
+func (s *Storage) leadTags(r *inventory.Repository, tags []inventory.Tag) error {
+	at := make(map[content.Digest]int, len(r.Manifests))
+	for i := range r.Manifests {
+		at[r.Manifests[i].Digest] = i
+	}
+	doubted := func(d content.Digest) bool {
+		return slices.ContainsFunc(r.Doubts, func(doubt inventory.Doubt) bool { return doubt.Digest == d })
+	}
 	r.Tags = tags[:0]
 	for _, tag := range tags {
 		i, there := at[tag.Digest]
@@ -151,7 +161,7 @@ func (s *Storage) leadTags(r *inventory.Repository, tags []inventory.Tag, at map
 			if tag.Moved.After(r.Manifests[i].Pushed) {
 				r.Manifests[i].Pushed = tag.Moved
 			}
-		case doubted[tag.Digest]:
+		case doubted(tag.Digest):
 		case strings.HasPrefix(string(tag.Digest), sha256+":"):
 			linked, err := s.exists(s.link(r.Name, revisionsDir, tag.Digest))
 			if err != nil {
