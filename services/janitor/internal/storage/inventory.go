@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -80,13 +81,18 @@ func (s *Storage) Inventory(ctx context.Context, look inventory.Look) (inventory
 // error it begins no more.
 func inParallel(ctx context.Context, n int, do func(i int) error) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.SetLimit(2 * runtime.GOMAXPROCS(0))
-	for i := range n {
+	var next atomic.Int64
+	for range min(n, 2*runtime.GOMAXPROCS(0)) {
 		group.Go(func() error {
-			if err := ctx.Err(); err != nil {
-				return err
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				if err := ctx.Err(); err != nil {
+					return err
+				}
+				if err := do(i); err != nil {
+					return err
+				}
 			}
-			return do(i)
+			return nil
 		})
 	}
 	return group.Wait()
