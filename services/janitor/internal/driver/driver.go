@@ -1,5 +1,5 @@
 // Package driver reaches the storage of a registry as the registry does: by its
-// configuration, and the drivers of CNCF distribution.
+// configuration, and those drivers of CNCF distribution that the program has.
 package driver
 
 import (
@@ -9,10 +9,7 @@ import (
 	"strings"
 
 	"github.com/distribution/distribution/v3/configuration"
-	_ "github.com/distribution/distribution/v3/registry/storage/driver/azure" // the drivers that reach a storage from elsewhere
 	"github.com/distribution/distribution/v3/registry/storage/driver/factory"
-	_ "github.com/distribution/distribution/v3/registry/storage/driver/gcs"
-	_ "github.com/distribution/distribution/v3/registry/storage/driver/s3-aws"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/janitor/internal/storage"

@@ -518,15 +518,14 @@ func startS3(t *testing.T) func(t *testing.T) driver.StorageDriver {
 	}
 	addr := free.Addr().String()
 	_ = free.Close()
-	cmd := exec.Command(server, "--access", "test", "--secret", "a secret of tests", "--port", addr, "--quiet", "posix", root) //nolint:gosec,noctx // ended below
+	cmd := exec.CommandContext(t.Context(), server, "--access", "test", "--secret", "a secret of tests", "--port", addr, "--quiet", "posix", root)
 	var out strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
+		_ = cmd.Wait() // it was killed as the test ended
 		if t.Failed() {
 			t.Log(out.String())
 		}

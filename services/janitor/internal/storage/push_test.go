@@ -25,7 +25,7 @@ func TestATagThatIsMovedMeanwhileIsNotLost(t *testing.T) {
 	go func() {
 		defer close(pushed)
 		for n := 0; !done.Load(); n++ {
-			l.renamed(string(l.tag("r", "next", l.image("r", l.blob(fmt.Sprint("moved", n))))), "r", "moves")
+			l.renamed(l.tag("r", "next", l.image("r", l.blob(fmt.Sprint("moved", n)))), "r", "moves")
 			time.Sleep(time.Millisecond)
 		}
 	}()
