@@ -29,6 +29,8 @@ func (d *disk) atomic() bool { return true }
 
 func (d *disk) list(dir string) (directory, error) { return d.dirs.read(dir) }
 
+func (d *disk) names(dir string) ([]string, error) { return names(dir) }
+
 func (d *disk) open(path string) (io.ReadCloser, error) { return os.Open(path) }
 
 func (d *disk) disk() (check.Disk, error) {

@@ -11,9 +11,7 @@ import (
 // diskLog is a log in one file.
 type diskLog struct{ *os.File }
 
-func (d *disk) log(path string) (_ log, err error) {
-	_, err = os.Stat(path)
-	isNew := errors.Is(err, os.ErrNotExist)
+func (d *disk) log(path string, isNew bool) (_ log, err error) {
 	if isNew {
 		if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
 			return nil, denied(err)

@@ -49,9 +49,9 @@ type files interface {
 	tidy(dir, last string)
 	tidyBelow(dir, last string) error
 
-	// log opens a log of lines to go on with; readLog reads it, without a line that was cut.
+	// log opens a log of lines, a new one or one to go on with; readLog reads it, without a line that was cut.
 	// It is os.ErrNotExist when there is none.
-	log(path string) (log, error)
+	log(path string, isNew bool) (log, error)
 	readLog(path string) (io.ReadCloser, error)
 	// lock is held by one process at most, until it lets go or ends. The context ends when it
 	// is lost.
@@ -60,8 +60,11 @@ type files interface {
 
 // reader looks at files.
 type reader interface {
-	// list is what is in a directory; nothing when it is not there.
+	// list is what is in a directory that is looked at again and again; nothing when it is not
+	// there. What is in it may be remembered.
 	list(dir string) (directory, error)
+	// names are those in another one.
+	names(dir string) ([]string, error)
 	place
 	// open reads a file that may be large.
 	open(path string) (io.ReadCloser, error)

@@ -15,7 +15,7 @@ import (
 
 // Begin makes the quarantine of a run. Close it.
 func (s *Storage) Begin(head quarantine.Head) (enforce.Quarantine, error) {
-	q, err := s.Resume(head.Run)
+	q, err := s.quarantine(head.Run, true)
 	if err != nil {
 		return nil, err
 	}
@@ -23,10 +23,11 @@ func (s *Storage) Begin(head quarantine.Head) (enforce.Quarantine, error) {
 }
 
 // Resume opens the quarantine of a run that has begun.
-func (s *Storage) Resume(run string) (enforce.Quarantine, error) {
-	q := &Quarantine{storage: s, run: run}
-	var err error
-	q.journal, err = s.files.log(q.journalPath())
+func (s *Storage) Resume(run string) (enforce.Quarantine, error) { return s.quarantine(run, false) }
+
+func (s *Storage) quarantine(run string, isNew bool) (q *Quarantine, err error) {
+	q = &Quarantine{storage: s, run: run}
+	q.journal, err = s.files.log(q.journalPath(), isNew)
 	return q, err
 }
 

@@ -20,7 +20,7 @@ type objectLog struct {
 	parts   int
 }
 
-func (o *objects) log(path string) (log, error) {
+func (o *objects) log(path string, _ bool) (log, error) {
 	parts, err := o.parts(path)
 	l := &objectLog{objects: o, path: path}
 	if err == nil && len(parts) > 0 {

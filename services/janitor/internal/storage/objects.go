@@ -60,6 +60,11 @@ func (o *objects) list(dir string) (is directory, _ error) {
 	return is, ignoreMissing(err)
 }
 
+func (o *objects) names(dir string) ([]string, error) {
+	is, err := o.list(dir)
+	return is.all(), err
+}
+
 // add adds a name.
 func (d *directory) add(name string) {
 	if h, ok := content.SumOf(name); ok {

@@ -58,6 +58,11 @@ func (s *snapshot) list(dir string) (directory, error) {
 	return directory{}, nil
 }
 
+func (s *snapshot) names(dir string) ([]string, error) {
+	is, err := s.list(dir)
+	return is.all(), err
+}
+
 func (s *snapshot) within(dir string, do func(place) error) error { return do(below{s, dir}) }
 
 // stat looks again at what was not there: it may have come meanwhile.

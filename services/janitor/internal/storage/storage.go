@@ -66,12 +66,6 @@ func (s *Storage) path(elements ...string) string {
 // when the storage cannot be read.
 func (s *Storage) Disk() (check.Disk, error) { return s.files.disk() }
 
-// names are those in a directory; none when it is not there.
-func (s *Storage) names(dir string) ([]string, error) {
-	is, err := s.list(dir)
-	return is.all(), err
-}
-
 // exists reports whether a file or directory is there.
 func (s *Storage) exists(path string) (bool, error) {
 	is, err := s.stat(path)
