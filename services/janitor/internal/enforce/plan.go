@@ -206,8 +206,13 @@ func digest(p run.Plan) string {
 			continue
 		}
 		line = line[:0]
-		for _, part := range []string{v.Repository, string(v.Kind), v.Digest} { // none of them has a zero
+		for _, part := range []string{v.Repository, string(v.Kind)} { // neither has a zero
 			line = append(append(line, part...), 0)
+		}
+		if sum, is := content.Digest(v.Digest).Sum(); is {
+			line = append(line, sum[:]...)
+		} else {
+			line = append(append(line, v.Digest...), 0)
 		}
 		_, _ = h.Write(append(strconv.AppendInt(line, v.Pushed.UnixNano(), 10), '\n'))
 	}

@@ -219,11 +219,11 @@ func (s *simulation) plan() *Plan {
 		p.Verdicts[i].Order = int64(i) + 1
 	}
 	held := s.holders()
+	inParallel(len(s.nodes), func(i int) { s.nodes[i].explain() })
 	for _, n := range s.nodes {
 		if n.gone || !s.in.within(n.repository) {
 			continue
 		}
-		n.explain()
 		before := held.held
 		bytes := held.add(n)
 		p.Keeps = p.Keeps.Plus(Amount{Manifests: 1, Blobs: held.held - before, Bytes: bytes})
@@ -265,6 +265,9 @@ func (s *simulation) spend() {
 
 // explain says why a manifest stays that no rule of its own keeps.
 func (n *node) explain() {
+	if n.gone {
+		return
+	}
 	if n.lease != "" {
 		n.stays(Leased, n.lease, "a build uses it: lease "+n.lease)
 		return

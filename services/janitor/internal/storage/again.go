@@ -4,6 +4,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/kilnbuild/kiln/services/janitor/internal/content"
 	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
 )
 
@@ -12,9 +13,10 @@ import (
 type looked struct {
 	inventory.Repository
 	revisions, tags, layers time.Time
-	created                 bool // that was looked for
-	deleted                 bool // there are revisions without a link, which may come back
-	same                    bool // as in the look before
+	created                 bool          // that was looked for
+	deleted                 bool          // there are revisions without a link, which may come back
+	links                   []content.Sum // of layers
+	same                    bool          // as in the look before
 }
 
 // again is a repository that is as it was looked at last; false when it may not be, and has

@@ -119,6 +119,14 @@ func (d *disk) read(path string, most int) ([]byte, error) {
 	return readAt(unix.AT_FDCWD, path, most)
 }
 
+func (d directoryAt) with(path string, most int, do func(text []byte) error) error {
+	return withAt(d.fd, path, most, do)
+}
+
+func (d *disk) with(path string, most int, do func(text []byte) error) error {
+	return withAt(unix.AT_FDCWD, path, most, do)
+}
+
 func statAt(fd int, path string) (stat, error) {
 	var st unix.Stat_t
 	err := unix.Fstatat(fd, path, &st, unix.AT_SYMLINK_NOFOLLOW)
@@ -131,26 +139,38 @@ func statAt(fd int, path string) (stat, error) {
 	return stat{there: true, size: st.Size, modified: time.Unix(st.Mtim.Unix()), changed: time.Unix(st.Ctim.Unix())}, nil
 }
 
-func readAt(dir int, path string, most int) ([]byte, error) {
+func readAt(dir int, path string, most int) (out []byte, err error) {
+	err = withAt(dir, path, most, func(text []byte) error {
+		out = slices.Clone(text)
+		return nil
+	})
+	return out, err
+}
+
+// withAt reads into a buffer that is used again.
+func withAt(dir int, path string, most int, do func(text []byte) error) error {
 	fd, err := openAt(dir, path, unix.O_RDONLY|unix.O_CLOEXEC)
 	if err != nil {
-		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+		return &fs.PathError{Op: "open", Path: path, Err: err}
 	}
 	defer func() { _ = unix.Close(fd) }() // It was only read.
 	buffer, _ := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(buffer)
-	var out []byte
+	text := buffer[:0]
 	for {
-		n, err := unix.Read(fd, buffer[:])
+		if len(text) == cap(text) {
+			text = slices.Grow(text, len(text))
+		}
+		n, err := unix.Read(fd, text[len(text):cap(text)])
 		switch {
 		case errors.Is(err, unix.EINTR):
 			continue
 		case err != nil:
-			return nil, &fs.PathError{Op: "read", Path: path, Err: err}
+			return &fs.PathError{Op: "read", Path: path, Err: err}
 		}
-		out = append(out, buffer[:n]...)
-		if n == 0 || len(out) > most {
-			return out, nil
+		text = text[:len(text)+n]
+		if n == 0 || len(text) > most {
+			return do(text)
 		}
 	}
 }

@@ -80,6 +80,17 @@ type place interface {
 	// read reads a file that is small: at most most bytes, and some. It is os.ErrNotExist when
 	// it is not there.
 	read(path string, most int) ([]byte, error)
+	// with reads one for a function that does not keep its text.
+	with(path string, most int, do func(text []byte) error) error
+}
+
+// readWith reads a file for a function, where text is not shared.
+func readWith(p place, path string, most int, do func(text []byte) error) error {
+	text, err := p.read(path, most)
+	if err != nil {
+		return err
+	}
+	return do(text)
 }
 
 // below is a directory of another place.
@@ -93,6 +104,10 @@ func (b below) within(dir string, do func(place) error) error {
 }
 
 func (b below) stat(path string) (stat, error) { return b.place.stat(b.dir + "/" + path) }
+
+func (b below) with(path string, most int, do func(text []byte) error) error {
+	return b.place.with(b.dir+"/"+path, most, do)
+}
 
 func (b below) read(path string, most int) ([]byte, error) {
 	return b.place.read(b.dir+"/"+path, most)

@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -126,42 +127,44 @@ func isHex(name string) bool {
 // repositories are the names of all repositories, also of those that hold layers or
 // uploads only, which no catalog has.
 func (s *Storage) repositories(ctx context.Context) (all []string, err error) {
-	var walk func(dir, name string) error
-	walk = func(dir, name string) error {
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		is, err := s.list(dir)
-		if err != nil {
-			return err
-		}
-		found := false
-		for _, sub := range is.names {
-			if strings.HasPrefix(sub, "_") {
+	var mu sync.Mutex
+	level := []string{""} // of names, beginning at the root
+	for len(level) > 0 {
+		var below []string
+		err := inParallel(ctx, len(level), func(i int) error {
+			is, err := s.list(path.Join(s.base, "repositories", level[i]))
+			mu.Lock()
+			defer mu.Unlock()
+			found := false
+			for _, sub := range is.all() { // a name that looks like a digest is one, too
+				if !strings.HasPrefix(sub, "_") {
+					below = append(below, path.Join(level[i], sub))
+				}
 				found = found || sub == layersDir || sub == manifestsDir || sub == uploadsDir
-				continue
 			}
-			if err := walk(dir+"/"+sub, path.Join(name, sub)); err != nil {
-				return err
+			if found && level[i] != canary.Repository { // which is there for a moment
+				all = append(all, level[i])
 			}
+			return err
+		})
+		if err != nil {
+			return nil, err
 		}
-		for _, h := range is.hashes { // a name that looks like a digest is one, too
-			if err := walk(dir+"/"+h.Hex(), path.Join(name, h.Hex())); err != nil {
-				return err
-			}
-		}
-		if found && name != canary.Repository { // which is there for a moment
-			all = append(all, name)
-		}
-		return nil
+		level = below
 	}
-	err = walk(s.path("repositories"), "")
 	slices.Sort(all)
-	return all, err
+	return all, nil
 }
 
-// forgetBut forgets manifests that are in no repository any more.
+// forgetBut forgets manifests that are in no repository any more, when there are many.
 func (s *Storage) forgetBut(r inventory.Registry) {
+	count := 0
+	for _, repository := range r.Repositories {
+		count += len(repository.Manifests)
+	}
+	if s.known.count() <= count+count/4 {
+		return
+	}
 	there := map[content.Digest]bool{}
 	for _, repository := range r.Repositories {
 		for _, m := range repository.Manifests {

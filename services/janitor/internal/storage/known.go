@@ -32,6 +32,12 @@ func (k *known) put(h content.Sum, m content.Manifest) {
 	k.all[h] = m
 }
 
+func (k *known) count() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return len(k.all)
+}
+
 func (k *known) drop(h content.Sum) {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -104,6 +104,10 @@ func (o *objects) read(path string, most int) ([]byte, error) {
 	return text, errors.Join(err, in.Close())
 }
 
+func (o *objects) with(path string, most int, do func(text []byte) error) error {
+	return readWith(o, path, most, do)
+}
+
 func gone(path string, err error) error {
 	if err != nil && ignoreMissing(err) == nil {
 		return fmt.Errorf("%s: %w", path, errGone)

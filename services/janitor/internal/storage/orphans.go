@@ -182,11 +182,7 @@ func (s *Storage) linksTo(ctx context.Context, stored *blobs, orphans map[conten
 	var mu sync.Mutex // of the orphans
 	return inParallel(ctx, len(all), func(i int) error {
 		repository := &all[i].Repository
-		is, err := s.list(s.linksDir(repository.Name, layersDir))
-		if err != nil {
-			return err
-		}
-		for _, h := range is.hashes {
+		for _, h := range all[i].links {
 			if stored.has(h) && orphans[h] == nil {
 				continue
 			}

@@ -42,7 +42,7 @@ func (s *Storage) readRepository(name string, look inventory.Look) (looked, erro
 	if err != nil {
 		return is, err
 	}
-	is.layers, is.revisions = layers.at, links.at
+	is.layers, is.links, is.revisions = layers.at, layers.hashes, links.at
 	if err := s.readRevisions(r, inOrder(links.hashes), look); err != nil {
 		return is, err
 	}
@@ -276,23 +276,34 @@ func (s *Storage) manifestIn(blobs place, h content.Sum) (content.Manifest, *inv
 	}
 	digest := h.Digest()
 	hex := hexOf(digest)
-	raw, err := blobs.read(hex[:2]+"/"+hex+"/data", maxManifest)
+	var m content.Manifest
+	var doubt *inventory.Doubt
+	err := blobs.with(hex[:2]+"/"+hex+"/data", maxManifest, func(raw []byte) error {
+		m, doubt = understand(digest, raw)
+		return nil
+	})
 	switch {
 	case errors.Is(err, errGone):
-		return content.Manifest{}, &inventory.Doubt{Digest: digest, Missing: true, Message: fmt.Sprintf("manifest %s is linked, and its bytes are not there", digest)}, nil
-	case err != nil:
-		return content.Manifest{}, nil, err
+		return m, &inventory.Doubt{Digest: digest, Missing: true, Message: fmt.Sprintf("manifest %s is linked, and its bytes are not there", digest)}, nil
+	case err == nil && doubt == nil:
+		s.known.put(h, m)
+	}
+	return m, doubt, err
+}
+
+// understand reads the text of a manifest.
+func understand(digest content.Digest, raw []byte) (m content.Manifest, _ *inventory.Doubt) {
+	switch {
 	case len(raw) == 0:
-		return content.Manifest{}, &inventory.Doubt{Digest: digest, Message: fmt.Sprintf("manifest %s is empty", digest)}, nil
+		return m, &inventory.Doubt{Digest: digest, Message: fmt.Sprintf("manifest %s is empty", digest)}
 	case len(raw) > maxManifest:
-		return content.Manifest{}, &inventory.Doubt{Digest: digest, Bytes: int64(len(raw)), Message: fmt.Sprintf("manifest %s is too large to be one", digest)}, nil
+		return m, &inventory.Doubt{Digest: digest, Bytes: int64(len(raw)), Message: fmt.Sprintf("manifest %s is too large to be one", digest)}
 	}
 	m, err := content.Parse(digest, "", raw)
 	if err != nil {
-		return content.Manifest{}, &inventory.Doubt{Digest: digest, Bytes: int64(len(raw)), Message: err.Error()}, nil //nolint:nilerr // it is told
+		return m, &inventory.Doubt{Digest: digest, Bytes: int64(len(raw)), Message: err.Error()}
 	}
-	s.known.put(h, m)
-	return m, nil, nil
+	return m, nil
 }
 
 // blobsDir is where the blobs are.
