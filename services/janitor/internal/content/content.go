@@ -93,13 +93,20 @@ type descriptor struct {
 	URLs      []string  `json:"urls"`
 }
 
+// layer is one whose media type says nothing here: most of a manifest.
+type layer struct {
+	Digest Digest   `json:"digest"`
+	Size   int64    `json:"size"`
+	URLs   []string `json:"urls"`
+}
+
 // document is every form of manifest at once.
 type document struct {
 	MediaType MediaType     `json:"mediaType"`
 	Config    *descriptor   `json:"config"`
-	Layers    *[]descriptor `json:"layers"`
+	Layers    *[]layer      `json:"layers"`
 	Manifests *[]descriptor `json:"manifests"`
-	Blobs     *[]descriptor `json:"blobs"`
+	Blobs     *[]layer      `json:"blobs"`
 	Subject   *descriptor   `json:"subject"`
 
 	ArtifactType string `json:"artifactType"`
@@ -132,7 +139,7 @@ func Parse(digest Digest, served MediaType, raw []byte) (Manifest, error) {
 	if m.Kind == "" {
 		m.Kind = served
 	}
-	err := doc.each(func(d descriptor, child bool) error {
+	err := doc.each(func(d layer, child bool) error {
 		b := NewBlob(d.Digest, d.Size)
 		if !b.valid() || d.Size < 0 {
 			return fmt.Errorf("%w: manifest %s names %q of %d bytes, which cannot be", ErrBroken, digest, d.Digest, d.Size)
@@ -159,31 +166,45 @@ func Parse(digest Digest, served MediaType, raw []byte) (Manifest, error) {
 // each calls do for all that the document names, until it fails; child says that it is a
 // manifest. What an index lists need not be manifests: the older form of BuildKit's cache lists
 // layers there.
-func (d document) each(do func(_ descriptor, child bool) error) error {
+func (d document) each(do func(_ layer, child bool) error) error {
 	if d.Config != nil {
-		if err := do(*d.Config, false); err != nil {
+		if err := do(d.Config.layer(), false); err != nil {
 			return err
 		}
 	}
-	for _, list := range []*[]descriptor{d.Layers, d.Blobs, d.Manifests} {
+	for _, list := range []*[]layer{d.Layers, d.Blobs} {
 		if list == nil {
 			continue
 		}
 		for _, one := range *list {
-			if err := do(one, list == d.Manifests && (one.MediaType == "" || one.MediaType.IsManifest())); err != nil {
+			if err := do(one, false); err != nil {
 				return err
 			}
+		}
+	}
+	if d.Manifests == nil {
+		return nil
+	}
+	for _, one := range *d.Manifests {
+		if err := do(one.layer(), one.MediaType == "" || one.MediaType.IsManifest()); err != nil {
+			return err
 		}
 	}
 	return nil
 }
 
+func (d descriptor) layer() layer { return layer{d.Digest, d.Size, d.URLs} }
+
 // blobs is how many blobs the document names at most.
-func (d document) blobs() (n int) {
-	for _, list := range []*[]descriptor{d.Layers, d.Blobs, d.Manifests} {
+func (d document) blobs() int {
+	n := 1
+	for _, list := range []*[]layer{d.Layers, d.Blobs} {
 		if list != nil {
 			n += len(*list)
 		}
 	}
-	return 1 + n
+	if d.Manifests != nil {
+		n += len(*d.Manifests)
+	}
+	return n
 }

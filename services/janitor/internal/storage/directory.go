@@ -119,11 +119,11 @@ func (d *disk) read(path string, most int) ([]byte, error) {
 	return readAt(unix.AT_FDCWD, path, most)
 }
 
-func (d directoryAt) with(path string, most int, do func(text []byte) error) error {
+func (d directoryAt) with(path string, most int, do func(text []byte) bool) error {
 	return withAt(d.fd, path, most, do)
 }
 
-func (d *disk) with(path string, most int, do func(text []byte) error) error {
+func (d *disk) with(path string, most int, do func(text []byte) bool) error {
 	return withAt(unix.AT_FDCWD, path, most, do)
 }
 
@@ -140,15 +140,15 @@ func statAt(fd int, path string) (stat, error) {
 }
 
 func readAt(dir int, path string, most int) (out []byte, err error) {
-	err = withAt(dir, path, most, func(text []byte) error {
-		out = slices.Clone(text)
-		return nil
+	err = withAt(dir, path, most, func(text []byte) bool {
+		out = append(out, text[len(out):]...)
+		return false
 	})
 	return out, err
 }
 
 // withAt reads into a buffer that is used again.
-func withAt(dir int, path string, most int, do func(text []byte) error) error {
+func withAt(dir int, path string, most int, do func(text []byte) bool) error {
 	fd, err := openAt(dir, path, unix.O_RDONLY|unix.O_CLOEXEC)
 	if err != nil {
 		return &fs.PathError{Op: "open", Path: path, Err: err}
@@ -169,8 +169,8 @@ func withAt(dir int, path string, most int, do func(text []byte) error) error {
 			return &fs.PathError{Op: "read", Path: path, Err: err}
 		}
 		text = text[:len(text)+n]
-		if n == 0 || len(text) > most {
-			return do(text)
+		if whole := do(text); whole || n == 0 || len(text) > most {
+			return nil
 		}
 	}
 }

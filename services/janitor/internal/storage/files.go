@@ -80,17 +80,18 @@ type place interface {
 	// read reads a file that is small: at most most bytes, and some. It is os.ErrNotExist when
 	// it is not there.
 	read(path string, most int) ([]byte, error)
-	// with reads one for a function that does not keep its text.
-	with(path string, most int, do func(text []byte) error) error
+	// with reads one for a function that does not keep its text, and is called again with more of
+	// it until it says that this is the whole, or there is no more.
+	with(path string, most int, do func(text []byte) (whole bool)) error
 }
 
 // readWith reads a file for a function, where text is not shared.
-func readWith(p place, path string, most int, do func(text []byte) error) error {
+func readWith(p place, path string, most int, do func(text []byte) bool) error {
 	text, err := p.read(path, most)
-	if err != nil {
-		return err
+	if err == nil {
+		do(text)
 	}
-	return do(text)
+	return err
 }
 
 // below is a directory of another place.
@@ -105,7 +106,7 @@ func (b below) within(dir string, do func(place) error) error {
 
 func (b below) stat(path string) (stat, error) { return b.place.stat(b.dir + "/" + path) }
 
-func (b below) with(path string, most int, do func(text []byte) error) error {
+func (b below) with(path string, most int, do func(text []byte) bool) error {
 	return b.place.with(b.dir+"/"+path, most, do)
 }
 

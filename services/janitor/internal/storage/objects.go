@@ -104,7 +104,7 @@ func (o *objects) read(path string, most int) ([]byte, error) {
 	return text, errors.Join(err, in.Close())
 }
 
-func (o *objects) with(path string, most int, do func(text []byte) error) error {
+func (o *objects) with(path string, most int, do func(text []byte) bool) error {
 	return readWith(o, path, most, do)
 }
 

@@ -194,11 +194,13 @@ func (s *Storage) readTag(in place, dir, name string, last *inventory.Tag) (tag 
 		tag.Digest = cmp.Or(last.Digest, last.Lost)
 		return tag, nil
 	}
-	text, err := in.read(path, maxLink)
+	err = in.with(path, maxLink, func(text []byte) bool {
+		tag.Digest = content.Digest(strings.TrimSpace(string(text)))
+		return isSHA256(tag.Digest) // a part of one is none
+	})
 	if errors.Is(err, errGone) {
-		return tag, nil
+		err = nil
 	}
-	tag.Digest = content.Digest(strings.TrimSpace(string(text)))
 	return tag, err
 }
 
@@ -278,9 +280,9 @@ func (s *Storage) manifestIn(blobs place, h content.Sum) (content.Manifest, *inv
 	hex := hexOf(digest)
 	var m content.Manifest
 	var doubt *inventory.Doubt
-	err := blobs.with(hex[:2]+"/"+hex+"/data", maxManifest, func(raw []byte) error {
+	err := blobs.with(hex[:2]+"/"+hex+"/data", maxManifest, func(raw []byte) bool {
 		m, doubt = understand(digest, raw)
-		return nil
+		return doubt == nil // a part of one is none
 	})
 	switch {
 	case errors.Is(err, errGone):

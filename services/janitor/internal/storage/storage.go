@@ -93,7 +93,8 @@ func (s *Storage) link(repository, kind string, digest content.Digest) string {
 }
 
 func isSHA256(d content.Digest) bool {
-	return strings.HasPrefix(string(d), sha256+":") && isHex(hexOf(d))
+	_, is := d.Sum()
+	return is
 }
 
 func hexOf(d content.Digest) string {
