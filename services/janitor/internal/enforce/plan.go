@@ -166,7 +166,7 @@ func (e *Engine) look(ctx context.Context, look inventory.Look) (inventory.Regis
 	switch {
 	case err == nil:
 		if e.Looked != nil {
-			e.Looked(registry.Numbers)
+			e.Looked(len(registry.Bytes))
 		}
 		return registry, nil
 	case ctx.Err() != nil:

@@ -23,7 +23,7 @@ type Registry struct {
 	Time         time.Time    // by the janitor's clock, taken before it was looked at
 	Repositories []Repository // by name
 	Orphans      []Orphan     // in any order
-	Numbers      int          // how many numbers Reaches have; 0: there are none
+	Bytes        []int64      // of what Reaches number; none: they are not numbered
 	Took         Took
 	Warnings     []string // what could not be looked at, in sentences
 }

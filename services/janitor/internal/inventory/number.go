@@ -7,23 +7,24 @@ const Missing int32 = -1
 
 // Number gives numbers to what manifests reach, where the storage has given none.
 func (r *Registry) Number() {
-	if r.Numbers > 0 {
+	if len(r.Bytes) > 0 {
 		return
 	}
 	numbers := map[content.Blob]int32{} // by what they are, without their bytes
-	one := func(b content.Blob) int32 {
-		b.Bytes = 0
-		n, known := numbers[b]
-		if !known {
-			n = int32(len(numbers)) //nolint:gosec // there are fewer blobs than that
-			numbers[b] = n
-		}
-		return n
-	}
 	for i := range r.Repositories {
-		r.Repositories[i].Number(one)
+		r.Repositories[i].Number(func(b content.Blob) int32 {
+			bytes := b.Bytes
+			b.Bytes = 0
+			n, known := numbers[b]
+			if !known {
+				n = int32(len(numbers)) //nolint:gosec // there are fewer blobs than that
+				numbers[b] = n
+				r.Bytes = append(r.Bytes, 0)
+			}
+			r.Bytes[n] = bytes
+			return n
+		})
 	}
-	r.Numbers = len(numbers)
 }
 
 // Number notes the number of each that manifests reach.

@@ -20,7 +20,6 @@ type simulation struct {
 	in    Input
 	nodes []*node // of one repository after the other, by name and digest
 	order []*node // that go, in the order of their going
-	bytes []int64 // of what manifests reach, by numbers
 }
 
 // node is a manifest of a repository.
@@ -70,7 +69,6 @@ func newSimulation(in Input) *simulation {
 	nodes := make([][]*node, len(s.in.Registry.Repositories))
 	inParallel(len(nodes), func(i int) { nodes[i] = s.nodesOf(&s.in.Registry.Repositories[i]) })
 	s.nodes = slices.Concat(nodes...)
-	s.measure()
 	return s
 }
 
@@ -197,22 +195,6 @@ func (s *simulation) ruleOf(n *node) *policy.Rule {
 	return nil
 }
 
-// measure says how many bytes each number has.
-func (s *simulation) measure() {
-	s.bytes = make([]int64, s.in.Registry.Numbers)
-	set := func(number int32, bytes int64) {
-		if number != inventory.Missing {
-			s.bytes[number] = bytes
-		}
-	}
-	for _, n := range s.nodes {
-		set(n.reaches[0], n.manifest.Bytes)
-		for i, b := range n.manifest.Blobs {
-			set(n.reaches[1+i], b.Bytes)
-		}
-	}
-}
-
 // holders counts by how many manifests each blob is held.
 type holders struct {
 	bytes []int64 // of each
@@ -221,7 +203,7 @@ type holders struct {
 }
 
 func (s *simulation) holders() *holders {
-	return &holders{bytes: s.bytes, by: make([]int32, len(s.bytes))}
+	return &holders{bytes: s.in.Registry.Bytes, by: make([]int32, len(s.in.Registry.Bytes))}
 }
 
 func (h *holders) add(n *node) (bytes int64) {

@@ -78,11 +78,12 @@ func same(in place, dir string, n int, file func(i int) (path string, at time.Ti
 	if n == 0 {
 		return true, nil
 	}
+	last := time.Now().Add(-settled)
 	err := in.within(dir, func(in place) error {
 		for i := range n {
 			path, at := file(i)
 			is, err := in.stat(path)
-			if err != nil || !is.modified.Equal(at) || time.Since(at) < settled {
+			if err != nil || !is.modified.Equal(at) || at.After(last) {
 				return err
 			}
 		}
@@ -92,16 +93,17 @@ func same(in place, dir string, n int, file func(i int) (path string, at time.Ti
 	return same, err
 }
 
-// stored is what nothing names, as it was found last, and when the directories of blobs were
-// changed then.
+// stored is what nothing names, how large the other blobs are, by the numbers of those, and when
+// the directories of blobs were changed.
 type stored struct {
 	shards  []time.Time
 	orphans []inventory.Orphan
+	bytes   []int64
 }
 
-// sameOrphans are those that were found last, as they are now; false when what is stored or
-// what names it has changed.
-func (s *Storage) sameOrphans(all []looked, shards []directory, look inventory.Look) (orphans []inventory.Orphan, same bool, _ error) {
+// sameStored is what was found last, as it is now; false when what is stored or what names it
+// has changed.
+func (s *Storage) sameStored(all []looked, shards []directory, look inventory.Look) (found stored, same bool, _ error) {
 	s.lastMu.Lock()
 	was, count := s.lastStored, len(s.last)
 	s.lastMu.Unlock()
@@ -109,42 +111,43 @@ func (s *Storage) sameOrphans(all []looked, shards []directory, look inventory.L
 		!slices.EqualFunc(was.shards, shards, func(at time.Time, d directory) bool {
 			return !at.IsZero() && at.Equal(d.at) && time.Since(at) > settled
 		}) {
-		return nil, false, nil
+		return found, false, nil
 	}
+	found.bytes = was.bytes
 	removed := s.removed(look.Removed)
 	for _, last := range was.orphans {
 		o, err := s.orphan(last.Digest)
 		if err != nil || o == nil {
-			return nil, false, err
+			return found, false, err
 		}
 		o.Repositories, o.Removed = last.Repositories, removed[o.Digest]
 		for _, repository := range o.Repositories {
 			at, err := s.written(s.link(repository, layersDir, o.Digest))
 			if err != nil || at.IsZero() {
-				return nil, false, err
+				return found, false, err
 			}
 			if at.After(o.Changed) {
 				o.Changed = at
 			}
 		}
-		orphans = append(orphans, *o)
+		found.orphans = append(found.orphans, *o)
 	}
-	return orphans, true, nil
+	return found, true, nil
 }
 
 // remember keeps what a look has found, for the next one.
-func (s *Storage) remember(all []looked, shards []directory, orphans []inventory.Orphan) {
+func (s *Storage) remember(all []looked, shards []directory, found stored) {
 	last := make(map[string]*looked, len(all))
 	for i := range all {
 		last[all[i].Name] = &all[i]
 	}
-	kept := &stored{orphans: orphans}
+	found.shards = nil
 	for _, d := range shards {
-		kept.shards = append(kept.shards, d.at)
+		found.shards = append(found.shards, d.at)
 	}
 	s.lastMu.Lock()
 	defer s.lastMu.Unlock()
-	s.last, s.lastStored = last, kept
+	s.last, s.lastStored = last, &found
 }
 
 // before is a repository as it was looked at last; nil: not yet.

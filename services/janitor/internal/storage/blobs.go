@@ -16,7 +16,7 @@ import (
 // million: it takes their sums, in order, and a bit for each.
 type blobs struct {
 	shards [256]shard // by the first bytes of sums
-	count  int
+	bytes  []int64    // that manifests say, by their numbers
 }
 
 type shard struct {
@@ -27,13 +27,14 @@ type shard struct {
 
 // newBlobs are the blobs of the directories of their prefixes.
 func newBlobs(ctx context.Context, prefixes []directory) (*blobs, error) {
-	all := &blobs{}
+	all, count := &blobs{}, 0
 	for _, dir := range prefixes {
 		if sums := dir.hashes; len(sums) > 0 {
-			all.shards[sums[0][0]] = shard{sums, make([]uint32, (len(sums)+31)/32), all.count}
-			all.count += len(sums)
+			all.shards[sums[0][0]] = shard{sums, make([]uint32, (len(sums)+31)/32), count}
+			count += len(sums)
 		}
 	}
+	all.bytes = make([]int64, count)
 	return all, inParallel(ctx, len(all.shards), func(i int) error {
 		all.shards[i].sums = inOrder(all.shards[i].sums)
 		return nil
@@ -112,12 +113,4 @@ func (b *blobs) unnamed(do func(content.Sum) error) error {
 		}
 	}
 	return nil
-}
-
-// sum is how many there are.
-func sum(prefixes []directory) (n int) {
-	for _, dir := range prefixes {
-		n += len(dir.hashes)
-	}
-	return n
 }

@@ -35,7 +35,7 @@ func TestBlobsAreFound(t *testing.T) {
 			if i%4 < 2 {
 				n = all.name(s)
 			}
-			if all.has(s) != is || i%4 == 0 && (n < 0 || int(n) >= all.count || numbers[n]) || i%4 == 1 && n != inventory.Missing {
+			if all.has(s) != is || i%4 == 0 && (n < 0 || int(n) >= len(all.bytes) || numbers[n]) || i%4 == 1 && n != inventory.Missing {
 				t.Fatalf("%s: %d: found %t, number %d", name, i, all.has(s), n)
 			}
 			numbers[n] = true

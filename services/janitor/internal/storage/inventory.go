@@ -58,15 +58,15 @@ func (s *Storage) Inventory(ctx context.Context, look inventory.Look) (inventory
 		return out, err
 	}
 	out.Took.Parse = time.Since(out.Time) - out.Took.Walk
-	orphans, same, err := s.sameOrphans(all, blobs, look)
+	found, same, err := s.sameStored(all, blobs, look)
 	if err == nil && !same {
-		orphans, err = s.links(ctx, blobs, all, look)
+		found, err = s.links(ctx, blobs, all, look)
 	}
 	if err != nil {
 		return out, err
 	}
-	s.remember(all, blobs, orphans)
-	out.Orphans, out.Numbers = orphans, sum(blobs)
+	s.remember(all, blobs, found)
+	out.Orphans, out.Bytes = found.orphans, found.bytes
 	out.Repositories = make([]inventory.Repository, len(all))
 	for i := range all {
 		out.Repositories[i] = all[i].Repository

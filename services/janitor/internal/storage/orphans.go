@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
@@ -13,50 +14,56 @@ import (
 
 // links compares what is stored with what names it: blobs that nothing names, and names of
 // blobs that are not there.
-func (s *Storage) links(ctx context.Context, shards []directory, all []looked, look inventory.Look) (list []inventory.Orphan, _ error) {
-	stored, err := newBlobs(ctx, shards)
+func (s *Storage) links(ctx context.Context, shards []directory, all []looked, look inventory.Look) (found stored, _ error) {
+	is, err := newBlobs(ctx, shards)
 	if err != nil {
-		return nil, err
+		return found, err
 	}
 	err = inParallel(ctx, len(all), func(i int) error {
 		all[i].Dangling = nil
-		stored.nameAll(&all[i].Repository)
+		is.nameAll(&all[i].Repository)
 		return nil
 	})
 	if err != nil {
-		return nil, err
+		return found, err
 	}
-	orphans, err := s.orphans(stored, look)
+	orphans, err := s.orphans(is, look)
 	if err != nil {
-		return nil, err
+		return found, err
 	}
-	if lost, err := s.lost(stored, all); err != nil {
-		return nil, err
+	if lost, err := s.lost(is, all); err != nil {
+		return found, err
 	} else if lost { // what they name is named no more
 		for i := range all {
 			if all[i], err = s.readRepository(all[i].Name, look); err != nil {
-				return nil, err
+				return found, err
 			}
 		}
 		return s.links(ctx, shards, all, look)
 	}
-	if err := s.linksTo(ctx, stored, orphans, all); err != nil {
-		return nil, err
+	if err := s.linksTo(ctx, is, orphans, all); err != nil {
+		return found, err
 	}
 	for _, o := range orphans {
 		slices.Sort(o.Repositories)
-		list = append(list, *o)
+		found.orphans = append(found.orphans, *o)
 	}
-	return list, nil
+	found.bytes = is.bytes
+	return found, nil
 }
 
 // nameAll names all that a repository names, and numbers it.
 func (b *blobs) nameAll(r *inventory.Repository) {
 	r.Number(func(blob content.Blob) int32 {
-		if sum, ok := blob.Sum(); ok {
-			return b.name(sum)
+		sum, ok := blob.Sum()
+		if !ok {
+			return inventory.Missing // another algorithm's are left alone
 		}
-		return inventory.Missing // another algorithm's are left alone
+		n := b.name(sum)
+		if n != inventory.Missing {
+			atomic.StoreInt64(&b.bytes[n], blob.Bytes) // as other repositories say, too
+		}
+		return n
 	})
 	name := func(d content.Digest) {
 		if sum, ok := d.Sum(); ok {
