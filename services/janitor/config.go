@@ -73,6 +73,7 @@ func Command() *cobra.Command {
   kiln-janitor --set registry.address=registry.example.org --set registry.username=janitor --set registry.password_file=/etc/kiln/password`,
 		NewConfig: DefaultConfig,
 		Run: func(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.Telemetry) error {
+			tuneMemory()
 			s, err := New(ctx, cfg, tel)
 			if err != nil {
 				return err

@@ -3,6 +3,7 @@ package janitor
 import (
 	"os"
 	"runtime/debug"
+	"sync/atomic"
 )
 
 // How the garbage collector weighs memory against time. A look at a large registry makes
@@ -15,8 +16,13 @@ const (
 	perBlob     = 300       // bytes
 )
 
-// tuneMemory sets that, unless the environment says otherwise.
+// tuned is that the process is the janitor's own: its collector is nobody else's.
+var tuned atomic.Bool
+
+// tuneMemory sets that for a process that is a janitor and nothing else, unless the
+// environment says otherwise.
 func tuneMemory() {
+	tuned.Store(true)
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(gcPercent)
 	}
@@ -25,7 +31,7 @@ func tuneMemory() {
 
 // makeRoom sets the soft limit for a registry of so many blobs.
 func makeRoom(blobs int) {
-	if os.Getenv("GOMEMLIMIT") == "" {
+	if tuned.Load() && os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(max(leastMemory, int64(blobs)*perBlob))
 	}
 }

@@ -56,6 +56,7 @@ func (o *onceOptions) run(ctx context.Context, cfg *configv1.JanitorConfig, tel 
 	if !o.once {
 		return fault.Invalid("once", "false", "is what the service itself does", "start kiln-janitor without a subcommand to run by schedule.cron")
 	}
+	tuneMemory()
 	cfg = Complete(cfg)
 	p, err := newParts(ctx, cfg, tel, false)
 	if err != nil {

@@ -57,7 +57,6 @@ func newParts(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.T
 			_ = p.close(context.WithoutCancel(ctx)) // the first error counts
 		}
 	}()
-	tuneMemory()
 	timetable, err := enforce.NewTimetable(cfg.GetSchedule().GetCron(), cfg.GetSchedule().GetTimeZone(), cfg.GetSchedule().GetJitter().AsDuration())
 	if err != nil {
 		return nil, err

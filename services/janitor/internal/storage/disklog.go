@@ -32,7 +32,10 @@ func (d *disk) log(path string, isNew bool) (_ log, err error) {
 	if err == nil && isNew {
 		err = syncDir(filepath.Dir(filepath.Dir(path)))
 	}
-	return diskLog{file}, err
+	if err != nil {
+		return nil, errors.Join(err, file.Close())
+	}
+	return diskLog{file}, nil
 }
 
 func wholeLines(r io.Reader) (size int64, _ error) {

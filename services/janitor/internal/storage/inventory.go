@@ -51,7 +51,7 @@ func (s *Storage) Inventory(ctx context.Context, look inventory.Look) (inventory
 	out.Took.Walk = time.Since(out.Time)
 	all := make([]looked, len(dirs))
 	err = inParallel(ctx, len(dirs), func(i int) (err error) {
-		all[i], err = s.repository(dirs[i], look)
+		all[i], err = s.repository(ctx, dirs[i], look)
 		return err
 	})
 	if err != nil {

@@ -23,12 +23,22 @@ func (s *Storage) Begin(head quarantine.Head) (enforce.Quarantine, error) {
 }
 
 // Resume opens the quarantine of a run that has begun.
-func (s *Storage) Resume(run string) (enforce.Quarantine, error) { return s.quarantine(run, false) }
+func (s *Storage) Resume(run string) (enforce.Quarantine, error) {
+	q, err := s.quarantine(run, false)
+	if err != nil {
+		return nil, err // and no interface that holds a quarantine without a journal
+	}
+	return q, nil
+}
 
-func (s *Storage) quarantine(run string, isNew bool) (q *Quarantine, err error) {
-	q = &Quarantine{storage: s, run: run}
-	q.journal, err = s.files.log(q.journalPath(), isNew)
-	return q, err
+func (s *Storage) quarantine(run string, isNew bool) (*Quarantine, error) {
+	q := &Quarantine{storage: s, run: run}
+	journal, err := s.files.log(q.journalPath(), isNew)
+	if err != nil {
+		return nil, err
+	}
+	q.journal = journal
+	return q, nil
 }
 
 func (q *Quarantine) journalPath() string { return filepath.Join(q.dir(), "journal") }

@@ -40,13 +40,13 @@ func (s *Storage) Wanted(ctx context.Context, marked inventory.Registry, taken f
 	}
 	found := make([][]inventory.Lack, len(repositories))
 	err = inParallel(ctx, len(repositories), func(i int) (err error) {
-		found[i], err = s.wantedIn(repositories[i], known[repositories[i]], taken)
+		found[i], err = s.wantedIn(ctx, repositories[i], known[repositories[i]], taken)
 		return err
 	})
 	return slices.Concat(found...), err
 }
 
-func (s *Storage) wantedIn(repository string, known map[content.Digest]bool, taken func(content.Digest) bool) (all []inventory.Lack, _ error) {
+func (s *Storage) wantedIn(ctx context.Context, repository string, known map[content.Digest]bool, taken func(content.Digest) bool) (all []inventory.Lack, _ error) {
 	layers, err := s.names(s.linksDir(repository, layersDir))
 	if err != nil {
 		return nil, err
@@ -94,7 +94,7 @@ func (s *Storage) wantedIn(repository string, known map[content.Digest]bool, tak
 	if s.files.atomic() {
 		return all, nil
 	}
-	tags, _, err := s.readTags(repository)
+	tags, _, err := s.readTags(ctx, repository)
 	for _, tag := range tags { // its revision was pushed as it was taken
 		if tag.Digest != "" && taken(tag.Digest) {
 			all = append(all, inventory.Lack{Repository: repository, Manifest: tag.Digest, Digest: tag.Digest, Child: true})

@@ -35,7 +35,7 @@ func (s *Storage) links(ctx context.Context, shards []directory, all []looked, l
 		return found, err
 	} else if lost { // what they name is named no more
 		for i := range all {
-			if all[i], err = s.readRepository(all[i].Name, look); err != nil {
+			if all[i], err = s.readRepository(ctx, all[i].Name, look); err != nil {
 				return found, err
 			}
 		}

@@ -16,19 +16,19 @@ import (
 )
 
 // repository reads one repository, if it has changed since the last look.
-func (s *Storage) repository(name string, look inventory.Look) (looked, error) {
+func (s *Storage) repository(ctx context.Context, name string, look inventory.Look) (looked, error) {
 	if was, same, err := s.again(name, look); err != nil || same {
 		return was, err
 	}
-	return s.readRepository(name, look)
+	return s.readRepository(ctx, name, look)
 }
 
-func (s *Storage) readRepository(name string, look inventory.Look) (looked, error) {
+func (s *Storage) readRepository(ctx context.Context, name string, look inventory.Look) (looked, error) {
 	is := looked{Repository: inventory.Repository{Name: name}, created: look.Created}
 	r := &is.Repository
 	// Tags first: a push writes its revision before its tag, so that what a tag led to is
 	// among the revisions that are listed then.
-	tags, at, err := s.readTags(name)
+	tags, at, err := s.readTags(ctx, name)
 	if err != nil {
 		return is, err
 	}
@@ -100,7 +100,7 @@ func (s *Storage) linkedAt(dir string, links []content.Sum) ([]time.Time, error)
 }
 
 // readTags reads the tags of a repository, by name. It says when one was last added or removed.
-func (s *Storage) readTags(repository string) (tags []inventory.Tag, at time.Time, _ error) {
+func (s *Storage) readTags(ctx context.Context, repository string) (tags []inventory.Tag, at time.Time, _ error) {
 	dir := s.repositoryDir(repository) + "/" + tagsDir
 	is, err := s.list(dir)
 	if err != nil {
@@ -115,7 +115,7 @@ func (s *Storage) readTags(repository string) (tags []inventory.Tag, at time.Tim
 	// A repository may have most tags of the registry.
 	tags = make([]inventory.Tag, len(list))
 	const part = 1000
-	err = inParallel(context.Background(), (len(list)+part-1)/part, func(i int) error {
+	err = inParallel(ctx, (len(list)+part-1)/part, func(i int) error {
 		from := i * part
 		return s.readTagsOf(dir, list[from:min(from+part, len(list))], was, tags[from:])
 	})
