@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
@@ -26,13 +27,16 @@ type BigRegistry struct {
 func (b BigRegistry) Blobs() int { return b.Manifests * (2 + b.Layers) }
 
 // Write writes the storage of a registry as pushes would have, with small blobs, below a
-// root directory. Repositories are "repo/0000" and so on, tags "t0" and so on.
+// root directory. Repositories are "repo/0000" and so on, tags "t0" and so on. They were pushed
+// to one after the other, in a week.
 func (b BigRegistry) Write(ctx context.Context, root string) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(8)
+	began := time.Now().Add(-week)
 	for r := range b.Repositories {
 		group.Go(func() error {
 			w := bigWriter{root: filepath.Join(root, "docker/registry/v2"), repository: fmt.Sprintf("repo/%04d", r)}
+			w.pushed = began.Add(week * time.Duration(r) / time.Duration(b.Repositories))
 			tags := share(b.Tags, b.Repositories, r)
 			for m := range share(b.Manifests, b.Repositories, r) {
 				if ctx.Err() != nil {
@@ -59,8 +63,11 @@ func (b BigRegistry) Write(ctx context.Context, root string) error {
 // share is the part of n that the i-th of several has.
 func share(n, of, i int) int { return n*(i+1)/of - n*i/of }
 
+const week = 7 * 24 * time.Hour
+
 type bigWriter struct {
 	root, repository string
+	pushed           time.Time
 	last             string // digest of the last manifest
 	err              error
 }
@@ -99,7 +106,11 @@ func (w *bigWriter) data(digest string) string {
 }
 
 func (w *bigWriter) link(path, digest string) {
-	w.file(filepath.Join("repositories", w.repository, path, "link"), "sha256:"+digest)
+	path = filepath.Join("repositories", w.repository, path, "link")
+	w.file(path, "sha256:"+digest)
+	if w.err == nil {
+		w.err = os.Chtimes(filepath.Join(w.root, path), w.pushed, w.pushed)
+	}
 }
 
 func (w *bigWriter) file(path, text string) {

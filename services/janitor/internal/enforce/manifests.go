@@ -22,7 +22,7 @@ var noSpan trace.SpanContext
 // plan plans, or looks again at each item of the plan that was given.
 func (j *job) plan(ctx context.Context) error {
 	e := j.engine
-	made, registry, err := e.plan(ctx, j.policy, Ask{Repositories: j.order.Repositories})
+	made, registry, err := e.plan(ctx, j.policy, Ask{Repositories: j.order.Repositories}, false)
 	if err != nil {
 		return err
 	}

@@ -46,7 +46,7 @@ func (e *Engine) Plan(ctx context.Context, ask Ask) (_ run.Plan, err error) {
 	if err != nil {
 		return run.Plan{}, err
 	}
-	made, registry, err := e.plan(ctx, p, ask)
+	made, registry, err := e.plan(ctx, p, ask, true)
 	if err != nil {
 		return run.Plan{}, err
 	}
@@ -68,13 +68,14 @@ func (e *Engine) policy(ctx context.Context, given *policy.Policy) (policy.Polic
 	return policy.Resolve(inForce)
 }
 
-func (e *Engine) plan(ctx context.Context, p policy.Policy, ask Ask) (run.Plan, inventory.Registry, error) {
+// plan plans for a run, or ahead of one.
+func (e *Engine) plan(ctx context.Context, p policy.Policy, ask Ask, ahead bool) (run.Plan, inventory.Registry, error) {
 	now := e.Now()
 	made := run.Plan{Created: now, Expires: now.Add(planLasts), Hypothetical: !ask.At.IsZero(), Reach: e.reach(), Policy: p}
 	if made.Hypothetical {
 		now = ask.At
 	}
-	in, err := e.input(ctx, p, now, "")
+	in, err := e.input(ctx, p, now, inventory.Look{Ahead: ahead}, "")
 	if err != nil {
 		return run.Plan{}, in.Registry, err
 	}
@@ -102,14 +103,14 @@ func (e *Engine) reach() run.Reach {
 	return run.Storage
 }
 
-// input is all that a plan is made from, for a run, if there is one.
-func (e *Engine) input(ctx context.Context, p policy.Policy, now time.Time, runID string) (in plan.Input, err error) {
+// input is all that a plan is made from, by a look, for a run, if there is one.
+func (e *Engine) input(ctx context.Context, p policy.Policy, now time.Time, look inventory.Look, runID string) (in plan.Input, err error) {
 	in = plan.Input{Policy: p, Now: now}
-	removed, err := e.removed(now.Add(-p.MaxBuildTime), runID)
-	if err != nil {
+	look.Created = policy.ReadsConfigs(p)
+	if look.Removed, err = e.removed(now.Add(-p.MaxBuildTime), runID); err != nil {
 		return in, err
 	}
-	if in.Registry, err = e.look(ctx, inventory.Look{Created: policy.ReadsConfigs(p), Removed: removed}); err != nil {
+	if in.Registry, err = e.look(ctx, look); err != nil {
 		return in, err
 	}
 	// After the look, so that what was used as it went on is known of.

@@ -76,7 +76,7 @@ func errCaches(caches bool) error {
 // and may go.
 func (j *job) mark(ctx context.Context) (victims []inventory.Orphan, err error) {
 	j.at(run.Mark, 0)
-	in, err := j.engine.input(ctx, j.policy, j.engine.Now(), j.run.ID)
+	in, err := j.engine.input(ctx, j.policy, j.engine.Now(), inventory.Look{}, j.run.ID)
 	if err != nil {
 		return nil, err
 	}

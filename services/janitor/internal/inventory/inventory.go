@@ -16,6 +16,8 @@ type Look struct {
 	// Removed are manifests that runs have removed: what they name is told from other
 	// orphans.
 	Removed []Removed
+	// Ahead is a look for a plan, which another look follows before anything goes.
+	Ahead bool
 }
 
 // Registry is what a registry held at one time.

@@ -17,10 +17,22 @@ type looked struct {
 	deleted                 bool          // there are revisions without a link, which may come back
 	links                   []content.Sum // of layers
 	same                    bool          // as in the look before
+	tagged                  bool          // no push was between its revision and its tag as tags were read
+}
+
+// tagging is far more than a push takes from its revision to its tag: the registry writes one
+// link after the other.
+const tagging = 10 * time.Minute
+
+// settle notes whether tags that were read at a time can change without a revision's link.
+func (l *looked) settle(read time.Time) {
+	l.tagged = !slices.ContainsFunc(l.Manifests, func(m inventory.Manifest) bool { return m.Linked.After(read.Add(-tagging)) })
 }
 
 // again is a repository that is as it was looked at last; false when it may not be, and has
-// to be read. Its links are looked at one by one: to push what is there writes only these.
+// to be read. Its links are looked at one by one: to push what is there writes only these. A
+// push of a tag writes the link of its revision, too, and first: for what is looked at once
+// more before it goes, tags are not looked at when no revision tells of a push.
 func (s *Storage) again(name string, look inventory.Look) (looked, bool, error) {
 	was := s.before(name)
 	if was == nil || look.Created && !was.created || len(was.Doubts)+len(was.Uploads) > 0 {
@@ -41,11 +53,17 @@ func (s *Storage) again(name string, look inventory.Look) (looked, bool, error) 
 				return err
 			}
 		}
-		if uploads, err := s.uploading(in, name); err != nil || uploads {
+		uploads, err := s.uploading(in, name)
+		if err != nil || uploads {
 			return err
 		}
-		same, err := sameLinks(in, &was.Repository)
-		is.same = same
+		is.same, err = sameRevisions(in, was.Manifests)
+		if err != nil || !is.same || look.Ahead && was.tagged {
+			return err
+		}
+		read := time.Now()
+		is.same, err = sameTags(in, was.Tags)
+		is.settle(read)
 		return err
 	})
 	return is, is.same, err
@@ -61,15 +79,14 @@ func (s *Storage) uploading(in place, repository string) (bool, error) {
 	return len(ids) > 0, err
 }
 
-// sameLinks reports whether the links of a repository's manifests and tags are as they were.
-func sameLinks(in place, r *inventory.Repository) (bool, error) {
-	is, err := same(in, revisionsDir+"/"+sha256, len(r.Manifests), func(i int) (string, time.Time) {
-		return hexOf(r.Manifests[i].Digest) + "/link", r.Manifests[i].Linked
+func sameRevisions(in place, all []inventory.Manifest) (bool, error) {
+	return same(in, revisionsDir+"/"+sha256, len(all), func(i int) (string, time.Time) {
+		return hexOf(all[i].Digest) + "/link", all[i].Linked
 	})
-	if err != nil || !is {
-		return false, err
-	}
-	return same(in, tagsDir, len(r.Tags), func(i int) (string, time.Time) { return r.Tags[i].Name + "/current/link", r.Tags[i].Moved })
+}
+
+func sameTags(in place, all []inventory.Tag) (bool, error) {
+	return same(in, tagsDir, len(all), func(i int) (string, time.Time) { return all[i].Name + "/current/link", all[i].Moved })
 }
 
 // same reports whether files below a directory were last written at these times, and a while

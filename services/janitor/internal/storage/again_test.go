@@ -79,6 +79,65 @@ func TestALookSeesEveryChange(t *testing.T) {
 	}
 }
 
+// A look ahead of a run sees each push, and not a tag that something other than a registry has
+// moved, which a run sees.
+func TestALookAheadSeesEveryPush(t *testing.T) {
+	defer storage.SettleAtOnce()()
+	const image = `{"mediaType":"application/vnd.oci.image.manifest.v1+json","layers":[],"annotations":{"n":%q}}`
+	old := time.Now().Add(-time.Hour).Truncate(time.Second)
+	for name, c := range map[string]struct {
+		between time.Duration // from the revision's link to the first look
+		push    bool          // the revision's link, too
+		sees    bool
+	}{
+		"pushed again, long after":                   {time.Hour, true, true},
+		"moved by hand, long after":                  {time.Hour, false, false},
+		"the tag of a push that the look was within": {time.Minute, false, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			l := laid{t, t.TempDir()}
+			s := storage.New(l.root)
+			age := func(file string, at time.Time) {
+				if err := os.Chtimes(file, at, at); err != nil {
+					t.Fatal(err)
+				}
+			}
+			link := func(d content.Digest) string {
+				return filepath.Join(l.root, "docker/registry/v2/repositories/app/_manifests/revisions/sha256", string(d[7:]), "link")
+			}
+			first, second := l.revision("app", fmt.Sprintf(image, "1")), l.revision("app", fmt.Sprintf(image, "2"))
+			for _, d := range []content.Digest{first, second} {
+				age(link(d), time.Now().Add(-c.between))
+			}
+			age(l.tag("app", "latest", first), old)
+			time.Sleep(6 * time.Millisecond) // a tick of the file system's clock
+			leads := func(look inventory.Look) content.Digest {
+				r, err := s.Inventory(t.Context(), look)
+				if err != nil || len(r.Repositories) != 1 || len(r.Repositories[0].Tags) != 1 {
+					t.Fatalf("%+v, %v", r, err)
+				}
+				return r.Repositories[0].Tags[0].Digest
+			}
+			for range 2 {
+				if got := leads(inventory.Look{Ahead: true}); got != first {
+					t.Fatalf("before: %s", got)
+				}
+			}
+			if c.push {
+				l.write(string(second), "repositories/app/_manifests/revisions/sha256", string(second[7:]), "link")
+			}
+			l.tag("app", "latest", second)
+			time.Sleep(6 * time.Millisecond)
+			if got := leads(inventory.Look{Ahead: true}); (got == second) != c.sees {
+				t.Errorf("ahead: %s", got)
+			}
+			if got := leads(inventory.Look{}); got != second {
+				t.Errorf("by a run: %s", got)
+			}
+		})
+	}
+}
+
 func touch(t *testing.T, file string) {
 	t.Helper()
 	now := time.Now()

@@ -28,6 +28,7 @@ func (s *Storage) readRepository(ctx context.Context, name string, look inventor
 	r := &is.Repository
 	// Tags first: a push writes its revision before its tag, so that what a tag led to is
 	// among the revisions that are listed then.
+	read := time.Now()
 	tags, at, err := s.readTags(ctx, name)
 	if err != nil {
 		return is, err
@@ -46,6 +47,7 @@ func (s *Storage) readRepository(ctx context.Context, name string, look inventor
 	if err := s.readRevisions(r, inOrder(links.hashes), look); err != nil {
 		return is, err
 	}
+	is.settle(read)
 	is.deleted = len(links.hashes) != len(r.Manifests)+len(r.Doubts)
 	if err := s.leadTags(r, tags); err != nil {
 		return is, err
