@@ -145,6 +145,20 @@ soak: tools-test build build-failpoints ## Run the property and load tests for l
 		go test -count=1 -timeout 6h -v -run '$(or $(ONLY),$(SOAKS))' .
 	@cat .run/soak.json
 
+# ---- install -------------------------------------------------------------------
+# As distributions expect it: DESTDIR=/tmp/package for a package; without it the users and
+# directories are made, too. Nothing is started, and no file of /etc/kiln is overwritten.
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+
+.PHONY: install uninstall
+install: tools build ## Install the commands, units, users and configuration; PREFIX=/usr/local DESTDIR=
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' deploy/scripts/install.sh install
+
+uninstall: ## Remove what install installed; configuration and state stay
+	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' deploy/scripts/install.sh uninstall
+
 # ---- demo, benchmarks --------------------------------------------------
 
 .PHONY: demo
