@@ -45,6 +45,7 @@ LINT_TOOLS := $(BIN)/golangci-lint
 tools: $(BUILDKIT_TOOLS) $(REGISTRY_TOOLS) $(DEV_TOOLS) $(GEN_TOOLS) ## Build the pinned tools into bin/, install runc and busybox if missing
 	@deploy/scripts/install-packages.sh
 tools-test: tools $(TEST_TOOLS) ## The same, and what only the tests need
+	@deploy/scripts/install-packages.sh test
 tools-lint: $(DEV_TOOLS) $(GEN_TOOLS) $(LINT_TOOLS) ## What only the linters need
 
 # $(call build-tools,module[,extra linker flags]): touch, because the Go command

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Installs what BuildKit and the samples need from the distribution, when it is
 # missing: runc (runs the steps of a build) and a static busybox (the base image
-# of the demo and the tests). Prints nothing when all is there.
+# of the demo and the tests). With "test" also what only the tests start: systemd, the Docker
+# Engine and containerd, Prometheus, an emulator of arm64. Prints nothing when all is there.
 set -euo pipefail
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 
@@ -33,6 +34,16 @@ else
 	install=()
 fi
 static_busybox || packages+=("$busybox")
+# need COMMAND PACKAGE, of Debian.
+need() { command -v "$1" >/dev/null || packages+=("$2"); }
+if [ "${1-}" = test ]; then
+	need systemd-analyze systemd
+	need ip iproute2
+	need dockerd docker.io
+	need containerd containerd
+	need promtool prometheus
+	need qemu-aarch64-static qemu-user-static
+fi
 [ ${#packages[@]} -gt 0 ] || exit 0
 
 refuse() {

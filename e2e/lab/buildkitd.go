@@ -24,6 +24,10 @@ type BuildkitdOptions struct {
 	// Entitlements are rights that the daemon gives to builds that ask for them, such
 	// as "network.host".
 	Entitlements []string
+	// Containerd is the socket of a containerd that runs the steps, in place of runc.
+	Containerd string
+	// CgroupParent is the cgroup below which the steps have theirs.
+	CgroupParent string
 	// Root is the directory of the daemon's state. Empty: one in Buildkitd.Dir.
 	Root string
 	// Env is added to its environment.
@@ -127,8 +131,15 @@ func buildkitdTOML(dir, sock string, opts BuildkitdOptions) string {
 	// Without a path of its own, all daemons of the machine share one.
 	fmt.Fprintf(&t, "[otel]\n  socketPath = %q\n", filepath.Join(dir, "otel.sock"))
 	fmt.Fprintf(&t, "[cdi]\n  disabled = true\n")
-	fmt.Fprintf(&t, "[worker.oci]\n  enabled = true\n  gc = %t\n  max-parallelism = %d\n", opts.GC, parallelism)
-	fmt.Fprintf(&t, "[worker.containerd]\n  enabled = false\n")
+	fmt.Fprintf(&t, "[worker.oci]\n  enabled = %t\n  gc = %t\n  max-parallelism = %d\n", opts.Containerd == "", opts.GC, parallelism)
+	if opts.CgroupParent != "" {
+		fmt.Fprintf(&t, "  defaultCgroupParent = %q\n", opts.CgroupParent)
+	}
+	if opts.Containerd != "" {
+		fmt.Fprintf(&t, "[worker.containerd]\n  enabled = true\n  address = %q\n  gc = %t\n  max-parallelism = %d\n", opts.Containerd, opts.GC, parallelism)
+	} else {
+		fmt.Fprintf(&t, "[worker.containerd]\n  enabled = false\n")
+	}
 	for _, r := range opts.Registries {
 		fmt.Fprintf(&t, "[registry.%q]\n  http = true\n  insecure = true\n", r)
 	}

@@ -36,12 +36,7 @@ func (l *Lab) StartMachine(ctx context.Context) (*Machine, error) {
 		return nil, fmt.Errorf("lab: %w", err)
 	}
 	cgroup := filepath.Base(l.Dir)
-	l.OnClose("cgroups of the machine", func(ctx context.Context) error {
-		_, err := Exec(ctx, Command{Path: "/bin/sh", Args: []string{
-			"-c", `for d in /sys/fs/cgroup/"$0" /sys/fs/cgroup/*/"$0"; do [ ! -d "$d" ] || find "$d" -depth -type d -exec rmdir {} + || exit 1; done`, cgroup,
-		}})
-		return err
-	})
+	l.OnClose("cgroups of the machine", func(ctx context.Context) error { return RemoveCgroups(ctx, cgroup) })
 	p, err := l.Run(Command{Name: "machine", Path: script, Args: []string{dir, repository, cgroup}})
 	if err != nil {
 		return nil, err
@@ -90,4 +85,13 @@ func (m *Machine) Exec(ctx context.Context, script string) (Output, error) {
 		"nsenter", "--target", strconv.Itoa(m.init), "--all", "/usr/bin/env", "-i", "HOME=/root", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 		"/bin/bash", "-euo", "pipefail", "-c", "cd /mnt\n" + script,
 	}})
+}
+
+// RemoveCgroups removes the cgroups of a name in all hierarchies, with those below them, in
+// which nothing runs any more.
+func RemoveCgroups(ctx context.Context, name string) error {
+	_, err := Exec(ctx, Command{Path: "/bin/sh", Args: []string{
+		"-c", `for d in /sys/fs/cgroup/"$0" /sys/fs/cgroup/*/"$0"; do [ ! -d "$d" ] || find "$d" -depth -type d -exec rmdir {} + || exit 1; done`, name,
+	}})
+	return err
 }
