@@ -64,12 +64,8 @@ func (m cacheManager) usage(t *testing.T) *cachemanagerv1.Usage {
 // `kiln_cache_runs_total{daemon="a",outcome="succeeded"}`; "" when there is none.
 func metric(t *testing.T, s *lab.Service, name string, labels ...string) string {
 	t.Helper()
-	req := labtest.Must(http.NewRequestWithContext(labtest.Context(t, time.Minute), http.MethodGet, "http://"+s.HTTPAddr+"/metrics", nil))(t)
-	req.Close = true
-	resp := labtest.Must(http.DefaultClient.Do(req))(t)
-	defer resp.Body.Close()
 series:
-	for line := range strings.Lines(string(labtest.Must(io.ReadAll(resp.Body))(t))) {
+	for line := range strings.Lines(scrape(t, s)) {
 		series, value, _ := strings.Cut(strings.TrimSpace(line), "} ")
 		if !strings.HasPrefix(series, name+"{") {
 			continue
@@ -82,6 +78,16 @@ series:
 		return value
 	}
 	return ""
+}
+
+// scrape is what a service tells Prometheus.
+func scrape(t *testing.T, s *lab.Service) string {
+	t.Helper()
+	req := labtest.Must(http.NewRequestWithContext(labtest.Context(t, time.Minute), http.MethodGet, "http://"+s.HTTPAddr+"/metrics", nil))(t)
+	req.Close = true
+	resp := labtest.Must(http.DefaultClient.Do(req))(t)
+	defer func() { _ = resp.Body.Close() }()
+	return string(labtest.Must(io.ReadAll(resp.Body))(t))
 }
 
 // healthOf is what the health service at an address says.

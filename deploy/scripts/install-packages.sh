@@ -39,6 +39,7 @@ need() { command -v "$1" >/dev/null || packages+=("$2"); }
 if [ "${1-}" = test ]; then
 	need systemd-analyze systemd
 	need ip iproute2
+	need curl curl
 	need dockerd docker.io
 	need containerd containerd
 	need promtool prometheus

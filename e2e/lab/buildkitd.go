@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 )
 
 // BuildkitdOptions says how to run a buildkitd. The zero value is a daemon
@@ -26,6 +28,8 @@ type BuildkitdOptions struct {
 	Entitlements []string
 	// Containerd is the socket of a containerd that runs the steps, in place of runc.
 	Containerd string
+	// TLS has it listen on TCP, too, for clients with certificates.
+	TLS *configv1.ServerTLS
 	// CgroupParent is the cgroup below which the steps have theirs.
 	CgroupParent string
 	// Root is the directory of the daemon's state. Empty: one in Buildkitd.Dir.
@@ -45,8 +49,8 @@ type BuildkitdOptions struct {
 // Buildkitd is a buildkitd daemon with runc as its OCI worker.
 type Buildkitd struct {
 	*Process
-	// Addr is its address, "unix:///…".
-	Addr string
+	// Addr is its address, "unix:///…", and TCP that for clients with certificates.
+	Addr, TCP string
 	// Dir holds its configuration, its socket and all its state.
 	Dir string
 
@@ -75,15 +79,22 @@ func (l *Lab) StartBuildkitd(ctx context.Context, opts BuildkitdOptions) (*Build
 		"--config", opts.Config, "--root", filepath.Join(dir, "root"), "--addr", "unix://" + sock,
 		"--otel-socket-path", filepath.Join(dir, "otel.sock"),
 	}
+	tcp := ""
+	if opts.TLS != nil {
+		if tcp, err = FreeAddr(); err != nil {
+			return nil, err
+		}
+		tcp = "tcp://" + tcp
+	}
 	if opts.Config == "" {
 		config := filepath.Join(dir, "buildkitd.toml")
-		if err := os.WriteFile(config, []byte(buildkitdTOML(dir, sock, opts)), 0o600); err != nil {
+		if err := os.WriteFile(config, []byte(buildkitdTOML(dir, sock, tcp, opts)), 0o600); err != nil {
 			return nil, fmt.Errorf("lab: %w", err)
 		}
 		args = []string{"--config", config}
 	}
 	b := &Buildkitd{
-		Addr: "unix://" + sock, Dir: dir, lab: l,
+		TCP: tcp, Addr: "unix://" + sock, Dir: dir, lab: l,
 		cmd: Command{
 			Name: filepath.Base(dir), Path: path, Args: args,
 			Env: append(OTLPEnv(opts.OTLP, "buildkitd"), opts.Env...), ResolvConf: opts.ResolvConf,
@@ -112,7 +123,7 @@ func (b *Buildkitd) Kill() error {
 	return errors.Join(b.Process.Kill(), Clean(ctx, b.Dir))
 }
 
-func buildkitdTOML(dir, sock string, opts BuildkitdOptions) string {
+func buildkitdTOML(dir, sock, tcp string, opts BuildkitdOptions) string {
 	parallelism := opts.MaxParallelism
 	if parallelism == 0 {
 		parallelism = 4
@@ -127,7 +138,12 @@ func buildkitdTOML(dir, sock string, opts BuildkitdOptions) string {
 	for _, right := range opts.Entitlements {
 		fmt.Fprintf(&t, "%q,", right)
 	}
-	fmt.Fprintf(&t, "]\n[grpc]\n  address = [%q]\n", "unix://"+sock)
+	if opts.TLS == nil {
+		fmt.Fprintf(&t, "]\n[grpc]\n  address = [%q]\n", "unix://"+sock)
+	} else {
+		fmt.Fprintf(&t, "]\n[grpc]\n  address = [%q, %q]\n[grpc.tls]\n  cert = %q\n  key = %q\n  ca = %q\n", "unix://"+sock, tcp,
+			opts.TLS.GetCertFile(), opts.TLS.GetKeyFile(), opts.TLS.GetClientCaFile())
+	}
 	// Without a path of its own, all daemons of the machine share one.
 	fmt.Fprintf(&t, "[otel]\n  socketPath = %q\n", filepath.Join(dir, "otel.sock"))
 	fmt.Fprintf(&t, "[cdi]\n  disabled = true\n")

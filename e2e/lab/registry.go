@@ -27,6 +27,10 @@ type RegistryOptions struct {
 	// Config is its whole configuration, in place of all the above; it has to listen on a
 	// port of 127.0.0.1.
 	Config string
+	// Env is added to its environment.
+	Env []string
+	// Closed: come back as soon as it listens. It speaks TLS, or asks who is there.
+	Closed bool
 }
 
 // Registry is a CNCF distribution registry with filesystem storage, plain HTTP,
@@ -90,7 +94,7 @@ func (l *Lab) StartRegistry(ctx context.Context, opts RegistryOptions) (*Registr
 		return nil, fmt.Errorf("lab: %w", err)
 	}
 	r.Process, err = l.Run(Command{
-		Name: filepath.Base(dir), Path: path, Args: []string{"serve", r.ConfigFile}, Env: OTLPEnv("", ""),
+		Name: filepath.Base(dir), Path: path, Args: []string{"serve", r.ConfigFile}, Env: append(OTLPEnv("", ""), opts.Env...),
 	})
 	if err != nil {
 		return nil, err
@@ -101,6 +105,9 @@ func (l *Lab) StartRegistry(ctx context.Context, opts RegistryOptions) (*Registr
 			return fmt.Errorf("lab: %s does not listen yet", r.Name)
 		}
 		r.Addr = m[1]
+		if opts.Closed {
+			return nil
+		}
 		return getOK(ctx, "http://"+r.Addr+"/v2/")
 	})
 }

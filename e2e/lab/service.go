@@ -211,6 +211,9 @@ func (l *Lab) tryService(ctx context.Context, path, dir string, cfg proto.Messag
 		return nil, err
 	}
 	s := &Service{Process: p, Addr: server.GetListen(), HTTPAddr: server.GetHttpListen(), lab: l, command: command}
+	if server.GetTls() != nil { // its health is for callers with certificates
+		return s, poll(ctx, p, "waiting for "+p.Name, func(ctx context.Context) error { return getOK(ctx, "http://"+s.HTTPAddr+"/readyz") })
+	}
 	return s, waitHealth(ctx, p, s.Addr, func(h grpc_health_v1.HealthCheckResponse_ServingStatus) bool {
 		return opts.Unhealthy || h == grpc_health_v1.HealthCheckResponse_SERVING
 	})

@@ -8,13 +8,14 @@ import (
 )
 
 // checkEvery is how often files are looked at: at most once in this time, and
-// only when a connection is made.
+// only when what they say is asked for.
 const checkEvery = time.Second
 
 // reloaded is a value that is read from files, and read again when they change.
 // A read that fails keeps the value there was. Files are looked at when the
 // value is asked for, so there is nothing to start and nothing to stop.
 type reloaded[T any] struct {
+	what  string // "certificates"
 	paths []string
 	read  func() (T, error)
 	log   *slog.Logger
@@ -23,11 +24,12 @@ type reloaded[T any] struct {
 	checked time.Time
 	state   []os.FileInfo
 	value   T
+	failed  bool // they changed, and do not load
 }
 
 // newReloaded reads the value for the first time; then a failure is an error.
-func newReloaded[T any](paths []string, log *slog.Logger, read func() (T, error)) (*reloaded[T], error) {
-	r := &reloaded[T]{paths: paths, read: read, log: log, checked: time.Now()}
+func newReloaded[T any](what string, paths []string, log *slog.Logger, read func() (T, error)) (*reloaded[T], error) {
+	r := &reloaded[T]{what: what, paths: paths, read: read, log: log, checked: time.Now()}
 	r.state = r.look()
 	value, err := read()
 	if err != nil {
@@ -39,27 +41,36 @@ func newReloaded[T any](paths []string, log *slog.Logger, read func() (T, error)
 
 // get is the value, as fresh as checkEvery.
 func (r *reloaded[T]) get() T {
+	value, _ := r.status()
+	return value
+}
+
+// status is the value, and whether it is one that the files do not hold any more, since
+// what they hold does not load.
+func (r *reloaded[T]) status() (value T, stale bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	now := time.Now()
 	if now.Sub(r.checked) < checkEvery {
-		return r.value
+		return r.value, r.failed
 	}
 	r.checked = now
 	state := r.look()
 	if sameFiles(state, r.state) {
-		return r.value
+		r.failed = false // they are as they were again
+		return r.value, false
 	}
 	value, err := r.read()
 	if err != nil {
 		// Written in two steps, most likely: the state is not remembered, so
 		// that the next look reads again.
-		r.log.Warn("certificates changed and do not load; the old ones stay in use", "files", r.paths, "error", err)
-		return r.value
+		r.failed = true
+		r.log.Warn(r.what+" changed and do not load; the old ones stay in use", "files", r.paths, "error", err)
+		return r.value, true
 	}
-	r.state, r.value = state, value
-	r.log.Info("certificates reloaded", "files", r.paths)
-	return r.value
+	r.state, r.value, r.failed = state, value, false
+	r.log.Info(r.what+" reloaded", "files", r.paths)
+	return r.value, false
 }
 
 func (r *reloaded[T]) look() []os.FileInfo {

@@ -8,32 +8,30 @@ import (
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 )
 
-// Authorizer decides on a call: nil allows it. FullMethod is as in
-// "/kiln.builder.v1.BuilderService/Build".
-type Authorizer func(ctx context.Context, fullMethod string, id Identity) error
+// Authorizer decides on a call: no error allows it, for what the grant says. FullMethod is as
+// in "/kiln.builder.v1.BuilderService/Build".
+type Authorizer func(ctx context.Context, fullMethod string, id Identity) (Grant, error)
 
-// FromRules makes the Authorizer of a configuration: the first rule that names
-// both the caller and the method allows the call, and what no rule allows is
-// denied. Without any rule, all calls are allowed or denied by defaultAllow.
+// FromRules makes the Authorizer of a configuration: a rule that names both the caller and
+// the method allows the call, for what it says of projects and the rest, and what no rule
+// allows is denied. Without any rule, all calls are allowed or denied by defaultAllow.
 func FromRules(rules []*configv1.AccessRule, defaultAllow bool) Authorizer {
 	if len(rules) == 0 && defaultAllow {
-		return func(context.Context, string, Identity) error { return nil }
+		return func(context.Context, string, Identity) (Grant, error) { return Grant{}, nil }
 	}
-	compiled := make([]rule, len(rules))
-	for i, r := range rules {
-		compiled[i] = rule{identities: r.GetIdentities(), methods: r.GetMethods()}
-	}
-	return func(_ context.Context, fullMethod string, id Identity) error {
-		for _, r := range compiled {
-			if matches(r.identities, id.Name) && matches(r.methods, fullMethod) {
-				return nil
+	return func(_ context.Context, fullMethod string, id Identity) (Grant, error) {
+		var grant Grant
+		for _, r := range rules {
+			if matches(r.GetIdentities(), id.Name) && matches(r.GetMethods(), fullMethod) {
+				grant.rules = append(grant.rules, r)
 			}
 		}
-		return denied(fullMethod, id)
+		if len(grant.rules) == 0 {
+			return Grant{}, denied(fullMethod, id)
+		}
+		return grant, nil
 	}
 }
-
-type rule struct{ identities, methods []string }
 
 // matches says whether a pattern fits. Only the pattern "*" fits a name that is
 // empty.
@@ -57,9 +55,9 @@ func denied(fullMethod string, id Identity) error {
 	if id.Anonymous() {
 		return fault.New(fault.Unauthenticated, "UNAUTHENTICATED",
 			"the caller has no identity, and "+fullMethod+" needs one",
-			"connect with a client certificate that the server's client_ca_file accepts, or have server.access allow identity \"*\"")
+			"connect with a client certificate that the server's client_ca_file accepts or with a token of its tokens_file, or have its rules allow identity \"*\"")
 	}
 	return fault.New(fault.PermissionDenied, "DENIED",
 		id.Name+" may not call "+fullMethod,
-		"ask the operator for a rule in server.access that names this identity and this method")
+		"ask the operator for a rule in the server's policy_file or server.access that names this identity and this method")
 }

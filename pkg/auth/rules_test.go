@@ -44,7 +44,7 @@ func TestFromRules(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			err := auth.FromRules(test.rules, test.open)(t.Context(), test.method, auth.Identity{Name: test.caller})
+			_, err := auth.FromRules(test.rules, test.open)(t.Context(), test.method, auth.Identity{Name: test.caller})
 			if (err == nil) != test.allowed {
 				t.Fatalf("error %v, allowed should be %v", err, test.allowed)
 			}

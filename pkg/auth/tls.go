@@ -8,30 +8,44 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"time"
 
 	"google.golang.org/grpc/credentials"
 
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 )
 
-// ServerTLS is the TLS configuration of a server, whose files are read again
-// when they change. With client_ca_file every caller must show a certificate.
-func ServerTLS(cfg *configv1.ServerTLS, log *slog.Logger) (*tls.Config, error) {
+// Certificates are those of a server, whose files are read again when they change.
+type Certificates struct{ current *reloaded[*tls.Config] }
+
+// NewCertificates reads the certificates of a server. With client_ca_file every caller must
+// show one, unless tokens will do, too.
+func NewCertificates(cfg *configv1.ServerTLS, tokens bool, log *slog.Logger) (*Certificates, error) {
 	paths := present(cfg.GetCertFile(), cfg.GetKeyFile(), cfg.GetClientCaFile())
-	current, err := newReloaded(paths, log, func() (*tls.Config, error) { return readServer(cfg) })
-	if err != nil {
-		return nil, err
-	}
+	current, err := newReloaded("certificates", paths, log, func() (*tls.Config, error) { return readServer(cfg, tokens) })
+	return &Certificates{current}, err
+}
+
+// TLS is the configuration of a listener: each new connection gets the certificates of the
+// moment.
+func (c *Certificates) TLS() *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS12,
 		NextProtos: []string{"h2", "http/1.1"},
 		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-			return current.get(), nil
+			return c.current.get(), nil
 		},
-	}, nil
+	}
 }
 
-func readServer(cfg *configv1.ServerTLS) (*tls.Config, error) {
+// Status is when the certificate in use ends, and whether the files hold another that does
+// not load.
+func (c *Certificates) Status() (end time.Time, stale bool) {
+	config, stale := c.current.status()
+	return config.Certificates[0].Leaf.NotAfter, stale
+}
+
+func readServer(cfg *configv1.ServerTLS, tokens bool) (*tls.Config, error) {
 	pair, err := tls.LoadX509KeyPair(cfg.GetCertFile(), cfg.GetKeyFile())
 	if err != nil {
 		return nil, fmt.Errorf("loading certificate %s with key %s: %w", cfg.GetCertFile(), cfg.GetKeyFile(), err)
@@ -49,6 +63,9 @@ func readServer(cfg *configv1.ServerTLS) (*tls.Config, error) {
 		return nil, err
 	}
 	config.ClientAuth = tls.RequireAndVerifyClientCert
+	if tokens {
+		config.ClientAuth = tls.VerifyClientCertIfGiven
+	}
 	return config, nil
 }
 
@@ -81,7 +98,7 @@ func ClientTLS(cfg *configv1.ClientTLS) (*tls.Config, error) {
 // again when they change: each new connection uses what they hold then.
 func ClientCredentials(cfg *configv1.ClientTLS, log *slog.Logger) (credentials.TransportCredentials, error) {
 	paths := present(cfg.GetCaFile(), cfg.GetCertFile(), cfg.GetKeyFile())
-	current, err := newReloaded(paths, log, func() (credentials.TransportCredentials, error) {
+	current, err := newReloaded("certificates", paths, log, func() (credentials.TransportCredentials, error) {
 		config, err := ClientTLS(cfg)
 		if err != nil {
 			return nil, err

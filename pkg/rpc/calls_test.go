@@ -301,11 +301,11 @@ func TestPanicsBecomeInternal(t *testing.T) {
 }
 
 func TestOwnAuthorizer(t *testing.T) {
-	r := start(t, rigOptions{access: func(_ context.Context, method string, id auth.Identity) error {
+	r := start(t, rigOptions{access: func(_ context.Context, method string, id auth.Identity) (auth.Grant, error) {
 		if strings.HasSuffix(method, "/Build") {
 			panic("a fault in the policy")
 		}
-		return fault.New(fault.PermissionDenied, "DENIED", id.String()+" may not", "ask")
+		return auth.Grant{}, fault.New(fault.PermissionDenied, "DENIED", id.String()+" may not", "ask")
 	}})
 	_, err := r.client.GetBuild(within(t), &builderv1.GetBuildRequest{})
 	st := refused(t, err, codes.PermissionDenied, "DENIED") // Before the request is looked at.

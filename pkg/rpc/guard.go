@@ -17,10 +17,11 @@ import (
 // guard stands around each call: outside, it learns who calls, maps the error
 // and logs; inside, it decides whether the call may be served.
 type guard struct {
-	log       *slog.Logger
-	authorize auth.Authorizer
-	limits    limits
-	draining  <-chan struct{}
+	log      *slog.Logger
+	access   *access
+	audit    *audit
+	limits   limits
+	draining <-chan struct{}
 }
 
 // healthWatch never ends by itself, so it is ended when the server drains.
@@ -32,10 +33,13 @@ func ours(method string) bool { return strings.HasPrefix(method, "/kiln.") }
 
 func (g *guard) outerUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 	start := time.Now()
-	id := auth.FromPeer(ctx)
+	id, err := g.access.identify(ctx)
 	ctx = auth.NewContext(ctx, id)
-	resp, err := next(ctx, req)
-	err = g.finish(ctx, info.FullMethod, id, start, err)
+	var resp any
+	if err == nil {
+		resp, err = next(ctx, req)
+	}
+	err = g.finish(ctx, info.FullMethod, id, start, req, err)
 	if err != nil {
 		return nil, err
 	}
@@ -43,9 +47,11 @@ func (g *guard) outerUnary(ctx context.Context, req any, info *grpc.UnaryServerI
 }
 
 func (g *guard) innerUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-	if err := g.authorize(ctx, info.FullMethod, auth.FromContext(ctx)); err != nil {
+	grant, err := g.access.authorize(ctx, info.FullMethod, auth.FromContext(ctx))
+	if err != nil {
 		return nil, err
 	}
+	ctx = auth.WithGrant(ctx, grant)
 	if !ours(info.FullMethod) {
 		return next(ctx, req)
 	}
@@ -62,28 +68,41 @@ func (g *guard) innerUnary(ctx context.Context, req any, info *grpc.UnaryServerI
 
 func (g *guard) outerStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 	start := time.Now()
-	id := auth.FromPeer(stream.Context())
+	id, err := g.access.identify(stream.Context())
 	ctx := auth.NewContext(stream.Context(), id)
 	if info.FullMethod == healthWatch {
 		var cancel context.CancelFunc
 		ctx, cancel = untilClosed(ctx, g.draining)
 		defer cancel()
 	}
-	err := next(srv, &guardedStream{ServerStream: stream, ctx: ctx, strict: ours(info.FullMethod)})
-	return g.finish(ctx, info.FullMethod, id, start, err)
+	guarded := &guardedStream{ServerStream: stream, ctx: ctx, strict: ours(info.FullMethod)}
+	if err == nil {
+		err = next(srv, guarded)
+	}
+	return g.finish(ctx, info.FullMethod, id, start, guarded.first, err)
 }
 
 func (g *guard) innerStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 	ctx := stream.Context()
-	if err := g.authorize(ctx, info.FullMethod, auth.FromContext(ctx)); err != nil {
+	grant, err := g.access.authorize(ctx, info.FullMethod, auth.FromContext(ctx))
+	if err != nil {
 		return err
 	}
-	return next(srv, stream)
+	return next(srv, &grantedStream{ServerStream: stream, ctx: auth.WithGrant(ctx, grant)})
 }
 
+// grantedStream has the context of a call that is allowed.
+type grantedStream struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s *grantedStream) Context() context.Context { return s.ctx }
+
 // finish maps the error of a call and logs the call.
-func (g *guard) finish(ctx context.Context, method string, id auth.Identity, start time.Time, err error) error {
+func (g *guard) finish(ctx context.Context, method string, id auth.Identity, start time.Time, request any, err error) error {
 	if err == nil {
+		g.audit.note(ctx, method, id, start, request, status.New(codes.OK, ""))
 		if g.log.Enabled(ctx, slog.LevelDebug) {
 			g.log.DebugContext(ctx, "call", "method", method, "code", codes.OK.String(), "duration", time.Since(start), "identity", id.String())
 		}
@@ -93,6 +112,7 @@ func (g *guard) finish(ctx context.Context, method string, id auth.Identity, sta
 	if ours(method) {
 		st = explain(ctx, method, st)
 	}
+	g.audit.note(ctx, method, id, start, request, st)
 	g.logFailure(ctx, method, id, start, st, err)
 	return st.Err()
 }
@@ -126,6 +146,7 @@ type guardedStream struct {
 	grpc.ServerStream
 	ctx    context.Context
 	strict bool
+	first  any // the first message that came, of our own contracts
 }
 
 func (s *guardedStream) Context() context.Context { return s.ctx }
@@ -136,6 +157,9 @@ func (s *guardedStream) RecvMsg(m any) error {
 	}
 	if !s.strict {
 		return nil
+	}
+	if s.first == nil {
+		s.first = m
 	}
 	return check(m)
 }

@@ -11,7 +11,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/kilnbuild/kiln/pkg/auth"
 	"github.com/kilnbuild/kiln/pkg/fault"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 )
@@ -24,31 +23,21 @@ const (
 )
 
 // bind listens on the addresses of the configuration. TLS is nil for plain text.
-func (s *Server) bind(cfg *configv1.ServerConfig) (*tls.Config, error) {
-	if err := checkExposure(cfg); err != nil {
-		return nil, err
-	}
-	var tlsConfig *tls.Config
-	var err error
-	if cfg.GetTls() != nil {
-		if tlsConfig, err = auth.ServerTLS(cfg.GetTls(), s.log); err != nil {
-			return nil, fault.Wrap(err, fault.InvalidArgument, "INVALID_FIELD", "the server's certificates do not load", "correct the files of server.tls")
-		}
-	}
+func (s *Server) bind(cfg *configv1.ServerConfig, tlsConfig *tls.Config) (err error) {
 	if s.listener, err = listen("server.listen", cfg.GetListen()); err != nil {
-		return nil, err
+		return err
 	}
 	web := cfg.GetHttpListen()
 	if web == "" || web == httpOff {
-		return tlsConfig, nil
+		return nil
 	}
 	if s.httpSide, err = listen("server.http_listen", web); err != nil {
-		return nil, err
+		return err
 	}
 	if !IsLocal(web) && tlsConfig != nil {
 		s.httpSide = tls.NewListener(s.httpSide, forProbes(tlsConfig))
 	}
-	return tlsConfig, nil
+	return nil
 }
 
 // checkExposure refuses what would serve strangers by mistake.

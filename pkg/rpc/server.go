@@ -19,6 +19,7 @@ import (
 	"google.golang.org/grpc/reflection"
 
 	"github.com/kilnbuild/kiln/pkg/auth"
+	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/pkg/lifecycle"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
@@ -53,6 +54,7 @@ type Server struct {
 	listener net.Listener
 	httpSide net.Listener // Nil: off.
 	ready    *readiness
+	audit    *audit        // nil before it could be opened
 	drained  chan struct{} // Closed when the gRPC server has ended.
 }
 
@@ -71,17 +73,11 @@ func NewServer(opts ServerOptions) (_ *Server, err error) {
 		ready:   newReadiness(tel.Logger),
 		drained: make(chan struct{}),
 	}
-	tlsConfig, err := s.bind(opts.Config)
+	guard, err := newGuard(opts, s, tel)
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	authorize := opts.Authorize
-	if authorize == nil {
-		open := opts.Config.GetInsecure() || IsLocal(opts.Config.GetListen())
-		authorize = auth.FromRules(opts.Config.GetAccess(), open)
-	}
-	guard := &guard{log: tel.Logger, authorize: authorize, limits: s.limits, draining: s.ready.draining}
-	s.grpc = grpc.NewServer(append(serverOptions(s.limits, tel, tlsConfig, guard), opts.GRPC...)...)
+	s.grpc = grpc.NewServer(append(serverOptions(s.limits, tel, guard.access.tls(), guard), opts.GRPC...)...)
 	healthgrpc.RegisterHealthServer(s.grpc, s.ready.health)
 	reflection.Register(s.grpc)
 	s.http = newHTTPServer(s.mux, tel.Logger)
@@ -89,6 +85,27 @@ func NewServer(opts ServerOptions) (_ *Server, err error) {
 	s.mux.HandleFunc("GET /healthz", alive)
 	s.mux.HandleFunc("GET /readyz", s.ready.answer)
 	return s, nil
+}
+
+// newGuard reads what the configuration says of callers, and binds the addresses.
+func newGuard(opts ServerOptions, s *Server, tel *telemetry.Telemetry) (*guard, error) {
+	if err := checkExposure(opts.Config); err != nil {
+		return nil, err
+	}
+	access, err := newAccess(opts.Config, opts.Authorize, tel.Logger)
+	if err != nil {
+		return nil, err
+	}
+	if err := access.measure(tel.Meter); err != nil {
+		return nil, err
+	}
+	if err := s.bind(opts.Config, access.tls()); err != nil {
+		return nil, err
+	}
+	if s.audit, err = newAudit(opts.Name, opts.Config.GetAuditFile(), tel.Logger); err != nil {
+		return nil, fault.Wrap(err, fault.InvalidArgument, "INVALID_FIELD", "the audit log cannot be written", "name a file with server.audit_file that the server's user may write")
+	}
+	return &guard{log: tel.Logger, access: access, audit: s.audit, limits: s.limits, draining: s.ready.draining}, nil
 }
 
 // RegisterService adds a service, and an entry for it in the health service.
@@ -127,12 +144,12 @@ func (s *Server) Run(ctx context.Context) error {
 	s.log.InfoContext(ctx, "serving", "grpc", s.Addr(), "http", s.HTTPAddr())
 	err := lifecycle.Run(ctx, tasks...)
 	s.log.InfoContext(ctx, "stopped")
-	return err
+	return errors.Join(err, s.audit.close())
 }
 
 // Close gives the addresses back. It is for a server that never ran.
 func (s *Server) Close() error {
-	var failures []error
+	failures := []error{s.audit.close()}
 	for _, l := range []net.Listener{s.listener, s.httpSide} {
 		if l == nil {
 			continue

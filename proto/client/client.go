@@ -41,7 +41,7 @@ func Dial(target string, opts ...Option) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Client{conn: conn, api: builderv1.NewBuilderServiceClient(conn), patience: s.patience, local: isLocal(target)}, nil
+	return &Client{conn: conn, api: builderv1.NewBuilderServiceClient(conn), patience: s.patience, local: IsLocal(target)}, nil
 }
 
 // Connect makes a connection to another of Kiln's services, such as the cache
@@ -68,7 +68,7 @@ func connect(target string, s settings) (*grpc.ClientConn, error) {
 			return nil, err
 		}
 		creds = credentials.NewTLS(config)
-	case !isLocal(target) && !s.insecure:
+	case !IsLocal(target) && !s.insecure:
 		return nil, fmt.Errorf("%s is another host, and the connection has no TLS: use WithTLS, or WithInsecure in a closed network", target)
 	}
 	dialOpts := append([]grpc.DialOption{
@@ -80,6 +80,9 @@ func connect(target string, s settings) (*grpc.ClientConn, error) {
 			MinConnectTimeout: 5 * time.Second,
 		}),
 	}, s.grpc...)
+	if s.token != "" {
+		dialOpts = append(dialOpts, TokenFile(s.token, IsLocal(target)))
+	}
 	conn, err := grpc.NewClient(target, dialOpts...)
 	if err != nil {
 		return nil, fmt.Errorf("connecting to %s: %w", target, err)

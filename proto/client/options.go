@@ -14,6 +14,7 @@ type Option func(*settings)
 type settings struct {
 	tls      *tlsFiles
 	insecure bool
+	token    string // file
 	patience time.Duration
 	grpc     []grpc.DialOption
 }
@@ -47,8 +48,8 @@ func WithDialOptions(opts ...grpc.DialOption) Option {
 	return func(s *settings) { s.grpc = append(s.grpc, opts...) }
 }
 
-// isLocal reports whether what is sent to target stays on this host.
-func isLocal(target string) bool {
+// IsLocal reports whether what is sent to target stays on this host.
+func IsLocal(target string) bool {
 	if strings.HasPrefix(target, "unix:") || strings.HasPrefix(target, "unix-abstract:") {
 		return true
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 )
 
 type tlsFiles struct{ ca, cert, key, serverName string }
@@ -36,8 +37,14 @@ func (f *tlsFiles) config() (*tls.Config, error) {
 	return config, nil
 }
 
+// pair reads the caller's certificate. When it does not fit its key, one of the two was just
+// renewed, and the other is about to be.
 func (f *tlsFiles) pair(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 	pair, err := tls.LoadX509KeyPair(f.cert, f.key)
+	for try := 1; err != nil && try < 4; try++ {
+		time.Sleep(20 * time.Millisecond)
+		pair, err = tls.LoadX509KeyPair(f.cert, f.key)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("loading certificate %s with key %s: %w", f.cert, f.key, err)
 	}

@@ -83,9 +83,12 @@ func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Teleme
 	if err != nil {
 		return nil, err
 	}
+	if err := buildkit.CheckLogins(s.cfg.GetRegistries()); err != nil {
+		return nil, err
+	}
 	rules := policy.New(s.cfg.GetPolicy())
 	daemon, err := buildkit.Dial(ctx, s.cfg.GetDaemons()[0], buildkit.Options{
-		Roots: s.cfg.GetAllowedRoots(), Contexts: s.contexts, Artifacts: s.artifacts, Guard: s.guard, Policy: rules, CacheManager: s.caches, Janitor: janitor, NoLease: missed,
+		Roots: s.cfg.GetAllowedRoots(), Contexts: s.contexts, Artifacts: s.artifacts, Guard: s.guard, Policy: rules, Logins: s.cfg.GetRegistries(), CacheManager: s.caches, Janitor: janitor, NoLease: missed,
 	}, tel)
 	if err != nil {
 		return nil, err

@@ -39,6 +39,8 @@ type Options struct {
 	Artifacts Artifacts      // where archives and trees are kept
 	Guard     Guard          // which hosts sources may come from
 	Policy    *policy.Policy // what a request may ask for
+	// Logins are the users as whom the daemon pulls and pushes.
+	Logins []*configv1.RegistryLogin
 	// CacheManager gives leases on the directories of type=local caches; nil: there is
 	// none.
 	CacheManager cachemanagerv1.CacheManagerServiceClient

@@ -27,6 +27,9 @@ func (j *job) addSession() error {
 		insecure.Field = "spec.secrets"
 		return insecure
 	}
+	if logins := j.daemon.opts.Logins; len(logins) > 0 {
+		j.opt.Session = append(j.opt.Session, asUsers(logins))
+	}
 	if len(j.spec.Secrets) > 0 {
 		values := make(map[string][]byte, len(j.spec.Secrets))
 		for _, secret := range j.spec.Secrets {

@@ -2,6 +2,7 @@ package buildkit
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"github.com/moby/buildkit/util/grpcerrors"
 	"google.golang.org/grpc/codes"
 
+	"github.com/kilnbuild/kiln/pkg/auth"
 	"github.com/kilnbuild/kiln/pkg/cachelease"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )
@@ -21,12 +23,24 @@ import (
 const letGo = 2 * time.Second
 
 // Accept implements build.Daemon.
-func (d *Daemon) Accept(_ context.Context, spec build.Spec) error {
+func (d *Daemon) Accept(ctx context.Context, spec build.Spec) error {
 	j, err := d.prepare("", spec)
 	if err != nil {
 		return err
 	}
-	return j.close()
+	return errors.Join(auth.GrantOf(ctx).Check(j.use()), j.close())
+}
+
+// use is what the rules of a caller are about.
+func (j *job) use() auth.Use {
+	use := auth.Use{Project: j.spec.Project, Entitlements: EntitlementNames(j.opt.AllowedEntitlements), Frontend: FrontendImage(j.opt.Frontend, j.opt.FrontendAttrs)}
+	for _, e := range j.opt.Exports {
+		use.Registries = append(use.Registries, Pushes(e.Attrs)...)
+	}
+	for _, e := range j.opt.CacheExports {
+		use.Registries = append(use.Registries, CacheRepository(e.Type, e.Attrs)...)
+	}
+	return use
 }
 
 // Solve implements build.Daemon.

@@ -22,7 +22,7 @@ const pieceBytes = 1 << 20
 
 // DownloadArtifact implements the RPC.
 func (s *Server) DownloadArtifact(req *builderv1.DownloadArtifactRequest, stream builderv1.BuilderService_DownloadArtifactServer) error {
-	if _, err := s.builds.Get(stream.Context(), req.GetBuildId()); err != nil {
+	if _, err := s.get(stream.Context(), req.GetBuildId()); err != nil {
 		return err
 	}
 	return deliver(stream, "read the stream as it comes, and go on with the offset of the bytes that you have",

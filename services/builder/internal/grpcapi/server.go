@@ -72,6 +72,9 @@ func (s *Server) StartBuild(ctx context.Context, req *builderv1.StartBuildReques
 
 // WatchBuild implements the RPC.
 func (s *Server) WatchBuild(req *builderv1.WatchBuildRequest, stream builderv1.BuilderService_WatchBuildServer) error {
+	if _, err := s.get(stream.Context(), req.GetBuildId()); err != nil {
+		return err
+	}
 	return follow(stream, func(emit func(build.Frame) error) error {
 		return s.builds.Watch(stream.Context(), req.GetBuildId(), req.GetFromSequence(), emit)
 	})
@@ -79,6 +82,9 @@ func (s *Server) WatchBuild(req *builderv1.WatchBuildRequest, stream builderv1.B
 
 // CancelBuild implements the RPC.
 func (s *Server) CancelBuild(ctx context.Context, req *builderv1.CancelBuildRequest) (*builderv1.CancelBuildResponse, error) {
+	if _, err := s.get(ctx, req.GetBuildId()); err != nil {
+		return nil, err
+	}
 	rec, err := s.builds.Cancel(ctx, req.GetBuildId())
 	if err != nil {
 		return nil, err
@@ -88,6 +94,9 @@ func (s *Server) CancelBuild(ctx context.Context, req *builderv1.CancelBuildRequ
 
 // RetryBuild implements the RPC.
 func (s *Server) RetryBuild(ctx context.Context, req *builderv1.RetryBuildRequest) (*builderv1.RetryBuildResponse, error) {
+	if _, err := s.get(ctx, req.GetBuildId()); err != nil {
+		return nil, err
+	}
 	_, stored, err := s.builds.Request(ctx, req.GetBuildId())
 	if err != nil {
 		return nil, err
@@ -110,7 +119,7 @@ func (s *Server) RetryBuild(ctx context.Context, req *builderv1.RetryBuildReques
 
 // GetBuild implements the RPC.
 func (s *Server) GetBuild(ctx context.Context, req *builderv1.GetBuildRequest) (*builderv1.GetBuildResponse, error) {
-	rec, err := s.builds.Get(ctx, req.GetBuildId())
+	rec, err := s.get(ctx, req.GetBuildId())
 	if err != nil {
 		return nil, err
 	}
@@ -139,8 +148,11 @@ func (s *Server) ListBuilds(ctx context.Context, req *builderv1.ListBuildsReques
 		return nil, err
 	}
 	res := &builderv1.ListBuildsResponse{NextPageToken: next, Builds: make([]*builderv1.BuildRecord, 0, len(records))}
+	may := auth.GrantOf(ctx)
 	for _, rec := range records {
-		res.Builds = append(res.Builds, wire.Record(rec))
+		if may.Unbounded() || may.Project(rec.Project) { // a page may have fewer than its size
+			res.Builds = append(res.Builds, wire.Record(rec))
+		}
 	}
 	return res, nil
 }

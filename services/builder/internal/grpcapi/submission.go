@@ -31,6 +31,9 @@ func (s *Server) submission(ctx context.Context, in *builderv1.BuildSpec, reques
 	if err != nil {
 		return build.Submission{}, err
 	}
+	if err := ofProject(ctx, spec.Project); err != nil { // also before one with the same request_id is found
+		return build.Submission{}, err
+	}
 	request, err := proto.MarshalOptions{Deterministic: true}.Marshal(withoutSecrets(in))
 	if err != nil {
 		return build.Submission{}, fmt.Errorf("encoding the request: %w", err)

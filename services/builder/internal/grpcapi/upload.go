@@ -52,6 +52,9 @@ func (s *Server) receive(ctx context.Context, up *upload) (contextstore.Info, er
 	if project := header.GetProject(); !build.ValidProject(project) {
 		return contextstore.Info{}, fault.Invalid("header.project", project, "is not the name of a project", `use lower-case letters and digits, like "web"`)
 	}
+	if err := ofProject(ctx, header.GetProject()); err != nil {
+		return contextstore.Info{}, err
+	}
 	if known, ok := s.contexts.Known(header.GetDigest()); ok {
 		return known, nil
 	}

@@ -51,9 +51,13 @@ func New(cfg *configv1.RegistryConfig, tel *telemetry.Telemetry) (*Client, error
 	if err != nil {
 		return nil, err
 	}
+	roots, err := authorities(cfg.GetCaFile())
+	if err != nil {
+		return nil, err
+	}
 	return &Client{
 		registry: registry, auth: auth, slots: make(chan struct{}, atOnce),
-		transport: newTransport(registry.RegistryStr(), registry.Scheme(), cfg.GetPlainHttp(), tel),
+		transport: newTransport(registry.RegistryStr(), registry.Scheme(), cfg.GetPlainHttp(), roots, tel),
 	}, nil
 }
 

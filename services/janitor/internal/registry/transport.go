@@ -3,16 +3,19 @@ package registry
 import (
 	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"sync/atomic"
 	"time"
 
 	"go.opentelemetry.io/contrib/instrumentation/net/http/otelhttp"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 )
 
@@ -35,10 +38,11 @@ type transport struct {
 
 // newTransport returns a transport to the registry at host. Loopback registries
 // are asked which scheme they speak.
-func newTransport(host, nominal string, plainHTTP bool, tel *telemetry.Telemetry) *transport {
+func newTransport(host, nominal string, plainHTTP bool, roots *x509.CertPool, tel *telemetry.Telemetry) *transport {
 	base := &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
 		DialContext:           (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
+		TLSClientConfig:       &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots},
 		TLSHandshakeTimeout:   10 * time.Second,
 		ResponseHeaderTimeout: time.Minute,
 		IdleConnTimeout:       90 * time.Second,
@@ -60,6 +64,22 @@ func newTransport(host, nominal string, plainHTTP bool, tel *telemetry.Telemetry
 		t.real.Store("https")
 	}
 	return t
+}
+
+// authorities are those of a file; nil, those of the system, without one.
+func authorities(file string) (*x509.CertPool, error) {
+	if file == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fault.Invalid("registry.ca_file", file, "cannot be read: "+err.Error(), "name a PEM file that the janitor's user may read")
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fault.Invalid("registry.ca_file", file, "holds no PEM certificate", "name the file of the authority that the registry's certificate comes from")
+	}
+	return pool, nil
 }
 
 // RoundTrip implements http.RoundTripper.

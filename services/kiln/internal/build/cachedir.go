@@ -20,7 +20,7 @@ func (o *options) leaseCacheDir(ctx context.Context, opt *client.SolveOpt, tel *
 	from := client.CacheOptionsEntry{Type: "local", Attrs: map[string]string{"src": o.cacheDir, "tag": o.project}}
 	conn := connect.Flags{
 		To: connect.CacheManager, Address: o.cacheManager,
-		CA: o.conn.CA, Cert: o.conn.Cert, Key: o.conn.Key, Insecure: o.conn.Insecure,
+		CA: o.conn.CA, Cert: o.conn.Cert, Key: o.conn.Key, Token: o.conn.Token, Insecure: o.conn.Insecure,
 	}
 	cc, err := conn.Connect()
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 	"github.com/tonistiigi/fsutil"
 
 	"github.com/kilnbuild/kiln/pkg/telemetry"
+	kilnclient "github.com/kilnbuild/kiln/proto/client"
 )
 
 // solveOpt says in BuildKit's terms what the options ask for.
@@ -70,6 +71,9 @@ func (o *options) connection(tel *telemetry.Telemetry) (address string, _ []clie
 		address = "tcp://" + address
 	}
 	opts := []client.ClientOpt{client.WithTracerProvider(tel.Tracer)}
+	if o.conn.Token != "" {
+		opts = append(opts, client.WithGRPCDialOption(kilnclient.TokenFile(o.conn.Token, o.conn.Local())))
+	}
 	if !o.conn.TLS() {
 		return address, opts
 	}

@@ -8,7 +8,9 @@ import (
 	"github.com/kilnbuild/kiln/services/kiln/internal/build"
 	"github.com/kilnbuild/kiln/services/kiln/internal/builds"
 	"github.com/kilnbuild/kiln/services/kiln/internal/caches"
+	"github.com/kilnbuild/kiln/services/kiln/internal/certs"
 	"github.com/kilnbuild/kiln/services/kiln/internal/janitor"
+	"github.com/kilnbuild/kiln/services/kiln/internal/token"
 	"github.com/kilnbuild/kiln/services/kiln/internal/up"
 )
 
@@ -34,6 +36,8 @@ services. The other commands are clients of a builder, wherever it runs.`,
 		caches.Command,
 		caches.CleanCommand,
 		janitor.Command,
+		certs.Command,
+		token.Command,
 		up.Command,
 		up.DownCommand,
 	} {

@@ -58,6 +58,8 @@ type Flags struct {
 	Cert, Key string
 	// ServerName is the name in its certificate. Empty: the host of Address.
 	ServerName string
+	// Token is the file with a token that is shown in place of a certificate. Empty: none.
+	Token string
 	// Insecure allows plain text to another host.
 	Insecure bool
 }
@@ -70,6 +72,7 @@ func (f *Flags) Add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.Cert, "tls-cert", os.Getenv("KILN_TLS_CERT"), "`file` with your certificate (or KILN_TLS_CERT)")
 	flags.StringVar(&f.Key, "tls-key", os.Getenv("KILN_TLS_KEY"), "`file` with its private key (or KILN_TLS_KEY)")
 	flags.StringVar(&f.ServerName, "tls-server-name", os.Getenv("KILN_TLS_SERVER_NAME"), "`name` in the "+name+"'s certificate (or KILN_TLS_SERVER_NAME; default: the "+name+"'s host)")
+	flags.StringVar(&f.Token, "token-file", os.Getenv("KILN_TOKEN_FILE"), "`file` with your token, in place of a certificate (or KILN_TOKEN_FILE)")
 	help := "allow plain text to a " + name + " on another host"
 	if f.To == Builder {
 		help += "; it refuses secrets then"
@@ -106,6 +109,9 @@ func (f *Flags) RunE(run func(cmd *cobra.Command, conn *grpc.ClientConn, args []
 	}
 }
 
+// Local reports whether the service is on this host.
+func (f *Flags) Local() bool { return client.IsLocal(f.Address) }
+
 func (f *Flags) options() []client.Option {
 	all := []client.Option{client.WithPatience(patience)}
 	if f.TLS() {
@@ -113,6 +119,9 @@ func (f *Flags) options() []client.Option {
 	}
 	if f.Insecure {
 		all = append(all, client.WithInsecure())
+	}
+	if f.Token != "" {
+		all = append(all, client.WithTokenFile(f.Token))
 	}
 	return all
 }

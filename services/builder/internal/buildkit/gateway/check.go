@@ -2,14 +2,15 @@ package gateway
 
 import (
 	"context"
-	"strings"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/frontend/attestations"
 	gatewaypb "github.com/moby/buildkit/frontend/gateway/pb"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/kilnbuild/kiln/pkg/auth"
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/services/builder/internal/buildkit"
 )
 
 // check holds a request to the policy, and takes the sessions that it names until
@@ -19,6 +20,9 @@ import (
 // not seen here: allowedRepositories of its gateway.v0 frontend holds that.
 func (g *Gateway) check(ctx context.Context, req proto.Message) (release func(), err error) {
 	if err := g.allowed(req); err != nil {
+		return nil, err
+	}
+	if err := auth.GrantOf(ctx).Check(useOf(req, project(ctx))); err != nil {
 		return nil, err
 	}
 	ids, err := sessionsOf(req)
@@ -31,7 +35,7 @@ func (g *Gateway) check(ctx context.Context, req proto.Message) (release func(),
 func (g *Gateway) allowed(req proto.Message) error {
 	switch r := req.(type) {
 	case *controlapi.SolveRequest:
-		if err := g.policy.Entitlements(entitlements(r.GetEntitlements())); err != nil {
+		if err := g.policy.Entitlements(buildkit.EntitlementNames(r.GetEntitlements())); err != nil {
 			return err
 		}
 		return g.allowedFrontend(r.GetFrontend(), r.GetFrontendAttrs())
@@ -53,14 +57,32 @@ func (g *Gateway) allowedFrontend(name string, attrs map[string]string) error {
 	return g.policy.SBOMGenerator(named)
 }
 
-// entitlements are the names of rights without their parameters: "device" of
-// "device=vendor.com/class".
-func entitlements(wanted []string) []string {
-	names := make([]string, len(wanted))
-	for i, w := range wanted {
-		names[i], _, _ = strings.Cut(w, "=")
+// useOf is what the rules of a caller are about.
+func useOf(req proto.Message, project string) auth.Use {
+	use := auth.Use{Project: project}
+	switch r := req.(type) {
+	case *controlapi.SolveRequest:
+		use.Entitlements = buildkit.EntitlementNames(r.GetEntitlements())
+		use.Frontend = buildkit.FrontendImage(r.GetFrontend(), r.GetFrontendAttrs())
+		for _, e := range r.GetExporters() {
+			use.Registries = append(use.Registries, buildkit.Pushes(e.GetAttrs())...)
+		}
+		// BuildKit still takes the older forms, and exporters that the client names only in
+		// its session, which cannot be seen here.
+		use.Registries = append(use.Registries, buildkit.Pushes(r.GetExporterAttrsDeprecated())...)
+		if r.GetEnableSessionExporter() {
+			use.Registries = append(use.Registries, "exporters of the session")
+		}
+		if ref := r.GetCache().GetExportRefDeprecated(); ref != "" {
+			use.Registries = append(use.Registries, buildkit.CacheRepository("registry", map[string]string{"ref": ref})...)
+		}
+		for _, e := range r.GetCache().GetExports() {
+			use.Registries = append(use.Registries, buildkit.CacheRepository(e.GetType(), e.GetAttrs())...)
+		}
+	case *gatewaypb.SolveRequest:
+		use.Frontend = buildkit.FrontendImage(r.GetFrontend(), r.GetFrontendOpt())
 	}
-	return names
+	return use
 }
 
 // generator returns the image that attributes name to make the SBOM. One that is

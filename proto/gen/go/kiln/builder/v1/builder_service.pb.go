@@ -1624,22 +1624,22 @@ const file_kiln_builder_v1_builder_service_proto_rawDesc = "" +
 	"\x18DAEMON_STATE_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12DAEMON_STATE_READY\x10\x01\x12\x1c\n" +
 	"\x18DAEMON_STATE_UNAVAILABLE\x10\x02\x12\x19\n" +
-	"\x15DAEMON_STATE_DRAINING\x10\x032\xc4\b\n" +
+	"\x15DAEMON_STATE_DRAINING\x10\x032\xdd\b\n" +
 	"\x0eBuilderService\x12H\n" +
 	"\x05Build\x12\x1d.kiln.builder.v1.BuildRequest\x1a\x1e.kiln.builder.v1.BuildResponse0\x01\x12U\n" +
 	"\n" +
-	"StartBuild\x12\".kiln.builder.v1.StartBuildRequest\x1a#.kiln.builder.v1.StartBuildResponse\x12W\n" +
+	"StartBuild\x12\".kiln.builder.v1.StartBuildRequest\x1a#.kiln.builder.v1.StartBuildResponse\x12\\\n" +
 	"\n" +
-	"WatchBuild\x12\".kiln.builder.v1.WatchBuildRequest\x1a#.kiln.builder.v1.WatchBuildResponse0\x01\x12O\n" +
-	"\bGetBuild\x12 .kiln.builder.v1.GetBuildRequest\x1a!.kiln.builder.v1.GetBuildResponse\x12U\n" +
+	"WatchBuild\x12\".kiln.builder.v1.WatchBuildRequest\x1a#.kiln.builder.v1.WatchBuildResponse\"\x03\x90\x02\x010\x01\x12T\n" +
+	"\bGetBuild\x12 .kiln.builder.v1.GetBuildRequest\x1a!.kiln.builder.v1.GetBuildResponse\"\x03\x90\x02\x01\x12Z\n" +
 	"\n" +
-	"ListBuilds\x12\".kiln.builder.v1.ListBuildsRequest\x1a#.kiln.builder.v1.ListBuildsResponse\x12X\n" +
+	"ListBuilds\x12\".kiln.builder.v1.ListBuildsRequest\x1a#.kiln.builder.v1.ListBuildsResponse\"\x03\x90\x02\x01\x12X\n" +
 	"\vCancelBuild\x12#.kiln.builder.v1.CancelBuildRequest\x1a$.kiln.builder.v1.CancelBuildResponse\x12U\n" +
 	"\n" +
 	"RetryBuild\x12\".kiln.builder.v1.RetryBuildRequest\x1a#.kiln.builder.v1.RetryBuildResponse\x12`\n" +
-	"\rUploadContext\x12%.kiln.builder.v1.UploadContextRequest\x1a&.kiln.builder.v1.UploadContextResponse(\x01\x12i\n" +
-	"\x10DownloadArtifact\x12(.kiln.builder.v1.DownloadArtifactRequest\x1a).kiln.builder.v1.DownloadArtifactResponse0\x01\x12X\n" +
-	"\vListDaemons\x12#.kiln.builder.v1.ListDaemonsRequest\x1a$.kiln.builder.v1.ListDaemonsResponse\x12X\n" +
+	"\rUploadContext\x12%.kiln.builder.v1.UploadContextRequest\x1a&.kiln.builder.v1.UploadContextResponse(\x01\x12n\n" +
+	"\x10DownloadArtifact\x12(.kiln.builder.v1.DownloadArtifactRequest\x1a).kiln.builder.v1.DownloadArtifactResponse\"\x03\x90\x02\x010\x01\x12]\n" +
+	"\vListDaemons\x12#.kiln.builder.v1.ListDaemonsRequest\x1a$.kiln.builder.v1.ListDaemonsResponse\"\x03\x90\x02\x01\x12X\n" +
 	"\vDrainDaemon\x12#.kiln.builder.v1.DrainDaemonRequest\x1a$.kiln.builder.v1.DrainDaemonResponse\x12^\n" +
 	"\rUndrainDaemon\x12%.kiln.builder.v1.UndrainDaemonRequest\x1a&.kiln.builder.v1.UndrainDaemonResponseBBZ@github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1;builderv1b\x06proto3"
 

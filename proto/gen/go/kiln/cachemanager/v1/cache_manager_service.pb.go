@@ -27,24 +27,24 @@ var File_kiln_cachemanager_v1_cache_manager_service_proto protoreflect.FileDescr
 
 const file_kiln_cachemanager_v1_cache_manager_service_proto_rawDesc = "" +
 	"\n" +
-	"0kiln/cachemanager/v1/cache_manager_service.proto\x12\x14kiln.cachemanager.v1\x1a kiln/cachemanager/v1/lease.proto\x1a kiln/cachemanager/v1/local.proto\x1a\x1ekiln/cachemanager/v1/pin.proto\x1a!kiln/cachemanager/v1/policy.proto\x1a kiln/cachemanager/v1/prune.proto\x1a!kiln/cachemanager/v1/report.proto\x1a\x1ekiln/cachemanager/v1/run.proto\x1a kiln/cachemanager/v1/usage.proto2\xb3\r\n" +
-	"\x13CacheManagerService\x12Y\n" +
-	"\bGetUsage\x12%.kiln.cachemanager.v1.GetUsageRequest\x1a&.kiln.cachemanager.v1.GetUsageResponse\x12b\n" +
-	"\vListRecords\x12(.kiln.cachemanager.v1.ListRecordsRequest\x1a).kiln.cachemanager.v1.ListRecordsResponse\x12a\n" +
+	"0kiln/cachemanager/v1/cache_manager_service.proto\x12\x14kiln.cachemanager.v1\x1a kiln/cachemanager/v1/lease.proto\x1a kiln/cachemanager/v1/local.proto\x1a\x1ekiln/cachemanager/v1/pin.proto\x1a!kiln/cachemanager/v1/policy.proto\x1a kiln/cachemanager/v1/prune.proto\x1a!kiln/cachemanager/v1/report.proto\x1a\x1ekiln/cachemanager/v1/run.proto\x1a kiln/cachemanager/v1/usage.proto2\xdb\r\n" +
+	"\x13CacheManagerService\x12^\n" +
+	"\bGetUsage\x12%.kiln.cachemanager.v1.GetUsageRequest\x1a&.kiln.cachemanager.v1.GetUsageResponse\"\x03\x90\x02\x01\x12g\n" +
+	"\vListRecords\x12(.kiln.cachemanager.v1.ListRecordsRequest\x1a).kiln.cachemanager.v1.ListRecordsResponse\"\x03\x90\x02\x01\x12f\n" +
 	"\n" +
-	"WatchUsage\x12'.kiln.cachemanager.v1.WatchUsageRequest\x1a(.kiln.cachemanager.v1.WatchUsageResponse0\x01\x12\\\n" +
-	"\tPlanPrune\x12&.kiln.cachemanager.v1.PlanPruneRequest\x1a'.kiln.cachemanager.v1.PlanPruneResponse\x12R\n" +
-	"\x05Prune\x12\".kiln.cachemanager.v1.PruneRequest\x1a#.kiln.cachemanager.v1.PruneResponse0\x01\x12\\\n" +
-	"\tGetPolicy\x12&.kiln.cachemanager.v1.GetPolicyRequest\x1a'.kiln.cachemanager.v1.GetPolicyResponse\x12e\n" +
+	"WatchUsage\x12'.kiln.cachemanager.v1.WatchUsageRequest\x1a(.kiln.cachemanager.v1.WatchUsageResponse\"\x03\x90\x02\x010\x01\x12a\n" +
+	"\tPlanPrune\x12&.kiln.cachemanager.v1.PlanPruneRequest\x1a'.kiln.cachemanager.v1.PlanPruneResponse\"\x03\x90\x02\x01\x12R\n" +
+	"\x05Prune\x12\".kiln.cachemanager.v1.PruneRequest\x1a#.kiln.cachemanager.v1.PruneResponse0\x01\x12a\n" +
+	"\tGetPolicy\x12&.kiln.cachemanager.v1.GetPolicyRequest\x1a'.kiln.cachemanager.v1.GetPolicyResponse\"\x03\x90\x02\x01\x12e\n" +
 	"\fUpdatePolicy\x12).kiln.cachemanager.v1.UpdatePolicyRequest\x1a*.kiln.cachemanager.v1.UpdatePolicyResponse\x12J\n" +
 	"\x03Pin\x12 .kiln.cachemanager.v1.PinRequest\x1a!.kiln.cachemanager.v1.PinResponse\x12P\n" +
-	"\x05Unpin\x12\".kiln.cachemanager.v1.UnpinRequest\x1a#.kiln.cachemanager.v1.UnpinResponse\x12Y\n" +
-	"\bListPins\x12%.kiln.cachemanager.v1.ListPinsRequest\x1a&.kiln.cachemanager.v1.ListPinsResponse\x12d\n" +
+	"\x05Unpin\x12\".kiln.cachemanager.v1.UnpinRequest\x1a#.kiln.cachemanager.v1.UnpinResponse\x12^\n" +
+	"\bListPins\x12%.kiln.cachemanager.v1.ListPinsRequest\x1a&.kiln.cachemanager.v1.ListPinsResponse\"\x03\x90\x02\x01\x12d\n" +
 	"\vVerifyCache\x12(.kiln.cachemanager.v1.VerifyCacheRequest\x1a).kiln.cachemanager.v1.VerifyCacheResponse0\x01\x12a\n" +
 	"\n" +
-	"CleanCache\x12'.kiln.cachemanager.v1.CleanCacheRequest\x1a(.kiln.cachemanager.v1.CleanCacheResponse0\x01\x12Y\n" +
-	"\bListRuns\x12%.kiln.cachemanager.v1.ListRunsRequest\x1a&.kiln.cachemanager.v1.ListRunsResponse\x12S\n" +
-	"\x06GetRun\x12#.kiln.cachemanager.v1.GetRunRequest\x1a$.kiln.cachemanager.v1.GetRunResponse\x12e\n" +
+	"CleanCache\x12'.kiln.cachemanager.v1.CleanCacheRequest\x1a(.kiln.cachemanager.v1.CleanCacheResponse0\x01\x12^\n" +
+	"\bListRuns\x12%.kiln.cachemanager.v1.ListRunsRequest\x1a&.kiln.cachemanager.v1.ListRunsResponse\"\x03\x90\x02\x01\x12X\n" +
+	"\x06GetRun\x12#.kiln.cachemanager.v1.GetRunRequest\x1a$.kiln.cachemanager.v1.GetRunResponse\"\x03\x90\x02\x01\x12e\n" +
 	"\fAcquireLease\x12).kiln.cachemanager.v1.AcquireLeaseRequest\x1a*.kiln.cachemanager.v1.AcquireLeaseResponse\x12_\n" +
 	"\n" +
 	"RenewLease\x12'.kiln.cachemanager.v1.RenewLeaseRequest\x1a(.kiln.cachemanager.v1.RenewLeaseResponse\x12e\n" +

@@ -18,6 +18,7 @@ import (
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	durationpb "google.golang.org/protobuf/types/known/durationpb"
+	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
 	unsafe "unsafe"
@@ -73,7 +74,10 @@ type BuilderConfig struct {
 	CacheManager *CacheManagerClient `protobuf:"bytes,15,opt,name=cache_manager,json=cacheManager,proto3" json:"cache_manager,omitempty"`
 	// The janitor whose leases keep the registry caches of builds, and which is told
 	// of their uses. Unset: none.
-	Janitor       *JanitorClient `protobuf:"bytes,16,opt,name=janitor,proto3" json:"janitor,omitempty"`
+	Janitor *JanitorClient `protobuf:"bytes,16,opt,name=janitor,proto3" json:"janitor,omitempty"`
+	// Users as whom the daemons pull and push for builds by RPC. Builds of BuildKit's
+	// own clients bring their own.
+	Registries    []*RegistryLogin `protobuf:"bytes,17,rep,name=registries,proto3" json:"registries,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -220,6 +224,77 @@ func (x *BuilderConfig) GetJanitor() *JanitorClient {
 	return nil
 }
 
+func (x *BuilderConfig) GetRegistries() []*RegistryLogin {
+	if x != nil {
+		return x.Registries
+	}
+	return nil
+}
+
+// A user of a registry.
+type RegistryLogin struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The registry, as in references: "registry.example.org", "localhost:5000".
+	Host string `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	// Name of the user.
+	Username string `protobuf:"bytes,2,opt,name=username,proto3" json:"username,omitempty"`
+	// File with the user's password, read at each build.
+	PasswordFile  string `protobuf:"bytes,3,opt,name=password_file,json=passwordFile,proto3" json:"password_file,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RegistryLogin) Reset() {
+	*x = RegistryLogin{}
+	mi := &file_kiln_config_v1_config_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RegistryLogin) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RegistryLogin) ProtoMessage() {}
+
+func (x *RegistryLogin) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_config_v1_config_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RegistryLogin.ProtoReflect.Descriptor instead.
+func (*RegistryLogin) Descriptor() ([]byte, []int) {
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RegistryLogin) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *RegistryLogin) GetUsername() string {
+	if x != nil {
+		return x.Username
+	}
+	return ""
+}
+
+func (x *RegistryLogin) GetPasswordFile() string {
+	if x != nil {
+		return x.PasswordFile
+	}
+	return ""
+}
+
 // How a builder reaches the janitor.
 type JanitorClient struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -233,7 +308,7 @@ type JanitorClient struct {
 
 func (x *JanitorClient) Reset() {
 	*x = JanitorClient{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[1]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -245,7 +320,7 @@ func (x *JanitorClient) String() string {
 func (*JanitorClient) ProtoMessage() {}
 
 func (x *JanitorClient) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[1]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -258,7 +333,7 @@ func (x *JanitorClient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JanitorClient.ProtoReflect.Descriptor instead.
 func (*JanitorClient) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{1}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *JanitorClient) GetAddress() string {
@@ -291,7 +366,7 @@ type CacheManagerClient struct {
 
 func (x *CacheManagerClient) Reset() {
 	*x = CacheManagerClient{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[2]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -303,7 +378,7 @@ func (x *CacheManagerClient) String() string {
 func (*CacheManagerClient) ProtoMessage() {}
 
 func (x *CacheManagerClient) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[2]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -316,7 +391,7 @@ func (x *CacheManagerClient) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheManagerClient.ProtoReflect.Descriptor instead.
 func (*CacheManagerClient) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{2}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *CacheManagerClient) GetAddress() string {
@@ -360,7 +435,7 @@ type RetentionConfig struct {
 
 func (x *RetentionConfig) Reset() {
 	*x = RetentionConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[3]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -372,7 +447,7 @@ func (x *RetentionConfig) String() string {
 func (*RetentionConfig) ProtoMessage() {}
 
 func (x *RetentionConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[3]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -385,7 +460,7 @@ func (x *RetentionConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetentionConfig.ProtoReflect.Descriptor instead.
 func (*RetentionConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{3}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *RetentionConfig) GetBuildAge() *durationpb.Duration {
@@ -450,7 +525,7 @@ type ContextsConfig struct {
 
 func (x *ContextsConfig) Reset() {
 	*x = ContextsConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[4]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -462,7 +537,7 @@ func (x *ContextsConfig) String() string {
 func (*ContextsConfig) ProtoMessage() {}
 
 func (x *ContextsConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[4]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -475,7 +550,7 @@ func (x *ContextsConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ContextsConfig.ProtoReflect.Descriptor instead.
 func (*ContextsConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{4}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *ContextsConfig) GetKeepAge() *durationpb.Duration {
@@ -555,7 +630,7 @@ type AdmissionConfig struct {
 
 func (x *AdmissionConfig) Reset() {
 	*x = AdmissionConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[5]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -567,7 +642,7 @@ func (x *AdmissionConfig) String() string {
 func (*AdmissionConfig) ProtoMessage() {}
 
 func (x *AdmissionConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[5]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -580,7 +655,7 @@ func (x *AdmissionConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AdmissionConfig.ProtoReflect.Descriptor instead.
 func (*AdmissionConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{5}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *AdmissionConfig) GetMaxQueued() uint32 {
@@ -628,7 +703,7 @@ type TenantLimits struct {
 
 func (x *TenantLimits) Reset() {
 	*x = TenantLimits{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[6]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -640,7 +715,7 @@ func (x *TenantLimits) String() string {
 func (*TenantLimits) ProtoMessage() {}
 
 func (x *TenantLimits) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[6]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -653,7 +728,7 @@ func (x *TenantLimits) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantLimits.ProtoReflect.Descriptor instead.
 func (*TenantLimits) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{6}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TenantLimits) GetMaxRunning() uint32 {
@@ -698,7 +773,7 @@ type TenantConfig struct {
 
 func (x *TenantConfig) Reset() {
 	*x = TenantConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[7]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -710,7 +785,7 @@ func (x *TenantConfig) String() string {
 func (*TenantConfig) ProtoMessage() {}
 
 func (x *TenantConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[7]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -723,7 +798,7 @@ func (x *TenantConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TenantConfig.ProtoReflect.Descriptor instead.
 func (*TenantConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{7}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *TenantConfig) GetName() string {
@@ -762,7 +837,7 @@ type BuildPolicyConfig struct {
 
 func (x *BuildPolicyConfig) Reset() {
 	*x = BuildPolicyConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[8]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -774,7 +849,7 @@ func (x *BuildPolicyConfig) String() string {
 func (*BuildPolicyConfig) ProtoMessage() {}
 
 func (x *BuildPolicyConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[8]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -787,7 +862,7 @@ func (x *BuildPolicyConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BuildPolicyConfig.ProtoReflect.Descriptor instead.
 func (*BuildPolicyConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{8}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *BuildPolicyConfig) GetEntitlements() []string {
@@ -847,7 +922,7 @@ type SourcesConfig struct {
 
 func (x *SourcesConfig) Reset() {
 	*x = SourcesConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[9]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -859,7 +934,7 @@ func (x *SourcesConfig) String() string {
 func (*SourcesConfig) ProtoMessage() {}
 
 func (x *SourcesConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[9]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -872,7 +947,7 @@ func (x *SourcesConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourcesConfig.ProtoReflect.Descriptor instead.
 func (*SourcesConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{9}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *SourcesConfig) GetSchemes() []string {
@@ -917,7 +992,7 @@ type EgressConfig struct {
 
 func (x *EgressConfig) Reset() {
 	*x = EgressConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[10]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -929,7 +1004,7 @@ func (x *EgressConfig) String() string {
 func (*EgressConfig) ProtoMessage() {}
 
 func (x *EgressConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[10]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -942,7 +1017,7 @@ func (x *EgressConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressConfig.ProtoReflect.Descriptor instead.
 func (*EgressConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{10}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *EgressConfig) GetListen() string {
@@ -987,7 +1062,7 @@ type CacheManagerConfig struct {
 
 func (x *CacheManagerConfig) Reset() {
 	*x = CacheManagerConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[11]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -999,7 +1074,7 @@ func (x *CacheManagerConfig) String() string {
 func (*CacheManagerConfig) ProtoMessage() {}
 
 func (x *CacheManagerConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[11]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1012,7 +1087,7 @@ func (x *CacheManagerConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheManagerConfig.ProtoReflect.Descriptor instead.
 func (*CacheManagerConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{11}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *CacheManagerConfig) GetServer() *ServerConfig {
@@ -1093,7 +1168,7 @@ type CacheDirectory struct {
 
 func (x *CacheDirectory) Reset() {
 	*x = CacheDirectory{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[12]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1105,7 +1180,7 @@ func (x *CacheDirectory) String() string {
 func (*CacheDirectory) ProtoMessage() {}
 
 func (x *CacheDirectory) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[12]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1118,7 +1193,7 @@ func (x *CacheDirectory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheDirectory.ProtoReflect.Descriptor instead.
 func (*CacheDirectory) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{12}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CacheDirectory) GetPath() string {
@@ -1174,7 +1249,7 @@ type JanitorConfig struct {
 
 func (x *JanitorConfig) Reset() {
 	*x = JanitorConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[13]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1186,7 +1261,7 @@ func (x *JanitorConfig) String() string {
 func (*JanitorConfig) ProtoMessage() {}
 
 func (x *JanitorConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[13]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1199,7 +1274,7 @@ func (x *JanitorConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JanitorConfig.ProtoReflect.Descriptor instead.
 func (*JanitorConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{13}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *JanitorConfig) GetServer() *ServerConfig {
@@ -1295,7 +1370,7 @@ type ScheduleConfig struct {
 
 func (x *ScheduleConfig) Reset() {
 	*x = ScheduleConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[14]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1307,7 +1382,7 @@ func (x *ScheduleConfig) String() string {
 func (*ScheduleConfig) ProtoMessage() {}
 
 func (x *ScheduleConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[14]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1320,7 +1395,7 @@ func (x *ScheduleConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScheduleConfig.ProtoReflect.Descriptor instead.
 func (*ScheduleConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{14}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ScheduleConfig) GetCron() string {
@@ -1356,7 +1431,7 @@ type NotificationsConfig struct {
 
 func (x *NotificationsConfig) Reset() {
 	*x = NotificationsConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[15]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1368,7 +1443,7 @@ func (x *NotificationsConfig) String() string {
 func (*NotificationsConfig) ProtoMessage() {}
 
 func (x *NotificationsConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[15]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1381,7 +1456,7 @@ func (x *NotificationsConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NotificationsConfig.ProtoReflect.Descriptor instead.
 func (*NotificationsConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{15}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *NotificationsConfig) GetSecretFile() string {
@@ -1408,17 +1483,28 @@ type ServerConfig struct {
 	Insecure bool `protobuf:"varint,4,opt,name=insecure,proto3" json:"insecure,omitempty"`
 	// Limits on what callers may ask of the server.
 	Limits *LimitsConfig `protobuf:"bytes,5,opt,name=limits,proto3" json:"limits,omitempty"`
-	// Who may call what. The first rule that fits allows the call; no rule: denied.
-	// Empty: on loopback, on a unix socket and with insecure everything is allowed,
-	// elsewhere nothing is.
-	Access        []*AccessRule `protobuf:"bytes,6,rep,name=access,proto3" json:"access,omitempty"`
+	// Who may call what. A call is allowed by any rule that fits; no rule: denied.
+	// Empty, and no policy_file: on loopback, on a unix socket and with insecure
+	// everything is allowed, elsewhere nothing is.
+	Access []*AccessRule `protobuf:"bytes,6,rep,name=access,proto3" json:"access,omitempty"`
+	// File with the rules, in place of access: YAML with the fields of AccessPolicy.
+	// It is read again when it changes; one that does not load leaves the old rules
+	// in force.
+	PolicyFile string `protobuf:"bytes,7,opt,name=policy_file,json=policyFile,proto3" json:"policy_file,omitempty"`
+	// File with the tokens that callers may show in place of a certificate: YAML with
+	// the fields of TokenFile. Read again when it changes. Tokens are taken over TLS,
+	// over unix sockets and from loopback only.
+	TokensFile string `protobuf:"bytes,8,opt,name=tokens_file,json=tokensFile,proto3" json:"tokens_file,omitempty"`
+	// File to which each call that changes something is noted, a line of JSON each,
+	// appended; it may be rotated by renaming it. Empty: the log.
+	AuditFile     string `protobuf:"bytes,9,opt,name=audit_file,json=auditFile,proto3" json:"audit_file,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ServerConfig) Reset() {
 	*x = ServerConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[16]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1430,7 +1516,7 @@ func (x *ServerConfig) String() string {
 func (*ServerConfig) ProtoMessage() {}
 
 func (x *ServerConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[16]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1443,7 +1529,7 @@ func (x *ServerConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerConfig.ProtoReflect.Descriptor instead.
 func (*ServerConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{16}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *ServerConfig) GetListen() string {
@@ -1488,6 +1574,183 @@ func (x *ServerConfig) GetAccess() []*AccessRule {
 	return nil
 }
 
+func (x *ServerConfig) GetPolicyFile() string {
+	if x != nil {
+		return x.PolicyFile
+	}
+	return ""
+}
+
+func (x *ServerConfig) GetTokensFile() string {
+	if x != nil {
+		return x.TokensFile
+	}
+	return ""
+}
+
+func (x *ServerConfig) GetAuditFile() string {
+	if x != nil {
+		return x.AuditFile
+	}
+	return ""
+}
+
+// Who may call what, in a file of its own.
+type AccessPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The rules.
+	Rules         []*AccessRule `protobuf:"bytes,1,rep,name=rules,proto3" json:"rules,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccessPolicy) Reset() {
+	*x = AccessPolicy{}
+	mi := &file_kiln_config_v1_config_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccessPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccessPolicy) ProtoMessage() {}
+
+func (x *AccessPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_config_v1_config_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccessPolicy.ProtoReflect.Descriptor instead.
+func (*AccessPolicy) Descriptor() ([]byte, []int) {
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *AccessPolicy) GetRules() []*AccessRule {
+	if x != nil {
+		return x.Rules
+	}
+	return nil
+}
+
+// Tokens of callers.
+type TokenFile struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The tokens.
+	Tokens        []*Token `protobuf:"bytes,1,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TokenFile) Reset() {
+	*x = TokenFile{}
+	mi := &file_kiln_config_v1_config_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TokenFile) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TokenFile) ProtoMessage() {}
+
+func (x *TokenFile) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_config_v1_config_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TokenFile.ProtoReflect.Descriptor instead.
+func (*TokenFile) Descriptor() ([]byte, []int) {
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *TokenFile) GetTokens() []*Token {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+// A token, by its hash: the file does not give it away.
+type Token struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The caller who has it, as in AccessRule.identities.
+	Identity string `protobuf:"bytes,1,opt,name=identity,proto3" json:"identity,omitempty"`
+	// SHA-256 of the token, in hexadecimal; `kiln token new` prints one.
+	Sha256 string `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	// When it ends. Unset: never.
+	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Token) Reset() {
+	*x = Token{}
+	mi := &file_kiln_config_v1_config_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Token) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Token) ProtoMessage() {}
+
+func (x *Token) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_config_v1_config_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Token.ProtoReflect.Descriptor instead.
+func (*Token) Descriptor() ([]byte, []int) {
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *Token) GetIdentity() string {
+	if x != nil {
+		return x.Identity
+	}
+	return ""
+}
+
+func (x *Token) GetSha256() string {
+	if x != nil {
+		return x.Sha256
+	}
+	return ""
+}
+
+func (x *Token) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
 // Certificate files of a server. They are read again when they change; a pair
 // that does not load leaves the old one in use.
 type ServerTLS struct {
@@ -1497,7 +1760,8 @@ type ServerTLS struct {
 	// PEM file with its private key.
 	KeyFile string `protobuf:"bytes,2,opt,name=key_file,json=keyFile,proto3" json:"key_file,omitempty"`
 	// PEM file with the authorities whose client certificates are accepted. Set:
-	// every caller must show one (mTLS). Empty: callers have no identity.
+	// every caller must show one (mTLS) or, where there is a tokens_file, a token.
+	// Empty: callers have no identity but by tokens.
 	ClientCaFile  string `protobuf:"bytes,3,opt,name=client_ca_file,json=clientCaFile,proto3" json:"client_ca_file,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1505,7 +1769,7 @@ type ServerTLS struct {
 
 func (x *ServerTLS) Reset() {
 	*x = ServerTLS{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[17]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1517,7 +1781,7 @@ func (x *ServerTLS) String() string {
 func (*ServerTLS) ProtoMessage() {}
 
 func (x *ServerTLS) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[17]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1530,7 +1794,7 @@ func (x *ServerTLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerTLS.ProtoReflect.Descriptor instead.
 func (*ServerTLS) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{17}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ServerTLS) GetCertFile() string {
@@ -1572,7 +1836,7 @@ type ClientTLS struct {
 
 func (x *ClientTLS) Reset() {
 	*x = ClientTLS{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[18]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1584,7 +1848,7 @@ func (x *ClientTLS) String() string {
 func (*ClientTLS) ProtoMessage() {}
 
 func (x *ClientTLS) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[18]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1597,7 +1861,7 @@ func (x *ClientTLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientTLS.ProtoReflect.Descriptor instead.
 func (*ClientTLS) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{18}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ClientTLS) GetCaFile() string {
@@ -1648,7 +1912,7 @@ type LimitsConfig struct {
 
 func (x *LimitsConfig) Reset() {
 	*x = LimitsConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[19]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1660,7 +1924,7 @@ func (x *LimitsConfig) String() string {
 func (*LimitsConfig) ProtoMessage() {}
 
 func (x *LimitsConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[19]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1673,7 +1937,7 @@ func (x *LimitsConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitsConfig.ProtoReflect.Descriptor instead.
 func (*LimitsConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{19}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *LimitsConfig) GetMaxMessageBytes() uint32 {
@@ -1713,14 +1977,26 @@ type AccessRule struct {
 	Identities []string `protobuf:"bytes,1,rep,name=identities,proto3" json:"identities,omitempty"`
 	// Full method names, with "*" at the end as a wildcard, for example
 	// "/kiln.builder.v1.BuilderService/*".
-	Methods       []string `protobuf:"bytes,2,rep,name=methods,proto3" json:"methods,omitempty"`
+	Methods []string `protobuf:"bytes,2,rep,name=methods,proto3" json:"methods,omitempty"`
+	// Projects of the builder that the call may be about, with "*" at the end as a
+	// wildcard. Empty: all.
+	Projects []string `protobuf:"bytes,3,rep,name=projects,proto3" json:"projects,omitempty"`
+	// Rights that its builds may ask for, of those that policy.entitlements of the
+	// builder grants, for example "network.host"; "none" is no right. Empty: all.
+	Entitlements []string `protobuf:"bytes,4,rep,name=entitlements,proto3" json:"entitlements,omitempty"`
+	// Repositories that its builds may push to and write caches to, with "*" at the
+	// end as a wildcard, for example "registry.example.org/web/*". Empty: all.
+	Registries []string `protobuf:"bytes,5,rep,name=registries,proto3" json:"registries,omitempty"`
+	// Images that may read its Dockerfiles, of those that policy.frontends grants, with
+	// "*" at the end as a wildcard; "none" is no image. Empty: all.
+	Frontends     []string `protobuf:"bytes,6,rep,name=frontends,proto3" json:"frontends,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AccessRule) Reset() {
 	*x = AccessRule{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[20]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1732,7 +2008,7 @@ func (x *AccessRule) String() string {
 func (*AccessRule) ProtoMessage() {}
 
 func (x *AccessRule) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[20]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1745,7 +2021,7 @@ func (x *AccessRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessRule.ProtoReflect.Descriptor instead.
 func (*AccessRule) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{20}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *AccessRule) GetIdentities() []string {
@@ -1758,6 +2034,34 @@ func (x *AccessRule) GetIdentities() []string {
 func (x *AccessRule) GetMethods() []string {
 	if x != nil {
 		return x.Methods
+	}
+	return nil
+}
+
+func (x *AccessRule) GetProjects() []string {
+	if x != nil {
+		return x.Projects
+	}
+	return nil
+}
+
+func (x *AccessRule) GetEntitlements() []string {
+	if x != nil {
+		return x.Entitlements
+	}
+	return nil
+}
+
+func (x *AccessRule) GetRegistries() []string {
+	if x != nil {
+		return x.Registries
+	}
+	return nil
+}
+
+func (x *AccessRule) GetFrontends() []string {
+	if x != nil {
+		return x.Frontends
 	}
 	return nil
 }
@@ -1775,7 +2079,7 @@ type LogConfig struct {
 
 func (x *LogConfig) Reset() {
 	*x = LogConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[21]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1787,7 +2091,7 @@ func (x *LogConfig) String() string {
 func (*LogConfig) ProtoMessage() {}
 
 func (x *LogConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[21]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1800,7 +2104,7 @@ func (x *LogConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogConfig.ProtoReflect.Descriptor instead.
 func (*LogConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{21}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *LogConfig) GetLevel() string {
@@ -1838,7 +2142,7 @@ type DaemonConfig struct {
 
 func (x *DaemonConfig) Reset() {
 	*x = DaemonConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[22]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1850,7 +2154,7 @@ func (x *DaemonConfig) String() string {
 func (*DaemonConfig) ProtoMessage() {}
 
 func (x *DaemonConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[22]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1863,7 +2167,7 @@ func (x *DaemonConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DaemonConfig.ProtoReflect.Descriptor instead.
 func (*DaemonConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{22}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *DaemonConfig) GetName() string {
@@ -1919,13 +2223,16 @@ type RegistryConfig struct {
 	// says what its storage is, which may be S3, Azure or Google Cloud Storage
 	// (CNCF distribution v3). Empty, and no storage_root: API only.
 	StorageConfig string `protobuf:"bytes,6,opt,name=storage_config,json=storageConfig,proto3" json:"storage_config,omitempty"`
+	// PEM file with the authorities of the registry's certificate. Empty: those of
+	// the system.
+	CaFile        string `protobuf:"bytes,7,opt,name=ca_file,json=caFile,proto3" json:"ca_file,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *RegistryConfig) Reset() {
 	*x = RegistryConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[23]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1937,7 +2244,7 @@ func (x *RegistryConfig) String() string {
 func (*RegistryConfig) ProtoMessage() {}
 
 func (x *RegistryConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[23]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1950,7 +2257,7 @@ func (x *RegistryConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegistryConfig.ProtoReflect.Descriptor instead.
 func (*RegistryConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{23}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *RegistryConfig) GetAddress() string {
@@ -1995,11 +2302,18 @@ func (x *RegistryConfig) GetStorageConfig() string {
 	return ""
 }
 
+func (x *RegistryConfig) GetCaFile() string {
+	if x != nil {
+		return x.CaFile
+	}
+	return ""
+}
+
 var File_kiln_config_v1_config_proto protoreflect.FileDescriptor
 
 const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\n" +
-	"\x1bkiln/config/v1/config.proto\x12\x0ekiln.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\"\xb2\a\n" +
+	"\x1bkiln/config/v1/config.proto\x12\x0ekiln.config.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xfb\a\n" +
 	"\rBuilderConfig\x124\n" +
 	"\x06server\x18\x01 \x01(\v2\x1c.kiln.config.v1.ServerConfigR\x06server\x12+\n" +
 	"\x03log\x18\x02 \x01(\v2\x19.kiln.config.v1.LogConfigR\x03log\x12@\n" +
@@ -2017,7 +2331,17 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\x06policy\x18\r \x01(\v2!.kiln.config.v1.BuildPolicyConfigR\x06policy\x124\n" +
 	"\x06egress\x18\x0e \x01(\v2\x1c.kiln.config.v1.EgressConfigR\x06egress\x12G\n" +
 	"\rcache_manager\x18\x0f \x01(\v2\".kiln.config.v1.CacheManagerClientR\fcacheManager\x127\n" +
-	"\ajanitor\x18\x10 \x01(\v2\x1d.kiln.config.v1.JanitorClientR\ajanitor\"b\n" +
+	"\ajanitor\x18\x10 \x01(\v2\x1d.kiln.config.v1.JanitorClientR\ajanitor\x12G\n" +
+	"\n" +
+	"registries\x18\x11 \x03(\v2\x1d.kiln.config.v1.RegistryLoginB\b\xbaH\x05\x92\x01\x02\x10dR\n" +
+	"registries\"\x88\x01\n" +
+	"\rRegistryLogin\x12\x1e\n" +
+	"\x04host\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xff\x01R\x04host\x12&\n" +
+	"\busername\x18\x02 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\xff\x01R\busername\x12/\n" +
+	"\rpassword_file\x18\x03 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80 R\fpasswordFile\"b\n" +
 	"\rJanitorClient\x12$\n" +
 	"\aaddress\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\aaddress\x12+\n" +
@@ -2119,7 +2443,7 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\x13NotificationsConfig\x12+\n" +
 	"\vsecret_file\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80 R\n" +
-	"secretFile\"\x99\x02\n" +
+	"secretFile\"\x98\x03\n" +
 	"\fServerConfig\x12 \n" +
 	"\x06listen\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06listen\x12)\n" +
 	"\vhttp_listen\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\n" +
@@ -2127,7 +2451,23 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\x03tls\x18\x03 \x01(\v2\x19.kiln.config.v1.ServerTLSR\x03tls\x12\x1a\n" +
 	"\binsecure\x18\x04 \x01(\bR\binsecure\x124\n" +
 	"\x06limits\x18\x05 \x01(\v2\x1c.kiln.config.v1.LimitsConfigR\x06limits\x12=\n" +
-	"\x06access\x18\x06 \x03(\v2\x1a.kiln.config.v1.AccessRuleB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\x06access\"{\n" +
+	"\x06access\x18\x06 \x03(\v2\x1a.kiln.config.v1.AccessRuleB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\x06access\x12)\n" +
+	"\vpolicy_file\x18\a \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\n" +
+	"policyFile\x12)\n" +
+	"\vtokens_file\x18\b \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\n" +
+	"tokensFile\x12'\n" +
+	"\n" +
+	"audit_file\x18\t \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\tauditFile\"K\n" +
+	"\fAccessPolicy\x12;\n" +
+	"\x05rules\x18\x01 \x03(\v2\x1a.kiln.config.v1.AccessRuleB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\x05rules\"E\n" +
+	"\tTokenFile\x128\n" +
+	"\x06tokens\x18\x01 \x03(\v2\x15.kiln.config.v1.TokenB\t\xbaH\x06\x92\x01\x03\x10\x90NR\x06tokens\"\x9b\x01\n" +
+	"\x05Token\x12&\n" +
+	"\bidentity\x18\x01 \x01(\tB\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\bidentity\x12-\n" +
+	"\x06sha256\x18\x02 \x01(\tB\x15\xbaH\x12r\x102\x0e^[0-9a-f]{64}$R\x06sha256\x12;\n" +
+	"\vexpire_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\"{\n" +
 	"\tServerTLS\x12$\n" +
 	"\tcert_file\x18\x01 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\bcertFile\x12\"\n" +
 	"\bkey_file\x18\x02 \x01(\tB\a\xbaH\x04r\x02\x10\x01R\akeyFile\x12$\n" +
@@ -2144,13 +2484,19 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\runary_timeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
 	"\xaa\x01\a\"\x03\b\x90\x1c*\x00R\funaryTimeout\x12O\n" +
 	"\x0eshutdown_grace\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
-	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\rshutdownGrace\"`\n" +
+	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\rshutdownGrace\"\x89\x02\n" +
 	"\n" +
 	"AccessRule\x12+\n" +
 	"\n" +
 	"identities\x18\x01 \x03(\tB\v\xbaH\b\x92\x01\x05\b\x01\x10\xe8\aR\n" +
 	"identities\x12%\n" +
-	"\amethods\x18\x02 \x03(\tB\v\xbaH\b\x92\x01\x05\b\x01\x10\xe8\aR\amethods\"q\n" +
+	"\amethods\x18\x02 \x03(\tB\v\xbaH\b\x92\x01\x05\b\x01\x10\xe8\aR\amethods\x12%\n" +
+	"\bprojects\x18\x03 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\bprojects\x12,\n" +
+	"\fentitlements\x18\x04 \x03(\tB\b\xbaH\x05\x92\x01\x02\x10dR\fentitlements\x12)\n" +
+	"\n" +
+	"registries\x18\x05 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\n" +
+	"registries\x12'\n" +
+	"\tfrontends\x18\x06 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\tfrontends\"q\n" +
 	"\tLogConfig\x127\n" +
 	"\x05level\x18\x01 \x01(\tB!\xbaH\x1er\x1cR\x00R\x05debugR\x04infoR\x04warnR\x05errorR\x05level\x12+\n" +
 	"\x06format\x18\x02 \x01(\tB\x13\xbaH\x10r\x0eR\x00R\x04textR\x04jsonR\x06format\"\xfe\x01\n" +
@@ -2161,7 +2507,7 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\n" +
 	"max_builds\x18\x04 \x01(\rB\b\xbaH\x05*\x03\x18\x90NR\tmaxBuilds\x12#\n" +
 	"\x04root\x18\x05 \x01(\tB\x0f\xbaH\fr\n" +
-	"\x18\x80 2\x05^$|^/R\x04root\"\x86\x02\n" +
+	"\x18\x80 2\x05^$|^/R\x04root\"\xa9\x02\n" +
 	"\x0eRegistryConfig\x12\"\n" +
 	"\aaddress\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\aaddress\x12\x1d\n" +
 	"\n" +
@@ -2169,7 +2515,8 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\busername\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\busername\x12-\n" +
 	"\rpassword_file\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\fpasswordFile\x12+\n" +
 	"\fstorage_root\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\vstorageRoot\x12/\n" +
-	"\x0estorage_config\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\rstorageConfigB@Z>github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1;configv1b\x06proto3"
+	"\x0estorage_config\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\rstorageConfig\x12!\n" +
+	"\aca_file\x18\a \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06caFileB@Z>github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1;configv1b\x06proto3"
 
 var (
 	file_kiln_config_v1_config_proto_rawDescOnce sync.Once
@@ -2183,85 +2530,94 @@ func file_kiln_config_v1_config_proto_rawDescGZIP() []byte {
 	return file_kiln_config_v1_config_proto_rawDescData
 }
 
-var file_kiln_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 24)
+var file_kiln_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
 var file_kiln_config_v1_config_proto_goTypes = []any{
-	(*BuilderConfig)(nil),       // 0: kiln.config.v1.BuilderConfig
-	(*JanitorClient)(nil),       // 1: kiln.config.v1.JanitorClient
-	(*CacheManagerClient)(nil),  // 2: kiln.config.v1.CacheManagerClient
-	(*RetentionConfig)(nil),     // 3: kiln.config.v1.RetentionConfig
-	(*ContextsConfig)(nil),      // 4: kiln.config.v1.ContextsConfig
-	(*AdmissionConfig)(nil),     // 5: kiln.config.v1.AdmissionConfig
-	(*TenantLimits)(nil),        // 6: kiln.config.v1.TenantLimits
-	(*TenantConfig)(nil),        // 7: kiln.config.v1.TenantConfig
-	(*BuildPolicyConfig)(nil),   // 8: kiln.config.v1.BuildPolicyConfig
-	(*SourcesConfig)(nil),       // 9: kiln.config.v1.SourcesConfig
-	(*EgressConfig)(nil),        // 10: kiln.config.v1.EgressConfig
-	(*CacheManagerConfig)(nil),  // 11: kiln.config.v1.CacheManagerConfig
-	(*CacheDirectory)(nil),      // 12: kiln.config.v1.CacheDirectory
-	(*JanitorConfig)(nil),       // 13: kiln.config.v1.JanitorConfig
-	(*ScheduleConfig)(nil),      // 14: kiln.config.v1.ScheduleConfig
-	(*NotificationsConfig)(nil), // 15: kiln.config.v1.NotificationsConfig
-	(*ServerConfig)(nil),        // 16: kiln.config.v1.ServerConfig
-	(*ServerTLS)(nil),           // 17: kiln.config.v1.ServerTLS
-	(*ClientTLS)(nil),           // 18: kiln.config.v1.ClientTLS
-	(*LimitsConfig)(nil),        // 19: kiln.config.v1.LimitsConfig
-	(*AccessRule)(nil),          // 20: kiln.config.v1.AccessRule
-	(*LogConfig)(nil),           // 21: kiln.config.v1.LogConfig
-	(*DaemonConfig)(nil),        // 22: kiln.config.v1.DaemonConfig
-	(*RegistryConfig)(nil),      // 23: kiln.config.v1.RegistryConfig
-	(*durationpb.Duration)(nil), // 24: google.protobuf.Duration
+	(*BuilderConfig)(nil),         // 0: kiln.config.v1.BuilderConfig
+	(*RegistryLogin)(nil),         // 1: kiln.config.v1.RegistryLogin
+	(*JanitorClient)(nil),         // 2: kiln.config.v1.JanitorClient
+	(*CacheManagerClient)(nil),    // 3: kiln.config.v1.CacheManagerClient
+	(*RetentionConfig)(nil),       // 4: kiln.config.v1.RetentionConfig
+	(*ContextsConfig)(nil),        // 5: kiln.config.v1.ContextsConfig
+	(*AdmissionConfig)(nil),       // 6: kiln.config.v1.AdmissionConfig
+	(*TenantLimits)(nil),          // 7: kiln.config.v1.TenantLimits
+	(*TenantConfig)(nil),          // 8: kiln.config.v1.TenantConfig
+	(*BuildPolicyConfig)(nil),     // 9: kiln.config.v1.BuildPolicyConfig
+	(*SourcesConfig)(nil),         // 10: kiln.config.v1.SourcesConfig
+	(*EgressConfig)(nil),          // 11: kiln.config.v1.EgressConfig
+	(*CacheManagerConfig)(nil),    // 12: kiln.config.v1.CacheManagerConfig
+	(*CacheDirectory)(nil),        // 13: kiln.config.v1.CacheDirectory
+	(*JanitorConfig)(nil),         // 14: kiln.config.v1.JanitorConfig
+	(*ScheduleConfig)(nil),        // 15: kiln.config.v1.ScheduleConfig
+	(*NotificationsConfig)(nil),   // 16: kiln.config.v1.NotificationsConfig
+	(*ServerConfig)(nil),          // 17: kiln.config.v1.ServerConfig
+	(*AccessPolicy)(nil),          // 18: kiln.config.v1.AccessPolicy
+	(*TokenFile)(nil),             // 19: kiln.config.v1.TokenFile
+	(*Token)(nil),                 // 20: kiln.config.v1.Token
+	(*ServerTLS)(nil),             // 21: kiln.config.v1.ServerTLS
+	(*ClientTLS)(nil),             // 22: kiln.config.v1.ClientTLS
+	(*LimitsConfig)(nil),          // 23: kiln.config.v1.LimitsConfig
+	(*AccessRule)(nil),            // 24: kiln.config.v1.AccessRule
+	(*LogConfig)(nil),             // 25: kiln.config.v1.LogConfig
+	(*DaemonConfig)(nil),          // 26: kiln.config.v1.DaemonConfig
+	(*RegistryConfig)(nil),        // 27: kiln.config.v1.RegistryConfig
+	(*durationpb.Duration)(nil),   // 28: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
 }
 var file_kiln_config_v1_config_proto_depIdxs = []int32{
-	16, // 0: kiln.config.v1.BuilderConfig.server:type_name -> kiln.config.v1.ServerConfig
-	21, // 1: kiln.config.v1.BuilderConfig.log:type_name -> kiln.config.v1.LogConfig
-	22, // 2: kiln.config.v1.BuilderConfig.daemons:type_name -> kiln.config.v1.DaemonConfig
-	24, // 3: kiln.config.v1.BuilderConfig.max_build_time:type_name -> google.protobuf.Duration
-	3,  // 4: kiln.config.v1.BuilderConfig.retention:type_name -> kiln.config.v1.RetentionConfig
-	4,  // 5: kiln.config.v1.BuilderConfig.contexts:type_name -> kiln.config.v1.ContextsConfig
-	5,  // 6: kiln.config.v1.BuilderConfig.admission:type_name -> kiln.config.v1.AdmissionConfig
-	8,  // 7: kiln.config.v1.BuilderConfig.policy:type_name -> kiln.config.v1.BuildPolicyConfig
-	10, // 8: kiln.config.v1.BuilderConfig.egress:type_name -> kiln.config.v1.EgressConfig
-	2,  // 9: kiln.config.v1.BuilderConfig.cache_manager:type_name -> kiln.config.v1.CacheManagerClient
-	1,  // 10: kiln.config.v1.BuilderConfig.janitor:type_name -> kiln.config.v1.JanitorClient
-	18, // 11: kiln.config.v1.JanitorClient.tls:type_name -> kiln.config.v1.ClientTLS
-	18, // 12: kiln.config.v1.CacheManagerClient.tls:type_name -> kiln.config.v1.ClientTLS
-	24, // 13: kiln.config.v1.CacheManagerClient.prune_after_build:type_name -> google.protobuf.Duration
-	24, // 14: kiln.config.v1.RetentionConfig.build_age:type_name -> google.protobuf.Duration
-	24, // 15: kiln.config.v1.RetentionConfig.artifact_age:type_name -> google.protobuf.Duration
-	24, // 16: kiln.config.v1.RetentionConfig.interval:type_name -> google.protobuf.Duration
-	24, // 17: kiln.config.v1.ContextsConfig.keep_age:type_name -> google.protobuf.Duration
-	24, // 18: kiln.config.v1.ContextsConfig.fetch_timeout:type_name -> google.protobuf.Duration
-	6,  // 19: kiln.config.v1.AdmissionConfig.defaults:type_name -> kiln.config.v1.TenantLimits
-	7,  // 20: kiln.config.v1.AdmissionConfig.tenants:type_name -> kiln.config.v1.TenantConfig
-	6,  // 21: kiln.config.v1.TenantConfig.limits:type_name -> kiln.config.v1.TenantLimits
-	9,  // 22: kiln.config.v1.BuildPolicyConfig.sources:type_name -> kiln.config.v1.SourcesConfig
-	16, // 23: kiln.config.v1.CacheManagerConfig.server:type_name -> kiln.config.v1.ServerConfig
-	21, // 24: kiln.config.v1.CacheManagerConfig.log:type_name -> kiln.config.v1.LogConfig
-	22, // 25: kiln.config.v1.CacheManagerConfig.daemons:type_name -> kiln.config.v1.DaemonConfig
-	24, // 26: kiln.config.v1.CacheManagerConfig.keep_age:type_name -> google.protobuf.Duration
-	24, // 27: kiln.config.v1.CacheManagerConfig.interval:type_name -> google.protobuf.Duration
-	12, // 28: kiln.config.v1.CacheManagerConfig.directories:type_name -> kiln.config.v1.CacheDirectory
-	24, // 29: kiln.config.v1.CacheDirectory.grace:type_name -> google.protobuf.Duration
-	16, // 30: kiln.config.v1.JanitorConfig.server:type_name -> kiln.config.v1.ServerConfig
-	21, // 31: kiln.config.v1.JanitorConfig.log:type_name -> kiln.config.v1.LogConfig
-	23, // 32: kiln.config.v1.JanitorConfig.registry:type_name -> kiln.config.v1.RegistryConfig
-	24, // 33: kiln.config.v1.JanitorConfig.keep_age:type_name -> google.protobuf.Duration
-	24, // 34: kiln.config.v1.JanitorConfig.check_interval:type_name -> google.protobuf.Duration
-	14, // 35: kiln.config.v1.JanitorConfig.schedule:type_name -> kiln.config.v1.ScheduleConfig
-	15, // 36: kiln.config.v1.JanitorConfig.notifications:type_name -> kiln.config.v1.NotificationsConfig
-	24, // 37: kiln.config.v1.JanitorConfig.settle:type_name -> google.protobuf.Duration
-	24, // 38: kiln.config.v1.ScheduleConfig.jitter:type_name -> google.protobuf.Duration
-	17, // 39: kiln.config.v1.ServerConfig.tls:type_name -> kiln.config.v1.ServerTLS
-	19, // 40: kiln.config.v1.ServerConfig.limits:type_name -> kiln.config.v1.LimitsConfig
-	20, // 41: kiln.config.v1.ServerConfig.access:type_name -> kiln.config.v1.AccessRule
-	24, // 42: kiln.config.v1.LimitsConfig.unary_timeout:type_name -> google.protobuf.Duration
-	24, // 43: kiln.config.v1.LimitsConfig.shutdown_grace:type_name -> google.protobuf.Duration
-	18, // 44: kiln.config.v1.DaemonConfig.tls:type_name -> kiln.config.v1.ClientTLS
-	45, // [45:45] is the sub-list for method output_type
-	45, // [45:45] is the sub-list for method input_type
-	45, // [45:45] is the sub-list for extension type_name
-	45, // [45:45] is the sub-list for extension extendee
-	0,  // [0:45] is the sub-list for field type_name
+	17, // 0: kiln.config.v1.BuilderConfig.server:type_name -> kiln.config.v1.ServerConfig
+	25, // 1: kiln.config.v1.BuilderConfig.log:type_name -> kiln.config.v1.LogConfig
+	26, // 2: kiln.config.v1.BuilderConfig.daemons:type_name -> kiln.config.v1.DaemonConfig
+	28, // 3: kiln.config.v1.BuilderConfig.max_build_time:type_name -> google.protobuf.Duration
+	4,  // 4: kiln.config.v1.BuilderConfig.retention:type_name -> kiln.config.v1.RetentionConfig
+	5,  // 5: kiln.config.v1.BuilderConfig.contexts:type_name -> kiln.config.v1.ContextsConfig
+	6,  // 6: kiln.config.v1.BuilderConfig.admission:type_name -> kiln.config.v1.AdmissionConfig
+	9,  // 7: kiln.config.v1.BuilderConfig.policy:type_name -> kiln.config.v1.BuildPolicyConfig
+	11, // 8: kiln.config.v1.BuilderConfig.egress:type_name -> kiln.config.v1.EgressConfig
+	3,  // 9: kiln.config.v1.BuilderConfig.cache_manager:type_name -> kiln.config.v1.CacheManagerClient
+	2,  // 10: kiln.config.v1.BuilderConfig.janitor:type_name -> kiln.config.v1.JanitorClient
+	1,  // 11: kiln.config.v1.BuilderConfig.registries:type_name -> kiln.config.v1.RegistryLogin
+	22, // 12: kiln.config.v1.JanitorClient.tls:type_name -> kiln.config.v1.ClientTLS
+	22, // 13: kiln.config.v1.CacheManagerClient.tls:type_name -> kiln.config.v1.ClientTLS
+	28, // 14: kiln.config.v1.CacheManagerClient.prune_after_build:type_name -> google.protobuf.Duration
+	28, // 15: kiln.config.v1.RetentionConfig.build_age:type_name -> google.protobuf.Duration
+	28, // 16: kiln.config.v1.RetentionConfig.artifact_age:type_name -> google.protobuf.Duration
+	28, // 17: kiln.config.v1.RetentionConfig.interval:type_name -> google.protobuf.Duration
+	28, // 18: kiln.config.v1.ContextsConfig.keep_age:type_name -> google.protobuf.Duration
+	28, // 19: kiln.config.v1.ContextsConfig.fetch_timeout:type_name -> google.protobuf.Duration
+	7,  // 20: kiln.config.v1.AdmissionConfig.defaults:type_name -> kiln.config.v1.TenantLimits
+	8,  // 21: kiln.config.v1.AdmissionConfig.tenants:type_name -> kiln.config.v1.TenantConfig
+	7,  // 22: kiln.config.v1.TenantConfig.limits:type_name -> kiln.config.v1.TenantLimits
+	10, // 23: kiln.config.v1.BuildPolicyConfig.sources:type_name -> kiln.config.v1.SourcesConfig
+	17, // 24: kiln.config.v1.CacheManagerConfig.server:type_name -> kiln.config.v1.ServerConfig
+	25, // 25: kiln.config.v1.CacheManagerConfig.log:type_name -> kiln.config.v1.LogConfig
+	26, // 26: kiln.config.v1.CacheManagerConfig.daemons:type_name -> kiln.config.v1.DaemonConfig
+	28, // 27: kiln.config.v1.CacheManagerConfig.keep_age:type_name -> google.protobuf.Duration
+	28, // 28: kiln.config.v1.CacheManagerConfig.interval:type_name -> google.protobuf.Duration
+	13, // 29: kiln.config.v1.CacheManagerConfig.directories:type_name -> kiln.config.v1.CacheDirectory
+	28, // 30: kiln.config.v1.CacheDirectory.grace:type_name -> google.protobuf.Duration
+	17, // 31: kiln.config.v1.JanitorConfig.server:type_name -> kiln.config.v1.ServerConfig
+	25, // 32: kiln.config.v1.JanitorConfig.log:type_name -> kiln.config.v1.LogConfig
+	27, // 33: kiln.config.v1.JanitorConfig.registry:type_name -> kiln.config.v1.RegistryConfig
+	28, // 34: kiln.config.v1.JanitorConfig.keep_age:type_name -> google.protobuf.Duration
+	28, // 35: kiln.config.v1.JanitorConfig.check_interval:type_name -> google.protobuf.Duration
+	15, // 36: kiln.config.v1.JanitorConfig.schedule:type_name -> kiln.config.v1.ScheduleConfig
+	16, // 37: kiln.config.v1.JanitorConfig.notifications:type_name -> kiln.config.v1.NotificationsConfig
+	28, // 38: kiln.config.v1.JanitorConfig.settle:type_name -> google.protobuf.Duration
+	28, // 39: kiln.config.v1.ScheduleConfig.jitter:type_name -> google.protobuf.Duration
+	21, // 40: kiln.config.v1.ServerConfig.tls:type_name -> kiln.config.v1.ServerTLS
+	23, // 41: kiln.config.v1.ServerConfig.limits:type_name -> kiln.config.v1.LimitsConfig
+	24, // 42: kiln.config.v1.ServerConfig.access:type_name -> kiln.config.v1.AccessRule
+	24, // 43: kiln.config.v1.AccessPolicy.rules:type_name -> kiln.config.v1.AccessRule
+	20, // 44: kiln.config.v1.TokenFile.tokens:type_name -> kiln.config.v1.Token
+	29, // 45: kiln.config.v1.Token.expire_time:type_name -> google.protobuf.Timestamp
+	28, // 46: kiln.config.v1.LimitsConfig.unary_timeout:type_name -> google.protobuf.Duration
+	28, // 47: kiln.config.v1.LimitsConfig.shutdown_grace:type_name -> google.protobuf.Duration
+	22, // 48: kiln.config.v1.DaemonConfig.tls:type_name -> kiln.config.v1.ClientTLS
+	49, // [49:49] is the sub-list for method output_type
+	49, // [49:49] is the sub-list for method input_type
+	49, // [49:49] is the sub-list for extension type_name
+	49, // [49:49] is the sub-list for extension extendee
+	0,  // [0:49] is the sub-list for field type_name
 }
 
 func init() { file_kiln_config_v1_config_proto_init() }
@@ -2275,7 +2631,7 @@ func file_kiln_config_v1_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kiln_config_v1_config_proto_rawDesc), len(file_kiln_config_v1_config_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   24,
+			NumMessages:   28,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

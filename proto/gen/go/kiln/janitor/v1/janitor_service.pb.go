@@ -27,22 +27,22 @@ var File_kiln_janitor_v1_janitor_service_proto protoreflect.FileDescriptor
 
 const file_kiln_janitor_v1_janitor_service_proto_rawDesc = "" +
 	"\n" +
-	"%kiln/janitor/v1/janitor_service.proto\x12\x0fkiln.janitor.v1\x1a\x1bkiln/janitor/v1/check.proto\x1a\x1bkiln/janitor/v1/lease.proto\x1a\x1ckiln/janitor/v1/policy.proto\x1a kiln/janitor/v1/quarantine.proto\x1a\x19kiln/janitor/v1/run.proto\x1a\x1bkiln/janitor/v1/usage.proto2\x91\f\n" +
-	"\x0eJanitorService\x12L\n" +
-	"\aPlanRun\x12\x1f.kiln.janitor.v1.PlanRunRequest\x1a .kiln.janitor.v1.PlanRunResponse\x12B\n" +
-	"\x03Run\x12\x1b.kiln.janitor.v1.RunRequest\x1a\x1c.kiln.janitor.v1.RunResponse0\x01\x12I\n" +
-	"\x06GetRun\x12\x1e.kiln.janitor.v1.GetRunRequest\x1a\x1f.kiln.janitor.v1.GetRunResponse\x12O\n" +
-	"\bListRuns\x12 .kiln.janitor.v1.ListRunsRequest\x1a!.kiln.janitor.v1.ListRunsResponse\x12R\n" +
-	"\tCancelRun\x12!.kiln.janitor.v1.CancelRunRequest\x1a\".kiln.janitor.v1.CancelRunResponse\x12R\n" +
-	"\tGetPolicy\x12!.kiln.janitor.v1.GetPolicyRequest\x1a\".kiln.janitor.v1.GetPolicyResponse\x12[\n" +
-	"\fUpdatePolicy\x12$.kiln.janitor.v1.UpdatePolicyRequest\x1a%.kiln.janitor.v1.UpdatePolicyResponse\x12X\n" +
-	"\vGetSchedule\x12#.kiln.janitor.v1.GetScheduleRequest\x1a$.kiln.janitor.v1.GetScheduleResponse\x12O\n" +
-	"\bGetUsage\x12 .kiln.janitor.v1.GetUsageRequest\x1a!.kiln.janitor.v1.GetUsageResponse\x12a\n" +
-	"\x0eListQuarantine\x12&.kiln.janitor.v1.ListQuarantineRequest\x1a'.kiln.janitor.v1.ListQuarantineResponse\x12L\n" +
+	"%kiln/janitor/v1/janitor_service.proto\x12\x0fkiln.janitor.v1\x1a\x1bkiln/janitor/v1/check.proto\x1a\x1bkiln/janitor/v1/lease.proto\x1a\x1ckiln/janitor/v1/policy.proto\x1a kiln/janitor/v1/quarantine.proto\x1a\x19kiln/janitor/v1/run.proto\x1a\x1bkiln/janitor/v1/usage.proto2\xb9\f\n" +
+	"\x0eJanitorService\x12Q\n" +
+	"\aPlanRun\x12\x1f.kiln.janitor.v1.PlanRunRequest\x1a .kiln.janitor.v1.PlanRunResponse\"\x03\x90\x02\x01\x12B\n" +
+	"\x03Run\x12\x1b.kiln.janitor.v1.RunRequest\x1a\x1c.kiln.janitor.v1.RunResponse0\x01\x12N\n" +
+	"\x06GetRun\x12\x1e.kiln.janitor.v1.GetRunRequest\x1a\x1f.kiln.janitor.v1.GetRunResponse\"\x03\x90\x02\x01\x12T\n" +
+	"\bListRuns\x12 .kiln.janitor.v1.ListRunsRequest\x1a!.kiln.janitor.v1.ListRunsResponse\"\x03\x90\x02\x01\x12R\n" +
+	"\tCancelRun\x12!.kiln.janitor.v1.CancelRunRequest\x1a\".kiln.janitor.v1.CancelRunResponse\x12W\n" +
+	"\tGetPolicy\x12!.kiln.janitor.v1.GetPolicyRequest\x1a\".kiln.janitor.v1.GetPolicyResponse\"\x03\x90\x02\x01\x12[\n" +
+	"\fUpdatePolicy\x12$.kiln.janitor.v1.UpdatePolicyRequest\x1a%.kiln.janitor.v1.UpdatePolicyResponse\x12]\n" +
+	"\vGetSchedule\x12#.kiln.janitor.v1.GetScheduleRequest\x1a$.kiln.janitor.v1.GetScheduleResponse\"\x03\x90\x02\x01\x12T\n" +
+	"\bGetUsage\x12 .kiln.janitor.v1.GetUsageRequest\x1a!.kiln.janitor.v1.GetUsageResponse\"\x03\x90\x02\x01\x12f\n" +
+	"\x0eListQuarantine\x12&.kiln.janitor.v1.ListQuarantineRequest\x1a'.kiln.janitor.v1.ListQuarantineResponse\"\x03\x90\x02\x01\x12L\n" +
 	"\aRestore\x12\x1f.kiln.janitor.v1.RestoreRequest\x1a .kiln.janitor.v1.RestoreResponse\x12F\n" +
 	"\x05Purge\x12\x1d.kiln.janitor.v1.PurgeRequest\x1a\x1e.kiln.janitor.v1.PurgeResponse\x12^\n" +
-	"\rCheckRegistry\x12%.kiln.janitor.v1.CheckRegistryRequest\x1a&.kiln.janitor.v1.CheckRegistryResponse\x12c\n" +
-	"\x0eVerifyRegistry\x12&.kiln.janitor.v1.VerifyRegistryRequest\x1a'.kiln.janitor.v1.VerifyRegistryResponse0\x01\x12R\n" +
+	"\rCheckRegistry\x12%.kiln.janitor.v1.CheckRegistryRequest\x1a&.kiln.janitor.v1.CheckRegistryResponse\x12h\n" +
+	"\x0eVerifyRegistry\x12&.kiln.janitor.v1.VerifyRegistryRequest\x1a'.kiln.janitor.v1.VerifyRegistryResponse\"\x03\x90\x02\x010\x01\x12R\n" +
 	"\tRecordUse\x12!.kiln.janitor.v1.RecordUseRequest\x1a\".kiln.janitor.v1.RecordUseResponse\x12[\n" +
 	"\fAcquireLease\x12$.kiln.janitor.v1.AcquireLeaseRequest\x1a%.kiln.janitor.v1.AcquireLeaseResponse\x12U\n" +
 	"\n" +

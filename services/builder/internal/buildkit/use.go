@@ -1,0 +1,56 @@
+package buildkit
+
+import (
+	"strconv"
+	"strings"
+
+	"github.com/distribution/reference"
+)
+
+// EntitlementNames are rights without their parameters: "device" of
+// "device=vendor.com/class".
+func EntitlementNames(wanted []string) []string {
+	names := make([]string, len(wanted))
+	for i, w := range wanted {
+		names[i], _, _ = strings.Cut(w, "=")
+	}
+	return names
+}
+
+// FrontendImage is the image of a frontend; empty for the daemon's own.
+func FrontendImage(name string, attrs map[string]string) string {
+	if name != gatewayFrontend {
+		return ""
+	}
+	return attrs["source"]
+}
+
+// Pushes are the repositories that an exporter pushes to.
+func Pushes(attrs map[string]string) (all []string) {
+	value, given := attrs["push"]
+	if no, err := strconv.ParseBool(value); !given || err == nil && !no {
+		return nil // BuildKit takes an empty value for true
+	}
+	for name := range strings.SplitSeq(attrs["name"], ",") {
+		all = append(all, repository(name))
+	}
+	return all
+}
+
+// CacheRepository is the repository that a cache is written to; none for caches elsewhere.
+func CacheRepository(kind string, attrs map[string]string) []string {
+	if kind != "registry" {
+		return nil
+	}
+	return []string{repository(attrs["ref"])}
+}
+
+// repository is that of a reference, in full; what is none stays as it is, for BuildKit to
+// refuse.
+func repository(ref string) string {
+	named, err := reference.ParseNormalizedNamed(strings.TrimSpace(ref))
+	if err != nil {
+		return ref
+	}
+	return named.Name()
+}
