@@ -91,7 +91,7 @@ func TestS7_CertificatesRotateUnderLoad(t *testing.T) {
 	if _, err := builderv1.NewBuilderServiceClient(conn).ListDaemons(t.Context(), &builderv1.ListDaemonsRequest{}); err != nil {
 		t.Error(err)
 	}
-	if out := s.builder.Output(); strings.Count(out, "certificates reloaded") < 4 {
+	if out := s.builder.Output(); strings.Count(out, "files were read again") < 4 {
 		t.Errorf("the builder has not read its certificates again: %s", s.builder.Tail(20))
 	}
 }

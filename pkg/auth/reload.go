@@ -65,11 +65,11 @@ func (r *reloaded[T]) status() (value T, stale bool) {
 		// Written in two steps, most likely: the state is not remembered, so
 		// that the next look reads again.
 		r.failed = true
-		r.log.Warn(r.what+" changed and do not load; the old ones stay in use", "files", r.paths, "error", err)
+		r.log.Warn("files changed and do not load; what they held before stays in force", "what", r.what, "files", r.paths, "error", err)
 		return r.value, true
 	}
 	r.state, r.value, r.failed = state, value, false
-	r.log.Info(r.what+" reloaded", "files", r.paths)
+	r.log.Info("files were read again", "what", r.what, "files", r.paths)
 	return r.value, false
 }
 

@@ -39,10 +39,13 @@ func (f *tlsFiles) config() (*tls.Config, error) {
 
 // pair reads the caller's certificate. When it does not fit its key, one of the two was just
 // renewed, and the other is about to be.
-func (f *tlsFiles) pair(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+func (f *tlsFiles) pair(asked *tls.CertificateRequestInfo) (*tls.Certificate, error) {
 	pair, err := tls.LoadX509KeyPair(f.cert, f.key)
-	for try := 1; err != nil && try < 4; try++ {
-		time.Sleep(20 * time.Millisecond)
+	for try := 1; err != nil && asked != nil && try < 4; try++ {
+		select {
+		case <-time.After(20 * time.Millisecond):
+		case <-asked.Context().Done():
+		}
 		pair, err = tls.LoadX509KeyPair(f.cert, f.key)
 	}
 	if err != nil {

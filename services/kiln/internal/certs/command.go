@@ -135,7 +135,7 @@ still trusted: bring ca.crt to all hosts first, then the certificates.`,
 			var renewed []string
 			var err error
 			if ca {
-				renewed, err = s.rotateAuthority()
+				renewed, err = s.rotateAuthority(cmd.Context())
 			} else {
 				renewed, err = s.rotate(args, within)
 			}

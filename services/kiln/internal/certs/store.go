@@ -2,6 +2,7 @@ package certs
 
 import (
 	"cmp"
+	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -183,7 +184,7 @@ const settle = 1500 * time.Millisecond
 
 // rotateAuthority makes a new authority, which is trusted beside the older ones that have not
 // ended, and signs everything anew.
-func (s store) rotateAuthority() (renewed []string, err error) {
+func (s store) rotateAuthority(ctx context.Context) (renewed []string, err error) {
 	old, err := s.authority()
 	if err != nil {
 		return nil, err
@@ -200,7 +201,11 @@ func (s store) rotateAuthority() (renewed []string, err error) {
 	if err := s.putAuthority(made, trusted...); err != nil {
 		return nil, err
 	}
-	time.Sleep(settle)
+	select {
+	case <-time.After(settle):
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 	all, err := s.list()
 	if err != nil {
 		return nil, err
