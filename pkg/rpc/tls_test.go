@@ -227,7 +227,7 @@ func TestServerCertificateIsReloadedAndABadOneIsNot(t *testing.T) {
 	other := newPKI(t)
 	copyFile(t, other.server.KeyFile, p.server.KeyFile)
 	testkit.Eventually(t, soon, func() bool {
-		return serverName(t, r, p) == "second server" && strings.Contains(r.log.String(), "certificates changed and do not load")
+		return serverName(t, r, p) == "second server" && strings.Contains(r.log.String(), "files changed and do not load")
 	})
 	if err := os.Remove(p.server.CertFile); err != nil {
 		t.Fatal(err)
