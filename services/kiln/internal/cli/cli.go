@@ -9,6 +9,7 @@ import (
 	"github.com/kilnbuild/kiln/services/kiln/internal/builds"
 	"github.com/kilnbuild/kiln/services/kiln/internal/caches"
 	"github.com/kilnbuild/kiln/services/kiln/internal/certs"
+	"github.com/kilnbuild/kiln/services/kiln/internal/debug"
 	"github.com/kilnbuild/kiln/services/kiln/internal/janitor"
 	"github.com/kilnbuild/kiln/services/kiln/internal/token"
 	"github.com/kilnbuild/kiln/services/kiln/internal/up"
@@ -38,6 +39,8 @@ services. The other commands are clients of a builder, wherever it runs.`,
 		janitor.Command,
 		certs.Command,
 		token.Command,
+		debug.Command,
+		debug.WorkersCommand,
 		up.Command,
 		up.DownCommand,
 	} {
