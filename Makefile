@@ -38,7 +38,8 @@ GEN_TOOLS := $(addprefix $(BIN)/,protodeps protoc-gen-apidoc testsummary)
 BUILDX := $(BIN)/buildx
 TEST_FRONTEND := $(BIN)/dockerfile-frontend
 S3_SERVER := $(BIN)/versitygw
-TEST_TOOLS := $(BUILDX) $(TEST_FRONTEND) $(S3_SERVER)
+COMPOSE := $(BIN)/docker-compose
+TEST_TOOLS := $(COMPOSE) $(BUILDX) $(TEST_FRONTEND) $(S3_SERVER)
 LINT_TOOLS := $(BIN)/golangci-lint
 
 .PHONY: tools tools-test tools-lint
@@ -68,6 +69,12 @@ $(BUILDX) &: tools/buildx/go.mod tools/buildx/go.sum
 	$(call build-tools,buildx,-X github.com/docker/buildx/version.Version=$(call pinned,buildx,github.com/docker/buildx),$(BUILDX))
 $(S3_SERVER): tools/s3/go.mod tools/s3/go.sum
 	$(call build-tools,s3,,$(S3_SERVER))
+# Its command has no name of its own.
+$(COMPOSE): tools/compose/go.mod tools/compose/go.sum
+	@echo "building $(notdir $@), pinned in tools/compose"
+	@mkdir -p $(BIN)
+	@GOWORK=off go -C tools/compose build -ldflags '-s -w -X github.com/docker/compose/v2/internal.Version=$(call pinned,compose,github.com/docker/compose/v2)' -o $@ github.com/docker/compose/v2/cmd
+	@touch $@
 # A frontend runs in an image of its own, in which there is nothing to link with.
 $(TEST_FRONTEND): tools/buildkit/go.mod tools/buildkit/go.sum
 	@echo "building $(notdir $@), pinned in tools/buildkit"
@@ -84,12 +91,12 @@ $(GEN_TOOLS) &: tools/gen/go.mod tools/gen/go.sum $(wildcard tools/gen/*/*.go)
 # ---- build and generate ------------------------------------------------------
 
 .PHONY: build build-failpoints
-build: ## Build every command into bin/
-	@go build -ldflags '$(LDFLAGS)' -o $(BIN)/ $(COMMANDS)
+build: ## Build every command into bin/, static
+	@CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o $(BIN)/ $(COMMANDS)
 
 # The services that tests kill at their failpoints, or whose clock they move.
 build-failpoints:
-	@go build -tags failpoints -ldflags '$(LDFLAGS)' -o $(BIN)/failpoints/ ./services/builder/cmd/... ./services/cachemanager/cmd/... ./services/janitor/cmd/...
+	@CGO_ENABLED=0 go build -trimpath -tags failpoints -ldflags '$(LDFLAGS)' -o $(BIN)/failpoints/ ./services/builder/cmd/... ./services/cachemanager/cmd/... ./services/janitor/cmd/...
 
 .PHONY: generate
 generate: $(DEV_TOOLS) $(GEN_TOOLS) ## Write the generated code and docs/api from the contracts
@@ -159,6 +166,10 @@ install: tools build ## Install the commands, units, users and configuration; PR
 
 uninstall: ## Remove what install installed; configuration and state stay
 	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' deploy/scripts/install.sh uninstall
+
+.PHONY: images
+images: tools build ## Build the services' images with Kiln; IMAGES=kiln, or a repository to push to
+	@IMAGES='$(or $(IMAGES),kiln)' VERSION='$(VERSION)' deploy/scripts/images.sh
 
 # ---- demo, benchmarks --------------------------------------------------
 

@@ -85,6 +85,9 @@ func Command[M proto.Message](spec Spec[M]) *cobra.Command {
 	cmd.SetVersionTemplate("{{.Name}} {{.Version}}\n")
 	cmd.Flags().StringVar(&opts.File, "config", "", "configuration `file` (YAML)")
 	cmd.Flags().StringArrayVar(&opts.Set, "set", nil, "set one `path=value`, such as server.listen=127.0.0.1:50051; may be given several times")
+	if spec.Use == "" {
+		cmd.AddCommand(HealthCommand(spec))
+	}
 	cmd.Flags().BoolVar(&print, "print-config", false, "print the configuration in effect, secrets redacted, and end")
 	return cmd
 }

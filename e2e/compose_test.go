@@ -1,0 +1,140 @@
+package e2e_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/kilnbuild/kiln/e2e/lab"
+	"github.com/kilnbuild/kiln/e2e/lab/labtest"
+)
+
+// importImages gives the machine's Docker Engine the public images of docker-compose.yml that
+// cannot be pulled here: of the same names, made from the tools that are pinned.
+const importImages = `
+rootfs() { # DIR BINARIES...: a root with busybox, and the binaries with the libraries that they need
+	local root=$1 binary lib
+	shift
+	mkdir -p "$root/bin" "$root/usr/bin" "$root/etc" "$root/tmp" "$root/var/lib/registry" "$root/run" "$root/lib64"
+	cp "$(command -v busybox)" "$root/bin/busybox"
+	for binary in sh chown wget cat ls mkdir; do ln -s busybox "$root/bin/$binary"; done
+	echo root:x:0:0::/root:/bin/sh >"$root/etc/passwd"
+	cp /etc/ssl/certs/ca-certificates.crt "$root/etc/" || true
+	for binary; do
+		cp "$binary" "$root/usr/bin/"
+		for lib in $(ldd "$binary" | grep -o '/[^ ]*'); do
+			mkdir -p "$root$(dirname "$lib")"
+			cp -L "$lib" "$root$lib"
+		done
+	done
+}
+rootfs /tmp/buildkit bin/buildkitd bin/buildctl "$(command -v runc)"
+tar -C /tmp/buildkit -c . | docker import --change 'ENTRYPOINT ["buildkitd"]' --change 'ENV PATH=/usr/bin:/bin' - moby/buildkit:v0.34.2 >/dev/null
+rootfs /tmp/registry bin/registry
+tar -C /tmp/registry -c . | docker import --change 'ENTRYPOINT ["registry"]' --change 'ENV PATH=/usr/bin:/bin' - registry:3.1.2 >/dev/null
+`
+
+// startDocker starts the machine's Docker Engine. A host may have no CAP_SYS_RESOURCE to give,
+// and then no privileged container starts: there the engine is told not to give it.
+const startDocker = `
+mount --mkdir -t tmpfs tmpfs /var/lib/docker
+flags=
+if ! (( 0x$(awk '/CapBnd/ { print $2 }' /proc/self/status) >> 24 & 1 )); then
+	cat >/usr/local/bin/runc-here <<'EOF'
+#!/bin/bash
+args=("$@")
+for i in "${!args[@]}"; do
+	case ${args[i]} in
+	--bundle) spec=${args[i + 1]}/config.json ;;
+	--process) spec=${args[i + 1]} ;;
+	*) continue ;;
+	esac
+	sed -i 's/"CAP_SYS_RESOURCE",//g; s/,"CAP_SYS_RESOURCE"//g' "$spec"
+done
+exec runc "$@"
+EOF
+	chmod +x /usr/local/bin/runc-here
+	flags="--add-runtime here=/usr/local/bin/runc-here --default-runtime here"
+fi
+systemd-run --unit dockerd --property Delegate=yes dockerd $flags
+for i in $(seq 100); do docker version >/dev/null 2>&1 && break; sleep 0.2; done
+docker version
+`
+
+// With a Docker Engine and Compose, the images of the services, which Kiln builds, and the
+// core of docker-compose.yml are a stack that is healthy within a minute, builds, prunes, and
+// loses nothing when it is taken down and brought up. Nothing is privileged but buildkitd.
+func TestS13_ComposeCore(t *testing.T) {
+	m := labtest.Must(labtest.New(t).StartMachine(labtest.Context(t, time.Minute)))(t)
+	run := func(script string) string {
+		t.Helper()
+		return labtest.Must(m.Exec(labtest.Context(t, 10*time.Minute), "export PATH=$PATH:/usr/local/go/bin:/mnt/bin\n"+script))(t).Stdout
+	}
+	compose := func(args string) string {
+		t.Helper()
+		return run("cd /srv/kiln && docker-compose --progress quiet " + args)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			out, err := m.Exec(context.Background(), "journalctl --no-pager -u dockerd -n 20; cd /srv/kiln && /mnt/bin/docker-compose ps --all && /mnt/bin/docker-compose logs --tail 20")
+			t.Log(out.Stdout, err)
+		}
+	})
+	t.Log("public images cannot be pulled here: moby/buildkit and registry are made from the pinned tools, under the same names")
+	run(startDocker)
+	run(importImages)
+	run("VERSION=dev deploy/scripts/images.sh")
+	checkImages(t, run)
+
+	run("mkdir /srv/kiln && cp -r docker-compose.yml deploy /srv/kiln/ && rm -rf /srv/kiln/deploy/compose/secrets /srv/kiln/deploy/compose/registry.env && /srv/kiln/deploy/scripts/compose-secrets.sh")
+	compose("up --detach --wait --wait-timeout 60")
+	if privileged := run(`for c in $(docker ps -q); do docker inspect -f '{{.HostConfig.Privileged}} {{.Config.User}} {{index .Config.Labels "com.docker.compose.service"}}' $c; done | sort`); privileged !=
+		"false 65532:65532 builder\nfalse 65532:65532 cachemanager\nfalse 65532:65532 janitor\nfalse 65532:65532 registry\ntrue  buildkitd\n" {
+		t.Errorf("containers: %s", privileged)
+	}
+	if name := run("docker inspect -f '{{.State.Health.Status}}' outros-containers-registry"); name != "healthy\n" {
+		t.Errorf("outros-containers-registry: %s", name)
+	}
+	run(`mkdir /srv/app && cp "$(command -v busybox)" /srv/app/busybox && printf 'FROM scratch\nCOPY busybox /bin/busybox\nRUN ["/bin/busybox","touch","/made"]\n' >/srv/app/Dockerfile`)
+	build := func() outcome {
+		t.Helper()
+		return readOutcome(t, lab.Output{Stdout: run("kiln build-registry /srv/app /srv/app localhost:5000/web:1 --push --format json --progress quiet")})
+	}
+	first := build()
+	run("docker pull --quiet localhost:5000/web:1 && docker run --rm localhost:5000/web:1 /bin/busybox test -e /made")
+	if checks := run("kiln janitor check"); strings.Contains(checks, "fail") {
+		t.Errorf("the registry: %s", checks)
+	}
+	// What nothing names goes, and what is named stays.
+	run(`digest=$(docker image inspect -f '{{index .RepoDigests 0}}' localhost:5000/web:1) && kiln janitor run --force && kiln cache prune --force && docker image rm $digest localhost:5000/web:1 >/dev/null; docker pull --quiet localhost:5000/web:1`)
+
+	compose("down")
+	compose("up --detach --wait --wait-timeout 60")
+	again := build()
+	if first.CachedSteps == first.TotalSteps || again.CachedSteps != again.TotalSteps || again.Digest != first.Digest {
+		t.Errorf("first %+v, after down and up %+v", first, again)
+	}
+	if list := run("kiln builds ls --format json"); strings.Count(list, `"project":"web"`) != 2 {
+		t.Errorf("the builder remembers %s", list)
+	}
+	compose("down --volumes")
+}
+
+// checkImages holds that the images of the services are small, labelled and for nobody's
+// user, and start.
+func checkImages(t *testing.T, run func(string) string) {
+	t.Helper()
+	for _, name := range []string{"kiln-builder", "kiln-cachemanager", "kiln-janitor"} {
+		got := run(`docker image inspect -f '{{.Config.User}} {{len .RootFS.Layers}} {{index .Config.Labels "org.opencontainers.image.title"}} {{index .Config.Labels "org.opencontainers.image.version"}}' kiln/` + name + ":dev")
+		if !strings.HasPrefix(got, "65532:65532 ") || !strings.HasSuffix(got, " "+name+" dev\n") {
+			t.Errorf("%s: %s", name, got)
+		}
+		if size := run("docker image inspect -f '{{.Size}}' kiln/" + name + ":dev"); len(strings.TrimSpace(size)) > len("99999999") {
+			t.Errorf("%s has %s bytes", name, size)
+		}
+		if version := run("docker run --rm kiln/" + name + ":dev --version"); version != name+" dev\n" {
+			t.Errorf("%s says %s", name, version)
+		}
+	}
+}
