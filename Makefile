@@ -39,7 +39,8 @@ BUILDX := $(BIN)/buildx
 TEST_FRONTEND := $(BIN)/dockerfile-frontend
 S3_SERVER := $(BIN)/versitygw
 COMPOSE := $(BIN)/docker-compose
-TEST_TOOLS := $(COMPOSE) $(BUILDX) $(TEST_FRONTEND) $(S3_SERVER)
+JAEGER := $(BIN)/jaeger
+TEST_TOOLS := $(COMPOSE) $(JAEGER) $(BUILDX) $(TEST_FRONTEND) $(S3_SERVER)
 LINT_TOOLS := $(BIN)/golangci-lint
 
 .PHONY: tools tools-test tools-lint
@@ -75,6 +76,8 @@ $(COMPOSE): tools/compose/go.mod tools/compose/go.sum
 	@mkdir -p $(BIN)
 	@GOWORK=off go -C tools/compose build -ldflags '-s -w -X github.com/docker/compose/v2/internal.Version=$(call pinned,compose,github.com/docker/compose/v2)' -o $@ github.com/docker/compose/v2/cmd
 	@touch $@
+$(JAEGER): tools/jaeger/go.mod tools/jaeger/go.sum
+	$(call build-tools,jaeger,,$(JAEGER))
 # A frontend runs in an image of its own, in which there is nothing to link with.
 $(TEST_FRONTEND): tools/buildkit/go.mod tools/buildkit/go.sum
 	@echo "building $(notdir $@), pinned in tools/buildkit"

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/metric"
 	"google.golang.org/grpc/health"
 	healthgrpc "google.golang.org/grpc/health/grpc_health_v1"
 
@@ -162,6 +164,29 @@ func (r *readiness) publish() {
 	for _, service := range r.services {
 		r.health.SetServingStatus(service, state)
 	}
+}
+
+// measure makes the gauge of the dependencies.
+func (r *readiness) measure(provider metric.MeterProvider) error {
+	meter := provider.Meter("github.com/kilnbuild/kiln/pkg/rpc")
+	_, err := meter.Int64ObservableGauge("kiln.dependency.up", metric.WithUnit("{dependency}"),
+		metric.WithDescription("1 for a dependency that answered its last check, 0 for one that did not"),
+		metric.WithInt64Callback(func(_ context.Context, o metric.Int64Observer) error {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			for _, dep := range r.deps {
+				up := int64(1)
+				if dep.err != nil {
+					up = 0
+				}
+				o.Observe(up, metric.WithAttributes(attribute.String("dependency", dep.name)))
+			}
+			return nil
+		}))
+	if err != nil {
+		return fmt.Errorf("making a metric: %w", err)
+	}
+	return nil
 }
 
 // drain turns health to NOT_SERVING for good.

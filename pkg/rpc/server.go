@@ -96,7 +96,7 @@ func newGuard(opts ServerOptions, s *Server, tel *telemetry.Telemetry) (*guard, 
 	if err != nil {
 		return nil, err
 	}
-	if err := access.measure(tel.Meter); err != nil {
+	if err := errors.Join(access.measure(tel.Meter), s.ready.measure(tel.Meter)); err != nil {
 		return nil, err
 	}
 	if err := s.bind(opts.Config, access.tls()); err != nil {
