@@ -3,7 +3,6 @@ package debug
 import (
 	"context"
 	"fmt"
-	"slices"
 	"time"
 )
 
@@ -42,18 +41,6 @@ type Report struct {
 	Host     string    `json:"host"`
 	Version  string    `json:"version"`
 	Findings []Finding `json:"findings"`
-}
-
-// Worst is the worst state of all findings.
-func (r Report) Worst() State {
-	order := []State{OK, Unknown, Warn, Fail}
-	worst := OK
-	for _, f := range r.Findings {
-		if slices.Index(order, f.State) > slices.Index(order, worst) {
-			worst = f.State
-		}
-	}
-	return worst
 }
 
 // check is one thing that is looked at. It may find several things.
