@@ -2,6 +2,8 @@ package e2e_test
 
 import (
 	"context"
+	"fmt"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -67,9 +69,16 @@ docker version
 // loses nothing when it is taken down and brought up. Nothing is privileged but buildkitd.
 func TestS13_ComposeCore(t *testing.T) {
 	m := labtest.Must(labtest.New(t).StartMachine(labtest.Context(t, time.Minute)))(t)
+	// The machine has this one's files, also what Go has fetched and built.
+	var env strings.Builder
+	for _, name := range []string{"GOMODCACHE", "GOCACHE", "GOFLAGS", "GOTOOLCHAIN", "GOROOT"} {
+		value := labtest.Must(lab.Exec(labtest.Context(t, time.Minute), lab.Command{Path: labtest.Must(exec.LookPath("go"))(t), Args: []string{"env", name}}))(t).Stdout
+		fmt.Fprintf(&env, "export %s='%s'\n", name, strings.TrimSpace(value))
+	}
+	env.WriteString("export PATH=$PATH:$GOROOT/bin:/mnt/bin\n")
 	run := func(script string) string {
 		t.Helper()
-		return labtest.Must(m.Exec(labtest.Context(t, 10*time.Minute), "export PATH=$PATH:/usr/local/go/bin:/mnt/bin\n"+script))(t).Stdout
+		return labtest.Must(m.Exec(labtest.Context(t, 10*time.Minute), env.String()+script))(t).Stdout
 	}
 	compose := func(args string) string {
 		t.Helper()
@@ -103,6 +112,8 @@ func TestS13_ComposeCore(t *testing.T) {
 	}
 	first := build()
 	run("docker pull --quiet localhost:5000/web:1 && docker run --rm localhost:5000/web:1 /bin/busybox test -e /made")
+	// The wrapper of old loads what it builds into the engine that it finds.
+	run("KILN_CACHE_DIR=/srv/caches; mkdir /srv/caches; export KILN_CACHE_DIR; deploy/scripts/buildkit-wrapper-cached.sh build /srv/app /srv/app hello:1 && docker run --rm hello:1 /bin/busybox test -e /made && test -s /srv/caches/index.json")
 	if checks := run("kiln janitor check"); strings.Contains(checks, "fail") {
 		t.Errorf("the registry: %s", checks)
 	}

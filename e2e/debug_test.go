@@ -9,6 +9,7 @@ import (
 	"net/http/httputil"
 	"net/url"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -76,6 +77,10 @@ func TestS14_DebugFindsWhatIsBroken(t *testing.T) {
 	run("kiln debug")                   // and ends with 0
 	run("runuser -u dev -- kiln debug") // also for who is in the group
 	run("kiln workers | grep -w overlayfs")
+	if !found(debug(""), "emulators", "unknown", "no emulator") {
+		t.Error("emulators are found where there are none")
+	}
+	run("mkdir /tmp/q && ln -s $(command -v qemu-aarch64-static) /tmp/q/buildkit-qemu-aarch64 && PATH=/tmp/q:$PATH kiln debug | grep 'ok  *emulators'")
 	expired := base64Of(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: startExpired(t)})))
 
 	for name, c := range map[string]struct {
@@ -174,6 +179,24 @@ func TestS14_DebugFindsClockSkew(t *testing.T) {
 		if !found(readFindings(t, out.Stdout), "clock", state, "") {
 			t.Errorf("%s: %s", state, out.Stdout)
 		}
+	}
+}
+
+// A daemon of a version that Kiln is not held to is told: one that was built to say so.
+func TestS14_DebugFindsAnOldDaemon(t *testing.T) {
+	l := labtest.New(t)
+	bin := filepath.Join(l.Dir, "bin")
+	labtest.Must(lab.Exec(labtest.Context(t, 5*time.Minute), lab.Command{
+		Path: labtest.Must(exec.LookPath("go"))(t), Dir: labtest.Must(filepath.Abs("../tools/buildkit"))(t), Env: []string{"GOWORK=off", "GOFLAGS="},
+		Args: []string{"build", "-ldflags", "-s -w -X github.com/moby/buildkit/version.Version=v0.9.3", "-o", filepath.Join(bin, "buildkitd"), "github.com/moby/buildkit/cmd/buildkitd"},
+	}))(t)
+	t.Setenv(lab.BinEnv, bin)
+	d := labtest.Must(l.StartBuildkitd(labtest.Context(t, time.Minute), lab.BuildkitdOptions{}))(t)
+	out, _ := lab.Exec(labtest.Context(t, time.Minute), lab.Command{ // other things are not there at all
+		Path: labtest.Must(lab.Bin("kiln"))(t), Args: []string{"debug", "--format", "json", "--daemon", d.Addr},
+	})
+	if !found(readFindings(t, out.Stdout), "daemon", "warn", "its version is v0.9.3") {
+		t.Errorf("%s", out.Stdout)
 	}
 }
 

@@ -24,6 +24,7 @@ import (
 	"testing"
 	"time"
 
+	controlapi "github.com/moby/buildkit/api/services/control"
 	"golang.org/x/crypto/bcrypt"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -215,7 +216,7 @@ func methodsOf(files ...protoreflect.FileDescriptor) (all []method) {
 
 // call sends an empty request and gives the code of the first answer.
 func call(ctx context.Context, conn *grpc.ClientConn, m method, token string) error {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
 	if token != "" {
 		ctx = metadata.AppendToOutgoingContext(ctx, "authorization", "Bearer "+token)
@@ -272,7 +273,7 @@ func TestS7_EveryCredentialAtEveryMethod(t *testing.T) {
 		methods []method
 		tokens  bool
 	}{
-		"builder":       {s.builder, methodsOf(builderv1.File_kiln_builder_v1_builder_service_proto), true},
+		"builder":       {s.builder, methodsOf(builderv1.File_kiln_builder_v1_builder_service_proto, controlapi.File_github_com_moby_buildkit_api_services_control_control_proto), true},
 		"cache manager": {s.caches, methodsOf(cachemanagerv1.File_kiln_cachemanager_v1_cache_manager_service_proto), true},
 		"janitor":       {s.janitor, methodsOf(janitorv1.File_kiln_janitor_v1_janitor_service_proto), false},
 	}

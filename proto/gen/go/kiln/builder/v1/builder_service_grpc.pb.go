@@ -86,6 +86,8 @@ type BuilderServiceClient interface {
 	//
 	// Errors: INVALID_ARGUMENT for a filter, an order or a page token that cannot be
 	// read, or a token of another filter or order.
+	// Builds of projects that the rules of the caller do not allow are left out, so
+	// that a page may have fewer than page_size.
 	ListBuilds(ctx context.Context, in *ListBuildsRequest, opts ...grpc.CallOption) (*ListBuildsResponse, error)
 	// Cancels a build: its solve stops in the daemon and its state becomes
 	// CANCELLED. A build that has ended stays as it is.
@@ -334,6 +336,8 @@ type BuilderServiceServer interface {
 	//
 	// Errors: INVALID_ARGUMENT for a filter, an order or a page token that cannot be
 	// read, or a token of another filter or order.
+	// Builds of projects that the rules of the caller do not allow are left out, so
+	// that a page may have fewer than page_size.
 	ListBuilds(context.Context, *ListBuildsRequest) (*ListBuildsResponse, error)
 	// Cancels a build: its solve stops in the daemon and its state becomes
 	// CANCELLED. A build that has ended stays as it is.
