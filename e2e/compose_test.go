@@ -97,6 +97,7 @@ func TestS13_ComposeCore(t *testing.T) {
 	checkImages(t, run)
 
 	run("mkdir /srv/kiln && cp -r docker-compose.yml deploy /srv/kiln/ && rm -rf /srv/kiln/deploy/compose/secrets /srv/kiln/deploy/compose/registry.env && /srv/kiln/deploy/scripts/compose-secrets.sh")
+	compose("--profile observe config --quiet")
 	compose("up --detach --wait --wait-timeout 60")
 	if privileged := run(`for c in $(docker ps -q); do docker inspect -f '{{.HostConfig.Privileged}} {{.Config.User}} {{index .Config.Labels "com.docker.compose.service"}}' $c; done | sort`); privileged !=
 		"false 65532:65532 builder\nfalse 65532:65532 cachemanager\nfalse 65532:65532 janitor\nfalse 65532:65532 registry\ntrue  buildkitd\n" {

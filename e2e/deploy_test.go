@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -40,6 +41,15 @@ func TestS1_ShippedBuildkitdConfig(t *testing.T) {
 		}
 		if got := w.Labels["org.mobyproject.buildkit.worker.snapshotter"]; got != "overlayfs" {
 			t.Errorf("snapshotter %q", got)
+		}
+	}
+	// No rights, and Dockerfiles are read by the frontends that it names.
+	for want, opt := range map[string]client.SolveOpt{
+		"network.host is not allowed":      {AllowedEntitlements: []string{"network.host"}, Frontend: "dockerfile.v0"},
+		"is not an allowed gateway source": {Frontend: "gateway.v0", FrontendAttrs: map[string]string{"source": "registry.example.org/frontend:1"}},
+	} {
+		if _, err := c.Solve(labtest.Context(t, time.Minute), nil, opt, nil); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %q", err, want)
 		}
 	}
 }
