@@ -13,6 +13,7 @@ import (
 
 	"github.com/kilnbuild/kiln/e2e/lab"
 	"github.com/kilnbuild/kiln/e2e/lab/labtest"
+	"github.com/kilnbuild/kiln/pkg/testkit"
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 	janitorv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/janitor/v1"
@@ -131,6 +132,27 @@ func TestS9_PrometheusAndDashboards(t *testing.T) {
 		if r.Health != "ok" || r.State == "firing" {
 			t.Errorf("%s: %s %s %s", r.Name, r.Health, r.State, r.LastError)
 		}
+	}
+}
+
+// Each service sends its metrics by OTLP, too, where the standard variables say so.
+func TestS9_MetricsByOTLP(t *testing.T) {
+	collector := testkit.NewOTLP(t)
+	l := labtest.New(t)
+	ctx := labtest.Context(t, time.Minute)
+	env := func(service string) lab.ServiceOptions {
+		return lab.ServiceOptions{Unhealthy: true, Env: []string{
+			"OTEL_METRICS_EXPORTER=otlp", "OTEL_EXPORTER_OTLP_ENDPOINT=" + collector.Endpoint(), "OTEL_EXPORTER_OTLP_PROTOCOL=grpc",
+			"OTEL_METRIC_EXPORT_INTERVAL=300", "OTEL_SERVICE_NAME=" + service,
+		}}
+	}
+	registry := labtest.Must(l.StartRegistry(ctx, lab.RegistryOptions{}))(t)
+	daemon := labtest.Must(l.StartBuildkitd(ctx, lab.BuildkitdOptions{}))(t)
+	labtest.Must(l.StartBuilder(ctx, lab.BuilderConfig(nil, daemon.Addr, registry.Addr), env("kiln-builder")))(t)
+	labtest.Must(l.StartCacheManager(ctx, &configv1.CacheManagerConfig{Daemons: []*configv1.DaemonConfig{{Address: daemon.Addr}}}, env("kiln-cachemanager")))(t)
+	labtest.Must(l.StartJanitor(ctx, &configv1.JanitorConfig{Registry: &configv1.RegistryConfig{Address: registry.Addr, PlainHttp: true}}, env("kiln-janitor")))(t)
+	for service, want := range map[string]string{"kiln-builder": "kiln.dependency.up", "kiln-cachemanager": "kiln.cache.usage", "kiln-janitor": "kiln.registry.check"} {
+		labtest.Eventually(t, 30*time.Second, want+" of "+service, func() bool { return slices.Contains(collector.Metrics(service), want) })
 	}
 }
 

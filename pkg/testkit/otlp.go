@@ -9,8 +9,9 @@ import (
 	"testing"
 	"time"
 
+	metricsv1 "go.opentelemetry.io/proto/otlp/collector/metrics/v1"
 	collectorv1 "go.opentelemetry.io/proto/otlp/collector/trace/v1"
-	tracev1 "go.opentelemetry.io/proto/otlp/trace/v1"
+	resourcev1 "go.opentelemetry.io/proto/otlp/resource/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 )
@@ -29,12 +30,13 @@ type OTLP struct {
 	collectorv1.UnimplementedTraceServiceServer
 	address string
 
-	mu    sync.Mutex
-	spans []Span
-	raw   [][]byte
+	mu      sync.Mutex
+	spans   []Span
+	raw     [][]byte
+	metrics map[string][]string // names, by service
 }
 
-// NewOTLP starts a collector for traces over gRPC, on loopback, until the end of
+// NewOTLP starts a collector for traces and metrics over gRPC, on loopback, until the end of
 // the test.
 func NewOTLP(t testing.TB) *OTLP {
 	t.Helper()
@@ -42,9 +44,10 @@ func NewOTLP(t testing.TB) *OTLP {
 	if err != nil {
 		t.Fatalf("listening for OTLP: %v", err)
 	}
-	o := &OTLP{address: listener.Addr().String()}
+	o := &OTLP{address: listener.Addr().String(), metrics: map[string][]string{}}
 	server := grpc.NewServer()
 	collectorv1.RegisterTraceServiceServer(server, o)
+	metricsv1.RegisterMetricsServiceServer(server, otlpMetrics{of: o})
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()
 	t.Cleanup(func() {
@@ -115,7 +118,7 @@ func (o *OTLP) Export(_ context.Context, req *collectorv1.ExportTraceServiceRequ
 	return &collectorv1.ExportTraceServiceResponse{}, nil
 }
 
-func serviceName(resource *tracev1.ResourceSpans) string {
+func serviceName(resource interface{ GetResource() *resourcev1.Resource }) string {
 	for _, attr := range resource.GetResource().GetAttributes() {
 		if attr.GetKey() == "service.name" {
 			return attr.GetValue().GetStringValue()
