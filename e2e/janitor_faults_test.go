@@ -85,21 +85,13 @@ func TestS5_RegistryThatRemembersBlobs(t *testing.T) {
 }
 
 // listens is a janitor that the registry notifies, and that registry. The configuration is the
-// one that is shipped, but for its directory and addresses.
+// one that is shipped, but for its directory and addresses, and the secret of the script's.
 func listens(t *testing.T, l *lab.Lab, moved time.Duration, state string) (janitor, *lab.Registry, string) {
 	t.Helper()
-	ctx := labtest.Context(t, time.Minute)
-	secret := "a secret of the test"
 	file := filepath.Join(t.TempDir(), "secret")
-	labtest.Must(0, os.WriteFile(file, []byte(secret+"\n"), 0o600))(t)
 	http := labtest.Must(lab.FreeAddr())(t)
-	shipped := string(labtest.Must(os.ReadFile("../deploy/registry/config.yml"))(t))
-	for from, to := range map[string]string{
-		"127.0.0.1:9463": http, "change-this-secret": secret, "127.0.0.1:5000": "127.0.0.1:0", "/var/lib/registry": filepath.Join(t.TempDir(), "storage"),
-	} {
-		shipped = strings.ReplaceAll(shipped, from, to)
-	}
-	registry := labtest.Must(l.StartRegistry(ctx, lab.RegistryOptions{Config: shipped}))(t)
+	registry := startShipped(t, l, false, notificationsEnv(t, file, "http://"+http+"/registry-events"))
+	secret := string(labtest.Must(os.ReadFile(file))(t))
 	j := keeper(t, l, registry, moved, func(cfg *configv1.JanitorConfig) {
 		cfg.Server = &configv1.ServerConfig{HttpListen: http}
 		cfg.Notifications = &configv1.NotificationsConfig{SecretFile: file}

@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -40,11 +41,15 @@ func (f *tlsFiles) config() (*tls.Config, error) {
 // pair reads the caller's certificate. When it does not fit its key, one of the two was just
 // renewed, and the other is about to be.
 func (f *tlsFiles) pair(asked *tls.CertificateRequestInfo) (*tls.Certificate, error) {
+	ctx := context.Background()
+	if asked != nil {
+		ctx = asked.Context()
+	}
 	pair, err := tls.LoadX509KeyPair(f.cert, f.key)
-	for try := 1; err != nil && asked != nil && try < 4; try++ {
+	for try := 1; err != nil && try < 4; try++ {
 		select {
 		case <-time.After(20 * time.Millisecond):
-		case <-asked.Context().Done():
+		case <-ctx.Done():
 		}
 		pair, err = tls.LoadX509KeyPair(f.cert, f.key)
 	}
