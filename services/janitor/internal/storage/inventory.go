@@ -83,7 +83,7 @@ func (s *Storage) Inventory(ctx context.Context, look inventory.Look) (inventory
 func inParallel(ctx context.Context, n int, do func(i int) error) error {
 	group, ctx := errgroup.WithContext(ctx)
 	var next atomic.Int64
-	for range min(n, 2*runtime.GOMAXPROCS(0)) {
+	for range min(n, 4*runtime.GOMAXPROCS(0)) {
 		group.Go(func() error {
 			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
 				if err := ctx.Err(); err != nil {
