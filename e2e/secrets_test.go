@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"bytes"
+	"compress/gzip"
 	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/base64"
@@ -47,7 +48,7 @@ func canaryKey(t *testing.T) (key []byte, tell string) {
 // A secret and an SSH key go through all that a build may come to: a success, a
 // step that writes the secret out, one that fails on it, a retry, a refusal, a
 // provenance statement, a build by the gateway. They are in no log, error, event,
-// span, store, image or registry.
+// span, metric, store, image or registry, nor in the bundle of kiln debug.
 func TestSecretsAppearNowhere(t *testing.T) {
 	s, collector := tracedStack(t)
 	secret := canarySecret(t)
@@ -123,6 +124,13 @@ func TestSecretsAppearNowhere(t *testing.T) {
 	}
 	said.WriteString(s.Builder.Output())
 	said.WriteString(s.Buildkitd.Output())
+	said.WriteString(scrape(t, s.Builder))
+	bundle := filepath.Join(t.TempDir(), "bundle.tar.gz")
+	_, _ = s.kiln(t, "debug", "--bundle="+bundle, "--metrics", s.Builder.HTTPAddr, "--registry", s.Registry.Addr) // not all that it looks for is there
+	packed := labtest.Must(gzip.NewReader(bytes.NewReader(labtest.Must(os.ReadFile(bundle))(t))))(t)
+	if n := labtest.Must(said.ReadFrom(packed))(t); n < 10_000 {
+		t.Errorf("the bundle has %d bytes", n)
+	}
 	for form, needle := range map[string]string{
 		"the secret": secret, "the secret's base64": strings.TrimRight(base64.StdEncoding.EncodeToString([]byte(secret)), "=")[:30],
 		"the secret's end": secret[len(secret)-20:], "the key": keyLine,
