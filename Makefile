@@ -164,7 +164,7 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 
 .PHONY: install uninstall
-install: tools build ## Install the commands, units, users and configuration; PREFIX=/usr/local DESTDIR=
+install: ## Install the commands, units, users and configuration; PREFIX=/usr/local DESTDIR=
 	@DESTDIR='$(DESTDIR)' PREFIX='$(PREFIX)' deploy/scripts/install.sh install
 
 uninstall: ## Remove what install installed; configuration and state stay

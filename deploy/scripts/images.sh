@@ -53,7 +53,7 @@ find "$context" -exec touch -h -d "@$(git log -1 --format=%ct 2>/dev/null || ech
 
 if [ -z "${KILN_BUILDER:-}" ]; then
 	data=$(mktemp -d)
-	base=${LISTEN_BASE:-58000}
+	base=${LISTEN_BASE:-27000}
 	bin/kiln up --detach --listen-base "$base" --data-dir "$data" --allow-root "$context"
 	export KILN_BUILDER=127.0.0.1:$base
 fi
