@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -79,7 +80,7 @@ func (g *guard) outerStream(srv any, stream grpc.ServerStream, info *grpc.Stream
 	if err == nil {
 		err = next(srv, guarded)
 	}
-	return g.finish(ctx, info.FullMethod, id, start, guarded.first, err)
+	return g.finish(ctx, info.FullMethod, id, start, guarded.first.Load(), err)
 }
 
 func (g *guard) innerStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
@@ -146,7 +147,7 @@ type guardedStream struct {
 	grpc.ServerStream
 	ctx    context.Context
 	strict bool
-	first  any // the first message that came, of our own contracts
+	first  atomic.Value // the first message that came, of our own contracts; a handler may receive beside its end
 }
 
 func (s *guardedStream) Context() context.Context { return s.ctx }
@@ -158,9 +159,7 @@ func (s *guardedStream) RecvMsg(m any) error {
 	if !s.strict {
 		return nil
 	}
-	if s.first == nil {
-		s.first = m
-	}
+	s.first.CompareAndSwap(nil, m)
 	return check(m)
 }
 
