@@ -1,6 +1,7 @@
 package content
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -97,6 +98,51 @@ func TestParseRefuses(t *testing.T) {
 	for name, raw := range tests {
 		if m, err := Parse(digest("0"), OCIManifest, []byte(raw)); err == nil {
 			t.Errorf("%s: %+v", name, m)
+		}
+	}
+}
+
+// What a manifest leaves out is not what one before it said: documents are used again.
+func TestParseKeepsNothing(t *testing.T) {
+	full := `{"mediaType":"m","artifactType":"a","config":` + ref("c", "c", 5) + `,"subject":` + ref("s", "5", 6) +
+		`,"layers":[{"digest":"` + string(digest("1")) + `","size":10,"urls":["https://example.org/1"]},` + ref("x", "2", 20) + `],"blobs":[` + ref("x", "3", 30) +
+		`],"manifests":[` + ref(string(OCIIndex), "4", 40) + `]}`
+	for range 100 { // a pool may forget
+		if _, err := Parse(digest("0"), "served", []byte(full)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Parse(digest("0"), "served", []byte(full[:len(full)-1])); err == nil {
+			t.Fatal("a truncated one was read")
+		}
+		if m, err := Parse(digest("0"), "served", []byte(`{"layers":[{}]}`)); err == nil {
+			t.Fatalf("a layer without a digest: %+v", m)
+		}
+		if m, err := Parse(digest("0"), "served", []byte(`{"layers":null,"blobs":null}`)); err == nil {
+			t.Fatalf("no lists: %+v", m)
+		}
+		raw := `{"layers":[{"digest":"` + string(digest("6")) + `"}]}`
+		got, err := Parse(digest("0"), "served", []byte(raw))
+		want := Manifest{Digest: digest("0"), Bytes: int64(len(raw)), Kind: "served", Of: Artifact, Blobs: []Blob{NewBlob(digest("6"), 0)}}
+		if diff := cmp.Diff(want, got, cmp.AllowUnexported(Blob{})); err != nil || diff != "" {
+			t.Fatalf("%v %s", err, diff)
+		}
+	}
+}
+
+// Digests are read as encoding/json reads strings, which is how registries read them.
+func TestDigestsAreReadAsStrings(t *testing.T) {
+	for _, text := range []string{
+		`"` + string(digest("a")) + `"`, `"sha256:` + strings.Repeat("A", 64) + `"`, `"sha256:\u0061` + strings.Repeat("a", 63) + `"`,
+		`"` + string(digest("0")) + `"`, `"sha256:` + strings.Repeat("a", 63) + `"`, `"sha512:` + strings.Repeat("b", 128) + `"`, `""`, `null`, `1`, `{}`, `["x"]`, `true`,
+	} {
+		var want struct{ Digest Digest }
+		wrong := json.Unmarshal([]byte(`{"digest":`+text+`}`), &want)
+		m, err := Parse(digest("0"), "", []byte(`{"layers":[{"digest":`+text+`,"size":1}]}`))
+		switch {
+		case (err == nil) != (wrong == nil && want.Digest.Valid()):
+			t.Errorf("%s: %v, and encoding/json: %q, %v", text, err, want.Digest, wrong)
+		case err == nil && (len(m.Blobs) != 1 || m.Blobs[0] != NewBlob(want.Digest, 1)):
+			t.Errorf("%s: %+v", text, m.Blobs)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package content
 
 import (
+	"bytes"
 	"encoding/hex"
 	"regexp"
 )
@@ -28,7 +29,7 @@ func (d Digest) Sum() (Sum, bool) {
 type Sum [32]byte
 
 // SumOf reads a sum in hexadecimal digits; false when it is none.
-func SumOf[T string | []byte](text T) (s Sum, ok bool) {
+func SumOf[T ~string | ~[]byte](text T) (s Sum, ok bool) {
 	if len(text) != 2*len(s) {
 		return s, false
 	}
@@ -52,6 +53,9 @@ var nibbles = func() (table [256]byte) {
 	}
 	return table
 }()
+
+// Compare orders sums as their digits are.
+func (s Sum) Compare(other Sum) int { return bytes.Compare(s[:], other[:]) }
 
 // Hex is the sum in hexadecimal digits.
 func (s Sum) Hex() string { return hex.EncodeToString(s[:]) }

@@ -119,9 +119,9 @@ func TestPlan(t *testing.T) {
 func TestPlanIsRefused(t *testing.T) {
 	ctx := t.Context()
 	m := &memory{foreign: errors.New("it has another's")}
-	_, err := engine(t, m).Plan(ctx, enforce.Ask{})
-	if kind(t, err, fault.FailedPrecondition); m.looks != 0 {
-		t.Error("it was looked at")
+	p, err := engine(t, m).Plan(ctx, enforce.Ask{})
+	if kind(t, err, fault.FailedPrecondition); p.Plan != nil {
+		t.Errorf("it was planned: %+v", p)
 	}
 	_, err = engine(t, &memory{err: errors.New("no such disk")}).Plan(ctx, enforce.Ask{})
 	kind(t, err, fault.Unavailable)

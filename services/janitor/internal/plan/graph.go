@@ -39,6 +39,11 @@ type node struct {
 	decided    bool // by its own rule, of a root
 }
 
+// compare compares its digest.
+func (n *node) compare(d content.Digest) int {
+	return strings.Compare(string(n.manifest.Digest), string(d))
+}
+
 // root reports whether its own rule decides on it: nothing owns it, or it has a tag.
 func (n *node) root() bool { return len(n.owners) == 0 || len(n.tags) > 0 }
 
@@ -101,18 +106,22 @@ func (s *simulation) nodesOf(r *inventory.Repository) []*node {
 
 // family are the manifests of one repository, and which live and die with which.
 func (s *simulation) family(r *inventory.Repository) []*node {
-	byDigest := make(map[content.Digest]*node, len(r.Manifests))
 	nodes := make([]*node, 0, len(r.Manifests))
 	all := make([]node, len(r.Manifests))
 	for i := range r.Manifests {
 		m, n := &r.Manifests[i], &all[i]
 		*n = node{repository: r.Name, manifest: m, pushed: m.Pushed, used: m.Pushed, reaches: r.Reaches[i]}
 		n.verdict = Verdict{Repository: r.Name, Kind: Manifest, Digest: string(m.Digest), Of: m.Of, Bytes: m.Bytes, Pushed: m.Pushed, Reason: NoRule}
-		byDigest[m.Digest] = n
 		nodes = append(nodes, n)
 	}
 	// So that the order of the input is without effect.
-	inOrder(nodes, func(a, b *node) int { return cmp.Compare(a.manifest.Digest, b.manifest.Digest) })
+	inOrder(nodes, func(a, b *node) int { return a.compare(b.manifest.Digest) })
+	of := func(d content.Digest) *node { // a map of them takes longer to make than all lookups
+		if i, is := slices.BinarySearchFunc(nodes, d, (*node).compare); is {
+			return nodes[i]
+		}
+		return nil
+	}
 	own := func(owner, n *node) {
 		if owner != nil && n != nil && owner != n && !slices.Contains(n.owners, owner) {
 			n.owners, owner.dependents = append(n.owners, owner), append(owner.dependents, n)
@@ -120,10 +129,10 @@ func (s *simulation) family(r *inventory.Repository) []*node {
 	}
 	for _, n := range nodes {
 		for _, child := range n.manifest.Children {
-			own(n, byDigest[child])
+			own(n, of(child))
 		}
 		if n.manifest.Subject != "" {
-			own(byDigest[n.manifest.Subject], n)
+			own(of(n.manifest.Subject), n)
 		}
 	}
 	tags := r.Tags
@@ -131,13 +140,13 @@ func (s *simulation) family(r *inventory.Repository) []*node {
 		tags = slices.SortedFunc(slices.Values(tags), byName)
 	}
 	for _, tag := range tags {
-		n := byDigest[tag.Digest]
+		n := of(tag.Digest)
 		if n == nil {
 			continue
 		}
 		n.verdict.Tags = append(n.verdict.Tags, tag.Name)
-		if m := signed(tag.Name); m != nil && byDigest[content.Digest("sha256:"+m[1])] != nil {
-			own(byDigest[content.Digest("sha256:"+m[1])], n) // the tag says what it is of, and is no life of its own
+		if m := signed(tag.Name); m != nil && of(content.Digest("sha256:"+m[1])) != nil {
+			own(of(content.Digest("sha256:"+m[1])), n) // the tag says what it is of, and is no life of its own
 			continue
 		}
 		n.tags = append(n.tags, tag.Name)
@@ -147,7 +156,7 @@ func (s *simulation) family(r *inventory.Repository) []*node {
 	}
 	for _, n := range nodes {
 		for _, child := range n.manifest.Children { // to use a part is to use the whole
-			if part := byDigest[child]; part != nil && part.used.After(n.used) {
+			if part := of(child); part != nil && part.used.After(n.used) {
 				n.used = part.used
 			}
 		}

@@ -1,11 +1,9 @@
 package storage
 
 import (
-	"bytes"
-	"cmp"
 	"context"
 	"encoding/binary"
-	"slices"
+	"math/bits"
 	"sync/atomic"
 
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
@@ -13,16 +11,18 @@ import (
 )
 
 // blobs are those that are stored, and which of them are named. A large registry has a
-// million: it takes their sums, in order, and a bit for each.
+// million: it takes their sums as they were listed, two places to find each, and a bit.
 type blobs struct {
 	shards [256]shard // by the first bytes of sums
 	bytes  []int64    // that manifests say, by their numbers
 }
 
 type shard struct {
-	sums  []content.Sum // in order
-	named []uint32      // a bit for each
-	from  int           // the number of the first
+	sums   []content.Sum
+	places []uint32 // of each sum its index and one, where its hash says or the next that is free
+	shift  int      // what of a hash is too much
+	named  []uint32 // a bit for each
+	from   int      // the number of the first
 }
 
 // newBlobs are the blobs of the directories of their prefixes.
@@ -30,37 +30,54 @@ func newBlobs(ctx context.Context, prefixes []directory) (*blobs, error) {
 	all, count := &blobs{}, 0
 	for _, dir := range prefixes {
 		if sums := dir.hashes; len(sums) > 0 {
-			all.shards[sums[0][0]] = shard{sums, make([]uint32, (len(sums)+31)/32), count}
+			all.shards[sums[0][0]] = shard{sums: sums, from: count}
 			count += len(sums)
 		}
 	}
 	all.bytes = make([]int64, count)
 	return all, inParallel(ctx, len(all.shards), func(i int) error {
-		all.shards[i].sums = inOrder(all.shards[i].sums)
+		all.shards[i].index()
 		return nil
 	})
 }
 
-// inOrder are sums in order, in a slice of their own when they are not.
-func inOrder(sums []content.Sum) []content.Sum {
-	if slices.IsSortedFunc(sums, compareSums) {
-		return sums
+// index gives each sum its place. Half of them stay free, so that few are looked at.
+func (of *shard) index() {
+	width := bits.Len(uint(2 * len(of.sums)))
+	of.named = make([]uint32, (len(of.sums)+31)/32)
+	of.places, of.shift = make([]uint32, 1<<width), 64-width
+	for i, s := range of.sums {
+		at := of.place(s)
+		for of.places[at] != 0 {
+			at = (at + 1) & (len(of.places) - 1)
+		}
+		of.places[at] = uint32(i + 1) //nolint:gosec // there are fewer blobs than that
 	}
-	return slices.SortedFunc(slices.Values(sums), compareSums)
 }
 
-// compareSums compares most by their first bytes alone, which are enough.
-func compareSums(a, b content.Sum) int {
-	if c := cmp.Compare(binary.BigEndian.Uint64(a[:]), binary.BigEndian.Uint64(b[:])); c != 0 {
-		return c
+// place is where a sum would be. Sums are hashes themselves, but for who makes some that begin
+// alike: they are spread by the golden ratio (Knuth, The Art of Computer Programming, 6.4).
+func (of *shard) place(s content.Sum) int {
+	return int(binary.BigEndian.Uint64(s[1:]) * 0x9e3779b97f4a7c15 >> of.shift) //nolint:gosec // less than the number of places
+}
+
+// find is which of the sums it is.
+func (of *shard) find(s content.Sum) (int, bool) {
+	if len(of.sums) == 0 {
+		return 0, false
 	}
-	return bytes.Compare(a[8:], b[8:])
+	for at := of.place(s); of.places[at] != 0; at = (at + 1) & (len(of.places) - 1) {
+		if i := int(of.places[at]) - 1; of.sums[i] == s {
+			return i, true
+		}
+	}
+	return 0, false
 }
 
 // name notes that something names a blob. It returns its number.
 func (b *blobs) name(s content.Sum) int32 {
 	of := &b.shards[s[0]]
-	i, is := find(of.sums, s)
+	i, is := of.find(s)
 	if !is {
 		return inventory.Missing
 	}
@@ -72,37 +89,14 @@ func (b *blobs) name(s content.Sum) int32 {
 
 // has reports whether a blob is stored.
 func (b *blobs) has(s content.Sum) bool {
-	_, is := find(b.shards[s[0]].sums, s)
+	_, is := b.shards[s[0]].find(s)
 	return is
-}
-
-// find is where a sum is. Sums that begin with the same byte are spread evenly after that:
-// it is near where its next bytes say.
-func find(sums []content.Sum, s content.Sum) (int, bool) {
-	if len(sums) == 0 {
-		return 0, false
-	}
-	i := int(uint64(binary.BigEndian.Uint32(s[1:])) * uint64(len(sums)) >> 32) //nolint:gosec // less than their number
-	step := compareSums(s, sums[i])
-	for range 64 {
-		if step == 0 {
-			return i, true
-		}
-		if i += step; i < 0 || i == len(sums) {
-			return 0, false
-		}
-		next := compareSums(s, sums[i])
-		if next == -step {
-			return 0, false // between two
-		}
-		step = next
-	}
-	return slices.BinarySearchFunc(sums, s, compareSums)
 }
 
 // unnamed calls do for the blobs that nothing names, until it fails.
 func (b *blobs) unnamed(do func(content.Sum) error) error {
-	for _, of := range b.shards {
+	for n := range b.shards {
+		of := &b.shards[n]
 		for i, sum := range of.sums {
 			if of.named[i/32]&(1<<(i%32)) != 0 {
 				continue

@@ -44,7 +44,7 @@ func TestBlobsAreFound(t *testing.T) {
 		if err := all.unnamed(func(s content.Sum) error { left = append(left, s); return nil }); err != nil {
 			t.Fatal(err)
 		}
-		if len(left) != 500 || !slices.IsSortedFunc(left, compareSums) {
+		if slices.SortFunc(left, content.Sum.Compare); len(slices.Compact(left)) != 500 {
 			t.Errorf("%s: %d are not named", name, len(left))
 		}
 	}

@@ -61,7 +61,7 @@ func entries(buffer []byte, do func(name []byte)) {
 		if end := bytes.IndexByte(name, 0); end >= 0 {
 			name = name[:end]
 		}
-		if s := string(name); s != "." && s != ".." {
+		if string(name) != "." && string(name) != ".." { // so written, they are compared in place
 			do(name)
 		}
 		buffer = buffer[length:]

@@ -44,7 +44,7 @@ func (s *Storage) readRepository(ctx context.Context, name string, look inventor
 		return is, err
 	}
 	is.layers, is.links, is.revisions = layers.at, layers.hashes, links.at
-	if err := s.readRevisions(r, inOrder(links.hashes), look); err != nil {
+	if err := s.readRevisions(r, slices.SortedFunc(slices.Values(links.hashes), content.Sum.Compare), look); err != nil {
 		return is, err
 	}
 	is.settle(read)
