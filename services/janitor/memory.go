@@ -11,7 +11,7 @@ import (
 // often near a limit that a registry of its size stays below, is a sixth of the time
 // without more memory.
 const (
-	gcPercent   = 1000
+	gcPercent   = 400
 	leastMemory = 300 << 20 // bytes
 	perBlob     = 300       // bytes
 )

@@ -86,9 +86,9 @@ func NewBlob(d Digest, bytes int64) Blob {
 // valid says whether its digest has the form of one.
 func (b Blob) valid() bool { return b.sum != Sum{} || digestForm.MatchString(string(b.other)) }
 
-// Digest is the digest of the blob.
+// Digest is the digest of the blob, and empty where there is none.
 func (b Blob) Digest() Digest {
-	if b.other != "" {
+	if b.other != "" || b.sum == (Sum{}) {
 		return b.other
 	}
 	return b.sum.Digest()
