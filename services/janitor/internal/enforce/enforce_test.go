@@ -37,9 +37,13 @@ type memory struct {
 	looks    int
 }
 
-func (m *memory) Inventory(context.Context, inventory.Look) (inventory.Registry, error) {
+func (m *memory) Inventory(ctx context.Context, _ inventory.Look) (inventory.Registry, error) {
 	if m.looks++; m.block != nil {
-		<-m.block
+		select {
+		case <-m.block:
+		case <-ctx.Done():
+			return inventory.Registry{}, ctx.Err()
+		}
 	}
 	return m.registry, m.err
 }
@@ -118,11 +122,19 @@ func TestPlan(t *testing.T) {
 
 func TestPlanIsRefused(t *testing.T) {
 	ctx := t.Context()
-	m := &memory{foreign: errors.New("it has another's")}
-	p, err := engine(t, m).Plan(ctx, enforce.Ask{})
+	// A look at another's storage does not go on, and nothing is planned by it.
+	bounded, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	m := &memory{foreign: errors.New("it has another's"), block: make(chan struct{})}
+	p, err := engine(t, m).Plan(bounded, enforce.Ask{})
 	if kind(t, err, fault.FailedPrecondition); p.Plan != nil {
 		t.Errorf("it was planned: %+v", p)
 	}
+	m.block = nil
+	if p, err = engine(t, m).Plan(ctx, enforce.Ask{}); p.Plan != nil {
+		t.Errorf("it was planned after the look: %+v", p)
+	}
+	kind(t, err, fault.FailedPrecondition)
 	_, err = engine(t, &memory{err: errors.New("no such disk")}).Plan(ctx, enforce.Ask{})
 	kind(t, err, fault.Unavailable)
 	_, err = engine(t, &memory{}).Plan(ctx, enforce.Ask{Policy: &policy.Policy{Rules: []policy.Rule{{}}}})

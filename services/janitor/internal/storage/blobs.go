@@ -63,9 +63,6 @@ func (of *shard) place(s content.Sum) int {
 
 // find is which of the sums it is.
 func (of *shard) find(s content.Sum) (int, bool) {
-	if len(of.sums) == 0 {
-		return 0, false
-	}
 	for at := of.place(s); of.places[at] != 0; at = (at + 1) & (len(of.places) - 1) {
 		if i := int(of.places[at]) - 1; of.sums[i] == s {
 			return i, true
