@@ -294,6 +294,49 @@ func TestS5_KilledAtEachStep(t *testing.T) {
 	}
 }
 
+// A push whose link of a manifest was taken at the moment that it was written leaves a tag that
+// leads to what is in quarantine: it comes back, after a kill -9 and without one, with all that
+// it names.
+func TestS5_TagOfWhatWasTakenComesBack(t *testing.T) {
+	for _, killed := range []bool{true, false} {
+		t.Run(fmt.Sprintf("killed=%t", killed), func(t *testing.T) {
+			l := labtest.New(t)
+			ctx := labtest.Context(t, 2*time.Minute)
+			registry := labtest.Must(l.StartRegistry(ctx, lab.RegistryOptions{}))(t)
+			old := labtest.Must(random.Image(3_000, 2))(t)
+			putImage(t, registry, "cache/a:main", old)
+			putImage(t, registry, "app:v1", labtest.Must(random.Image(3_000, 2))(t))
+			j := keeper(t, l, registry, 8*day, nil)
+			req := &janitorv1.RunRequest{By: &janitorv1.RunRequest_Policy{Policy: weekly()}, Force: true}
+			if killed {
+				labtest.Must(0, j.Stop(ctx))(t)
+				labtest.Must(0, j.StartFailing(ctx, "janitor.manifest"))(t)
+				if _, err := j.tryRun(ctx, req); err == nil {
+					t.Fatal("it ran to its end")
+				}
+				<-j.Done()
+			} else if o := j.run(t, req); o.finished.GetRemoved().GetManifests() != 1 {
+				t.Fatalf("%v", o.finished)
+			}
+			digest := labtest.Must(old.Digest())(t)
+			tag := "docker/registry/v2/repositories/cache/a/_manifests/tags/kept"
+			labtest.Write(t, registry.Storage, map[string]string{
+				filepath.Join(tag, "index/sha256", digest.Hex, "link"): digest.String(), filepath.Join(tag, "current/link"): digest.String(),
+			})
+			pushed := time.Now().Add(8 * day) // by the janitor's clock
+			labtest.Must(0, os.Chtimes(filepath.Join(registry.Storage, tag, "current/link"), pushed, pushed))(t)
+			if killed {
+				labtest.Must(0, j.Start(ctx))(t)
+			}
+			labtest.Eventually(t, 30*time.Second, "a run to the end", func() bool { // the one that is taken up may be under way
+				o, err := j.tryRun(ctx, req)
+				return err == nil && o.finished.GetState() == janitorv1.RunState_RUN_STATE_SUCCEEDED && o.finished.GetBrokenManifests() == 0
+			})
+			labtest.Must(0, pullWhole(ctx, registry.Addr, "cache/a:kept"))(t)
+		})
+	}
+}
+
 func dieSweeping(t *testing.T, point string, inS3 bool) {
 	l := labtest.New(t)
 	ctx := labtest.Context(t, 2*time.Minute)

@@ -22,9 +22,19 @@ var noSpan trace.SpanContext
 // plan plans, or looks again at each item of the plan that was given.
 func (j *job) plan(ctx context.Context) error {
 	e := j.engine
-	made, registry, err := e.plan(ctx, j.policy, Ask{Repositories: j.order.Repositories}, false)
+	ask := Ask{Repositories: j.order.Repositories}
+	made, registry, err := e.plan(ctx, j.policy, ask, false)
 	if err != nil {
 		return err
+	}
+	if !j.run.Dry && j.q != nil { // a tag of what comes back leads somewhere
+		mended, err := mendTags(e.Storage, registry)
+		if err == nil && mended {
+			made, registry, err = e.plan(ctx, j.policy, ask, false)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	j.in.Registry = registry
 	if j.given == nil {

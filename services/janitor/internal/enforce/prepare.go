@@ -100,6 +100,13 @@ func recoverRun(ctx context.Context, s Storage, q Quarantine, journal quarantine
 	if err != nil {
 		return unreadable(err)
 	}
+	if mended, err := mendTags(s, registry); err != nil {
+		return err
+	} else if mended {
+		if registry, err = s.Inventory(ctx, inventory.Look{}); err != nil { // for what those lack
+			return unreadable(err)
+		}
+	}
 	lacks, err := s.Lacks(ctx, registry)
 	if err != nil {
 		return err

@@ -98,8 +98,10 @@ func (j *job) mark(ctx context.Context) (victims []inventory.Orphan, err error) 
 		}
 	}
 	failpoint.Hit("janitor.marked")
-	// What was pushed as manifests went may name one of them.
-	_, err = j.mendAll(ctx, in.Registry)
+	// What was pushed as manifests went may be or name one of them.
+	if _, err = mendTags(j.engine.Storage, in.Registry); err == nil {
+		_, err = j.mendAll(ctx, in.Registry)
+	}
 	return victims, err
 }
 

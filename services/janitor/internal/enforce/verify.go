@@ -24,6 +24,13 @@ func (j *job) verify(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if mended, err := mendTags(j.engine.Storage, registry); err != nil {
+		return err
+	} else if mended {
+		if registry, err = j.engine.look(ctx, inventory.Look{}); err != nil { // for what those lack
+			return err
+		}
+	}
 	lacks, err := j.mendAll(ctx, registry)
 	if err != nil {
 		return err
@@ -40,6 +47,24 @@ func (j *job) verify(ctx context.Context) error {
 	}
 	failpoint.Hit("janitor.verified")
 	return nil
+}
+
+// mendTags brings back the manifests that tags lead to and that are in quarantine: a push that
+// wrote one as it was taken. It reports whether there were any.
+func mendTags(s Storage, registry inventory.Registry) (some bool, _ error) {
+	for _, r := range registry.Repositories {
+		for _, tag := range r.Tags {
+			if tag.Lost == "" {
+				continue
+			}
+			mended, err := s.Mend(inventory.Lack{Repository: r.Name, Manifest: tag.Lost, Digest: tag.Lost, Child: true})
+			if err != nil {
+				return some, err
+			}
+			some = some || mended
+		}
+	}
+	return some, nil
 }
 
 // mendAll brings back what manifests lack, and returns what they lack still.
