@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -335,6 +336,65 @@ func TestS5_TagOfWhatWasTakenComesBack(t *testing.T) {
 			labtest.Must(0, pullWhole(ctx, registry.Addr, "cache/a:kept"))(t)
 		})
 	}
+}
+
+// In an object storage, what a push writes as it is taken is away for seconds and not for the
+// whole run: tags are looked at while manifests go.
+func TestS5_TagIsBackWhileTheRunGoesOn(t *testing.T) {
+	l := labtest.New(t)
+	ctx := labtest.Context(t, 3*time.Minute)
+	registry := labtest.Must(l.StartRegistry(ctx, lab.RegistryOptions{S3: labtest.Must(l.StartS3(ctx))(t)}))(t)
+	putImage(t, registry, "app:v1", labtest.Must(random.Image(3_000, 2))(t))
+	base := labtest.Must(random.Image(3_000, 1))(t)
+	const images = 300
+	for i := range images {
+		putImage(t, registry, fmt.Sprintf("cache/a:%d", i), labtest.Must(mutate.Config(base, v1.Config{User: fmt.Sprint(i)}))(t))
+	}
+	j := keeper(t, l, registry, 8*day, nil)
+	repository := filepath.Join(registry.Storage, "docker/registry/v2/repositories/cache/a/_manifests")
+	before := labtest.Must(filepath.Glob(filepath.Join(repository, "revisions/sha256/*/link")))(t)
+	if len(before) != images {
+		t.Fatalf("%d manifests", len(before))
+	}
+	stream := labtest.Must(j.api.Run(ctx, &janitorv1.RunRequest{By: &janitorv1.RunRequest_Policy{Policy: weekly()}, Force: true}))(t)
+	var over atomic.Bool // the phase
+	finished := make(chan *janitorv1.Run, 1)
+	go func() {
+		defer close(finished)
+		for {
+			res, err := stream.Recv()
+			if err != nil {
+				return
+			}
+			if res.GetProgress().GetPhase() > janitorv1.RunPhase_RUN_PHASE_MANIFESTS {
+				over.Store(true)
+			}
+			if r := res.GetFinished(); r != nil {
+				finished <- r
+			}
+		}
+	}()
+	hex := ""
+	labtest.Eventually(t, time.Minute, "a manifest that went", func() bool {
+		i := slices.IndexFunc(before, func(link string) bool { _, err := os.Stat(link); return os.IsNotExist(err) })
+		if i >= 0 {
+			hex = filepath.Base(filepath.Dir(before[i]))
+		}
+		return i >= 0
+	})
+	labtest.Write(t, repository, map[string]string{
+		filepath.Join("tags/kept/index/sha256", hex, "link"): "sha256:" + hex, "tags/kept/current/link": "sha256:" + hex,
+	})
+	began := time.Now()
+	labtest.Eventually(t, time.Minute, "the tag to be pulled", func() bool { return pullWhole(ctx, registry.Addr, "cache/a:kept") == nil })
+	if over.Load() {
+		t.Error("it came back when all manifests had gone")
+	}
+	t.Logf("it was back after %s", time.Since(began))
+	if r := <-finished; r.GetState() != janitorv1.RunState_RUN_STATE_SUCCEEDED || r.GetBrokenManifests() != 0 || r.GetVerifiedManifests() != 2 {
+		t.Errorf("%v", r)
+	}
+	labtest.Must(0, pullWhole(ctx, registry.Addr, "cache/a:kept"))(t)
 }
 
 func dieSweeping(t *testing.T, point string, inS3 bool) {

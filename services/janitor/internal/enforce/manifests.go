@@ -2,6 +2,7 @@ package enforce
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -93,19 +94,19 @@ func (j *job) manifests(ctx context.Context) error {
 	ctx, cancel := j.bounded(ctx)
 	defer cancel()
 	told := time.Now()
-	kept := map[string]bool{} // manifests
+	tags, last := watch(j.engine), context.WithoutCancel(ctx)
 	for part := range slices.Chunk(todo, batch) {
 		if err := j.ended(ctx); err != nil || j.late {
-			return err
+			return errors.Join(err, tags.end(last))
 		}
-		gone, err := j.removeAll(ctx, find, part, kept)
+		gone, err := j.removeAll(ctx, find, part, tags)
 		j.tell(ctx, gone)
 		j.done(len(part), &told)
 		if err != nil {
 			return err
 		}
 	}
-	return nil
+	return tags.end(last)
 }
 
 // bounded is a context that ends when the time of the budget is spent.
@@ -127,8 +128,8 @@ func (j *job) ended(ctx context.Context) error {
 }
 
 // removeAll removes one batch, and returns what became of it.
-func (j *job) removeAll(ctx context.Context, find index, part []plan.Verdict, kept map[string]bool) (all []plan.Verdict, err error) {
-	now, err := j.holders(ctx, kept)
+func (j *job) removeAll(ctx context.Context, find index, part []plan.Verdict, tags *tagWatch) (all []plan.Verdict, err error) {
+	now, err := j.holders(ctx, tags.kept)
 	if err != nil {
 		return nil, err
 	}
@@ -146,8 +147,11 @@ func (j *job) removeAll(ctx context.Context, find index, part []plan.Verdict, ke
 		if taken {
 			j.took(entries[i], v)
 			j.allow(find, v)
+			if err := tags.took(ctx, v); err != nil {
+				return all, err
+			}
 		} else {
-			kept[v.Repository+"@"+v.Digest] = true
+			tags.kept[v.Repository+"@"+v.Digest] = true
 			v.Remove, v.Frees, v.Reason, v.KeptBy = false, 0, reason, by
 			v.Explain = "it stays: " + strings.ReplaceAll(string(reason), "_", " ")
 		}

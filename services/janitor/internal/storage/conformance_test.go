@@ -155,6 +155,7 @@ func TestStorages(t *testing.T) {
 			"what was pushed again stays":                   pushedAgainStays,
 			"blobs go and come back":                        blobsComeBack,
 			"what is wanted comes back":                     wantedComesBack,
+			"tags tell what was pushed as it went":          retaggedComesBack,
 			"tags that lead nowhere go":                     lostTagsGo,
 			"journals are read as they were written":        journalsLast,
 			"what is purged is gone":                        purgedIsGone,
@@ -242,6 +243,56 @@ func manifestsComeBack(f filled) {
 	}
 	if back := f.repository("r"); len(back.Manifests) != 1 || len(back.Tags) != 2 || back.Tags[0].Digest != image || back.Tags[1].Digest != image {
 		t.Errorf("back: %+v", back)
+	}
+}
+
+// A tag that was written while what it leads to went brings that back, with what it lists: the
+// children first, so that nobody sees half of an index.
+func retaggedComesBack(f filled) {
+	t := f.t
+	child, other, stays := f.push("r", f.layer("r", "child")), f.push("r", f.layer("r", "other")), f.push("r", f.layer("r", "stays"))
+	index := f.blob(fmt.Sprintf(`{"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":%q,"size":5},`+
+		`{"mediaType":"application/vnd.oci.image.manifest.v1+json","digest":%q,"size":5}]}`, child, stays))
+	f.revision("r", index)
+	f.push("s", f.layer("s", "child"))
+	f.tag("s", "kept", child)
+	is := f.repository("r")
+	q := f.begin("run")
+	went := map[content.Digest]bool{index: true, child: true, other: true}
+	for _, m := range is.Manifests {
+		if went[m.Digest] {
+			taken, err := q.Manifest("r", m.Digest, m.Linked, nil)
+			if f.ok(err); !taken {
+				t.Fatal("it was not taken")
+			}
+		}
+	}
+	retagged := func() (found []content.Digest) {
+		lacks, err := f.Retagged(t.Context(), []string{"r", "s", "none"}, func(repository string, d content.Digest) bool { return repository == "r" && went[d] })
+		f.ok(err)
+		for _, l := range lacks {
+			there, err := f.Mend(l)
+			if f.ok(err); !there {
+				t.Errorf("%+v is not back", l)
+			}
+			found = append(found, l.Digest)
+		}
+		return found
+	}
+	if found := retagged(); len(found) > 0 {
+		t.Errorf("before the push: %v", found)
+	}
+	f.tag("r", "pushed", index)
+	f.tag("r", "again", index)
+	f.tag("r", "stays", stays)
+	if found := retagged(); !slices.Equal(found, []content.Digest{child, index}) {
+		t.Errorf("found %v, want the child %s and the index %s", found, child, index)
+	}
+	if found := retagged(); len(found) > 0 {
+		t.Errorf("afterwards: %v", found)
+	}
+	if !f.has(f.link("r", revisionsDir, index), f.link("r", revisionsDir, child)) || f.has(f.link("r", revisionsDir, other)) {
+		t.Error("the wrong ones are back")
 	}
 }
 

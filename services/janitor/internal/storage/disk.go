@@ -23,7 +23,7 @@ type disk struct {
 	dirs directories
 }
 
-func (d *disk) frozen(context.Context) (reader, error) { return d, nil }
+func (d *disk) frozen(context.Context, string) (reader, error) { return d, nil }
 
 func (d *disk) atomic() bool { return true }
 

@@ -15,9 +15,9 @@ import (
 // written meanwhile, as well as they can.
 type files interface {
 	reader
-	// frozen are the files as they are now, for a look at most of them. It may be that they
-	// go on to change under it.
-	frozen(ctx context.Context) (reader, error)
+	// frozen are the files below a directory as they are now, for a look at most of them. It
+	// may be that they go on to change under it.
+	frozen(ctx context.Context, dir string) (reader, error)
 	// atomic reports that nothing is lost which is written as it is moved. Where it may be, it
 	// is looked for afterwards.
 	atomic() bool

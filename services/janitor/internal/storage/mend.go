@@ -94,13 +94,55 @@ func (s *Storage) wantedIn(ctx context.Context, repository string, known map[con
 	if s.files.atomic() {
 		return all, nil
 	}
-	tags, _, err := s.readTags(ctx, repository)
-	for _, tag := range tags { // its revision was pushed as it was taken
-		if tag.Digest != "" && taken(tag.Digest) {
-			all = append(all, inventory.Lack{Repository: repository, Manifest: tag.Digest, Digest: tag.Digest, Child: true})
+	retagged, err := s.retagged(ctx, repository, taken)
+	return append(all, retagged...), err
+}
+
+// Retagged is what tags of repositories lead to of that which is gone, with what it lists, that
+// first: pushes wrote the links of these at the moment that they were taken.
+func (s *Storage) Retagged(ctx context.Context, repositories []string, gone func(repository string, digest content.Digest) bool) ([]inventory.Lack, error) {
+	found := make([][]inventory.Lack, len(repositories))
+	err := inParallel(ctx, len(repositories), func(i int) error {
+		name := repositories[i]
+		now, err := s.nowBelow(ctx, s.repositoryDir(name)+"/"+tagsDir)
+		if err != nil {
+			return err
 		}
+		found[i], err = now.retagged(ctx, name, func(d content.Digest) bool { return gone(name, d) })
+		return err
+	})
+	return slices.Concat(found...), err
+}
+
+func (s *Storage) retagged(ctx context.Context, repository string, gone func(content.Digest) bool) (all []inventory.Lack, _ error) {
+	tags, _, err := s.readTags(ctx, repository)
+	seen := map[content.Digest]bool{}
+	for i := 0; i < len(tags) && err == nil; i++ {
+		var of []inventory.Lack
+		of, err = s.gonePart(repository, tags[i].Digest, tags[i].Digest, gone, seen)
+		all = append(all, of...)
 	}
 	return all, err
+}
+
+// gonePart is what is gone of a manifest and of those that it lists, these first.
+func (s *Storage) gonePart(repository string, of, digest content.Digest, gone func(content.Digest) bool, seen map[content.Digest]bool) (all []inventory.Lack, _ error) {
+	h, ok := digest.Sum()
+	if !ok || seen[digest] || !gone(digest) {
+		return nil, nil
+	}
+	seen[digest] = true
+	linked, err := s.exists(s.link(repository, revisionsDir, digest))
+	if err != nil || linked {
+		return nil, err
+	}
+	m, _, err := s.manifest(h)
+	for i := 0; i < len(m.Children) && err == nil; i++ {
+		var some []inventory.Lack
+		some, err = s.gonePart(repository, digest, m.Children[i], gone, seen)
+		all = append(all, some...)
+	}
+	return append(all, inventory.Lack{Repository: repository, Manifest: of, Digest: digest, Child: true}), err
 }
 
 // namesTaken is what of a manifest is taken.

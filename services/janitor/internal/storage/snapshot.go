@@ -8,8 +8,8 @@ import (
 	"github.com/distribution/distribution/v3/registry/storage/driver"
 )
 
-// snapshot is what objects there were: to list all takes one call for a thousand, and to look
-// at each one for each.
+// snapshot is what objects there were below a directory: to list all takes one call for a
+// thousand, and to look at each one for each.
 type snapshot struct {
 	*objects
 	dirs  map[string]*directory
@@ -19,12 +19,12 @@ type snapshot struct {
 // walkTimeout bounds the listing of all objects.
 const walkTimeout = time.Hour
 
-func (o *objects) frozen(ctx context.Context) (reader, error) {
+func (o *objects) frozen(ctx context.Context, dir string) (reader, error) {
 	ctx, cancel := context.WithTimeout(ctx, walkTimeout)
 	defer cancel()
 	s := &snapshot{objects: o, dirs: map[string]*directory{}, files: map[string]stat{}}
 	// The keys are in order, so blobs come before what names them.
-	err := o.driver.Walk(ctx, "/"+layout, func(info driver.FileInfo) error {
+	err := o.driver.Walk(ctx, dir, func(info driver.FileInfo) error {
 		if !info.IsDir() {
 			s.files[info.Path()] = statOf(info)
 			s.enter(info.Path())

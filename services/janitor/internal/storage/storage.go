@@ -50,10 +50,16 @@ func of(f files, root, name string) *Storage {
 }
 
 // now is the storage as it is now, for a look at most of it.
-func (s *Storage) now(ctx context.Context) (*Storage, error) {
-	frozen, err := s.files.frozen(ctx)
+func (s *Storage) now(ctx context.Context) (*Storage, error) { return s.nowBelow(ctx, s.base) }
+
+// nowBelow is it for a look at most of one directory.
+func (s *Storage) nowBelow(ctx context.Context, dir string) (*Storage, error) {
+	frozen, err := s.files.frozen(ctx, dir)
 	return &Storage{root: s.root, base: s.base, name: s.name, files: s.files, reader: frozen, memory: s.memory}, err
 }
+
+// Atomic reports that what is written as something is taken is not lost for a moment either.
+func (s *Storage) Atomic() bool { return s.files.atomic() }
 
 // Root is the root directory, or the name of the bucket.
 func (s *Storage) Root() string { return s.name }
