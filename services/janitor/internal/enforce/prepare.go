@@ -78,6 +78,19 @@ func (j *job) recoverAll(ctx context.Context) error {
 // not taken are shown again, manifests that it has taken by half are put back, and so is
 // what is wanted again.
 func recoverRun(ctx context.Context, s Storage, q Quarantine, journal quarantine.Journal) error {
+	if !s.Atomic() { // these first: they cannot be pulled
+		var repositories []string
+		gone := map[string]bool{}
+		for _, entry := range journal.Entries {
+			if entry.Kind == plan.Manifest {
+				repositories, gone[entry.Repository+"@"+entry.Digest] = append(repositories, entry.Repository), true
+			}
+		}
+		slices.Sort(repositories)
+		if _, err := mendRetagged(ctx, s, slices.Compact(repositories), gone); err != nil {
+			return err
+		}
+	}
 	for _, entry := range journal.Entries {
 		if err := ctx.Err(); err != nil {
 			return context.Cause(ctx)

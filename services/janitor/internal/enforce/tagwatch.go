@@ -4,7 +4,6 @@ import (
 	"context"
 	"time"
 
-	"github.com/kilnbuild/kiln/pkg/failpoint"
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
 	"github.com/kilnbuild/kiln/services/janitor/internal/plan"
 )
@@ -55,25 +54,35 @@ func (w *tagWatch) look(ctx context.Context) error {
 		}
 		repositories = append(repositories, name)
 	}
-	s := w.engine.Storage
-	lacks, err := s.Retagged(ctx, repositories, func(repository string, d content.Digest) bool { return w.gone[repository+"@"+string(d)] })
+	back, err := mendRetagged(ctx, w.engine.Storage, repositories, w.gone)
+	for _, key := range back {
+		w.kept[key] = true
+		delete(w.gone, key)
+	}
 	if err != nil {
-		return unreadable(err)
+		return err
+	}
+	w.next = time.Now().Add(max(watchEvery, watchShare*time.Since(began)))
+	return nil
+}
+
+// mendRetagged brings back what tags of repositories lead to of that which went: manifests, by
+// repository and digest. It returns what is back.
+func mendRetagged(ctx context.Context, s Storage, repositories []string, gone map[string]bool) (back []string, _ error) {
+	lacks, err := s.Retagged(ctx, repositories, func(repository string, d content.Digest) bool { return gone[repository+"@"+string(d)] })
+	if err != nil {
+		return nil, unreadable(err)
 	}
 	for _, l := range lacks {
 		mended, err := s.Mend(l)
 		if err != nil {
-			return err
+			return back, err
 		}
 		if mended {
-			key := l.Repository + "@" + string(l.Digest)
-			w.kept[key] = true
-			delete(w.gone, key)
+			back = append(back, l.Repository+"@"+string(l.Digest))
 		}
 	}
-	failpoint.Hit("janitor.retagged")
-	w.next = time.Now().Add(max(watchEvery, watchShare*time.Since(began)))
-	return nil
+	return back, nil
 }
 
 // end looks once more, when the pushes that were under way have written their tags.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sys/unix"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/pkg/filelock"
@@ -25,6 +26,8 @@ type holder struct {
 	ID   string `json:"id"`   // of the process
 	Boot string `json:"boot"` // of the kernel that it runs on
 	Host string `json:"host"`
+	PID  int    `json:"pid,omitempty"`
+	Pids string `json:"pids,omitempty"` // the namespace that this is of
 	Run  string `json:"run"`
 	Beat int64  `json:"beat"`
 }
@@ -53,9 +56,17 @@ type heart struct {
 
 // newHolder is this process as the holder of a lock.
 func newHolder(run string) holder {
-	me := holder{ID: self, Boot: bootID(), Run: run, Beat: 1}
+	me := holder{ID: self, Boot: bootID(), Run: run, Beat: 1, PID: os.Getpid()}
 	me.Host, _ = os.Hostname() // for people
+	me.Pids, _ = os.Readlink("/proc/self/ns/pid")
 	return me
+}
+
+// dead reports that this kernel knows the holder to have ended. A process that has got its
+// number since is taken for it.
+func (h holder) dead(me holder) bool {
+	same := h.Boot == me.Boot && h.Pids == me.Pids && h.Boot != "" && h.Pids != "" && h.PID > 0
+	return same && (h.PID == me.PID && h.ID != me.ID || errors.Is(unix.Kill(h.PID, 0), unix.ESRCH))
 }
 
 // lock takes the kernel's lock, which tells of those on this host, and then the heart's, for

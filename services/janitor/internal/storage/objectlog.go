@@ -70,7 +70,8 @@ const maxPart = 1 << 30
 // looks whether another has as well: objects are written without conditions.
 const confirmAfter = time.Second
 
-// lock has no help of a kernel: a holder that was killed is waited for.
+// lock has the help of a kernel only for a holder that was killed where this process runs;
+// another one is waited for.
 func (o *objects) lock(ctx context.Context, path, run string) (held context.Context, unlock func(), err error) {
 	h := heart{
 		load: func() (holder, error) {
@@ -107,9 +108,10 @@ func (o *objects) lock(ctx context.Context, path, run string) (held context.Cont
 	}, nil
 }
 
-// enter writes the holder into the lock, unless another one is there or comes as well.
+// enter writes the holder into the lock, unless another one is there or comes as well. Also
+// requests that were under way as the last holder was killed are over then.
 func (h heart) enter(ctx context.Context, me holder) error {
-	if err := h.await(ctx, func(was holder) bool { return was.ID == me.ID }); err != nil {
+	if err := h.await(ctx, func(was holder) bool { return was.ID == me.ID || was.dead(me) }); err != nil {
 		return err
 	}
 	if err := h.store(me); err != nil {

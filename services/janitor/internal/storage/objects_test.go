@@ -2,6 +2,10 @@ package storage
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -89,6 +93,47 @@ func TestWhatIsWrittenAsObjectsGoComesBack(t *testing.T) {
 			t.Error("it is gone, and a manifest names it")
 		}
 	})
+}
+
+// Without locks of a kernel, a holder that this kernel knows to have ended is not waited for, and
+// any other is.
+func TestLockOfObjects(t *testing.T) {
+	ended := exec.Command("true")
+	if err := ended.Run(); err != nil {
+		t.Fatal(err)
+	}
+	me := newHolder("run")
+	for name, c := range map[string]struct {
+		change func(h *holder)
+		waits  bool
+	}{
+		"ended":                   {func(*holder) {}, false},
+		"had this number":         {func(h *holder) { h.PID = me.PID }, false},
+		"lives":                   {func(h *holder) { h.PID = os.Getppid() }, true},
+		"of another kernel":       {func(h *holder) { h.Boot = "another" }, true},
+		"of another namespace":    {func(h *holder) { h.Pids = "pid:[1]" }, true},
+		"does not say its number": {func(h *holder) { h.PID = 0 }, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			f := filled{t, NewObjects(inmemory.New(), "memory")}
+			was := me
+			was.ID, was.PID = "another", ended.ProcessState.Pid()
+			c.change(&was)
+			raw, err := json.Marshal(was)
+			f.ok(err)
+			f.write(f.own("lock"), string(raw))
+			ctx, cancel := context.WithTimeout(t.Context(), watchFor/2)
+			defer cancel()
+			_, unlock, err := f.Lock(ctx, "run")
+			if waits := errors.Is(err, context.DeadlineExceeded); waits != c.waits || (err == nil) == c.waits {
+				t.Errorf("it is waited for: %t, %v", waits, err)
+			}
+			if err == nil {
+				unlock()
+			}
+		})
+	}
 }
 
 func (f filled) mendAll(marked inventory.Registry, gone content.Digest) {
