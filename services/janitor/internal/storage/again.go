@@ -12,6 +12,7 @@ import (
 // then: what has not changed is not read again.
 type looked struct {
 	inventory.Repository
+	read                    time.Time // when that was begun
 	revisions, tags, layers time.Time
 	created                 bool          // that was looked for
 	deleted                 bool          // there are revisions without a link, which may come back
@@ -40,6 +41,7 @@ func (s *Storage) again(name string, look inventory.Look) (looked, bool, error) 
 	}
 	is := *was
 	is.same = false
+	before := was.read.Add(-s.files.settled())
 	if was.revisions.IsZero() || was.deleted { // it has no revisions, or directories do not tell
 		return is, false, nil
 	}
@@ -49,7 +51,7 @@ func (s *Storage) again(name string, look inventory.Look) (looked, bool, error) 
 			at   time.Time
 		}{{revisionsDir + "/" + sha256, was.revisions}, {tagsDir, was.tags}, {layersDir + "/" + sha256, was.layers}} {
 			now, err := in.stat(dir.path)
-			if err != nil || !now.modified.Equal(dir.at) || time.Since(dir.at) < settled {
+			if err != nil || !now.modified.Equal(dir.at) || dir.at.After(before) {
 				return err
 			}
 		}
@@ -57,12 +59,12 @@ func (s *Storage) again(name string, look inventory.Look) (looked, bool, error) 
 		if err != nil || uploads {
 			return err
 		}
-		is.same, err = sameRevisions(in, was.Manifests)
+		is.same, err = sameRevisions(in, was.Manifests, before)
 		if err != nil || !is.same || look.Ahead && was.tagged {
 			return err
 		}
 		read := time.Now()
-		is.same, err = sameTags(in, was.Tags)
+		is.same, err = sameTags(in, was.Tags, before)
 		is.settle(read)
 		return err
 	})
@@ -79,28 +81,27 @@ func (s *Storage) uploading(in place, repository string) (bool, error) {
 	return len(ids) > 0, err
 }
 
-func sameRevisions(in place, all []inventory.Manifest) (bool, error) {
-	return same(in, revisionsDir+"/"+sha256, len(all), func(i int) (string, time.Time) {
+func sameRevisions(in place, all []inventory.Manifest, before time.Time) (bool, error) {
+	return same(in, revisionsDir+"/"+sha256, before, len(all), func(i int) (string, time.Time) {
 		return hexOf(all[i].Digest) + "/link", all[i].Linked
 	})
 }
 
-func sameTags(in place, all []inventory.Tag) (bool, error) {
-	return same(in, tagsDir, len(all), func(i int) (string, time.Time) { return all[i].Name + "/current/link", all[i].Moved })
+func sameTags(in place, all []inventory.Tag, before time.Time) (bool, error) {
+	return same(in, tagsDir, before, len(all), func(i int) (string, time.Time) { return all[i].Name + "/current/link", all[i].Moved })
 }
 
-// same reports whether files below a directory were last written at these times, and a while
-// ago.
-func same(in place, dir string, n int, file func(i int) (path string, at time.Time)) (same bool, _ error) {
+// same reports whether files below a directory were last written at these times, and these are
+// before another.
+func same(in place, dir string, before time.Time, n int, file func(i int) (path string, at time.Time)) (same bool, _ error) {
 	if n == 0 {
 		return true, nil
 	}
-	last := time.Now().Add(-settled)
 	err := in.within(dir, func(in place) error {
 		for i := range n {
 			path, at := file(i)
 			is, err := in.stat(path)
-			if err != nil || !is.modified.Equal(at) || at.After(last) {
+			if err != nil || !is.modified.Equal(at) || at.After(before) {
 				return err
 			}
 		}
@@ -113,6 +114,7 @@ func same(in place, dir string, n int, file func(i int) (path string, at time.Ti
 // stored is what nothing names, how large the other blobs are, by the numbers of those, and when
 // the directories of blobs were changed.
 type stored struct {
+	read    time.Time // when the look began
 	shards  []time.Time
 	orphans []inventory.Orphan
 	bytes   []int64
@@ -126,11 +128,11 @@ func (s *Storage) sameStored(all []looked, shards []directory, look inventory.Lo
 	s.lastMu.Unlock()
 	if was == nil || count != len(all) || slices.ContainsFunc(all, func(r looked) bool { return !r.same }) ||
 		!slices.EqualFunc(was.shards, shards, func(at time.Time, d directory) bool {
-			return !at.IsZero() && at.Equal(d.at) && time.Since(at) > settled
+			return !at.IsZero() && at.Equal(d.at) && at.Before(was.read.Add(-s.files.settled()))
 		}) {
 		return found, false, nil
 	}
-	found.bytes = was.bytes
+	found.bytes, found.read = was.bytes, was.read
 	removed := s.removed(look.Removed)
 	for _, last := range was.orphans {
 		o, err := s.orphan(last.Digest)

@@ -153,6 +153,7 @@ func TestStorages(t *testing.T) {
 			"what is stored is found":                       whatIsStored,
 			"manifests go with their tags and come back":    manifestsComeBack,
 			"what was pushed again stays":                   pushedAgainStays,
+			"what is pushed within a tick is seen":          ticksAreSeen,
 			"blobs go and come back":                        blobsComeBack,
 			"what is wanted comes back":                     wantedComesBack,
 			"tags tell what was pushed as it went":          retaggedComesBack,
@@ -294,6 +295,48 @@ func retaggedComesBack(f filled) {
 	if !f.has(f.link("r", revisionsDir, index), f.link("r", revisionsDir, child)) || f.has(f.link("r", revisionsDir, other)) {
 		t.Error("the wrong ones are back")
 	}
+}
+
+// A tag that is moved, and a manifest that is pushed, just after a look and at the same time by
+// the clock of the files are seen by the next one.
+func ticksAreSeen(f filled) {
+	t := f.t
+	first, second := f.push("r", f.layer("r", "first")), f.push("r", f.layer("r", "second"))
+	tag := filepath.Join(f.tagDir("r", "t"), "current", "link")
+	revisions := f.linksDir("r", revisionsDir)
+	var third content.Digest
+	for n := 0; ; n++ {
+		if n == 20 {
+			t.Fatal("a look takes longer than a tick")
+		}
+		f.tag("r", "t", first)
+		tagged, listed := f.writtenAt(tag), f.writtenAt(revisions)
+		if is := f.repository("r"); len(is.Tags) != 1 || is.Tags[0].Digest != first {
+			t.Fatalf("%+v", is.Tags)
+		}
+		third = f.push("r", f.layer("r", fmt.Sprint("third", n)))
+		f.tag("r", "t", second)
+		f.ok(f.files.touch(tag, tagged)) // where files can be told
+		f.ok(f.files.touch(revisions, listed))
+		if f.writtenAt(tag).Equal(tagged) && f.writtenAt(revisions).Equal(listed) {
+			break
+		}
+	}
+	time.Sleep(settled + 100*time.Millisecond)
+	is := f.repository("r")
+	if len(is.Tags) != 1 || is.Tags[0].Digest != second {
+		t.Errorf("the tag leads to %+v, and was moved to %s", is.Tags, second)
+	}
+	if !slices.ContainsFunc(is.Manifests, func(m inventory.Manifest) bool { return m.Digest == third }) {
+		t.Errorf("%s is not among %+v", third, is.Manifests)
+	}
+}
+
+func (f filled) writtenAt(path string) time.Time {
+	f.t.Helper()
+	at, err := f.written(path)
+	f.ok(err)
+	return at
 }
 
 func pushedAgainStays(f filled) {

@@ -182,8 +182,8 @@ type directories struct {
 	all map[string]directory
 }
 
-// settled is how old a change must be so that one after it is seen: file systems tell times
-// by the tick.
+// settled is how old a change must have been as it was looked at, so that one after it has
+// another time: file systems tell times by the tick.
 var settled = 2 * time.Second // tests set it
 
 // read is what is in a directory: digests, and other names.
@@ -196,8 +196,9 @@ func (d *directories) read(dir string) (directory, error) {
 			return was, err
 		}
 	}
+	began := time.Now()
 	is, err := readDirectory(dir)
-	if err != nil || time.Since(is.at) <= settled && !is.at.IsZero() {
+	if err != nil || began.Sub(is.at) <= settled && !is.at.IsZero() {
 		return is, err
 	}
 	d.mu.Lock()

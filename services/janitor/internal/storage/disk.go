@@ -27,6 +27,8 @@ func (d *disk) frozen(context.Context, string) (reader, error) { return d, nil }
 
 func (d *disk) atomic() bool { return true }
 
+func (d *disk) settled() time.Duration { return settled }
+
 func (d *disk) list(dir string) (directory, error) { return d.dirs.read(dir) }
 
 func (d *disk) names(dir string) ([]string, error) { return names(dir) }

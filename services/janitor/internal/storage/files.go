@@ -21,6 +21,9 @@ type files interface {
 	// atomic reports that nothing is lost which is written as it is moved. Where it may be, it
 	// is looked for afterwards.
 	atomic() bool
+	// settled is how old a file must have been as it was looked at, so that it has another
+	// time if it was written again since.
+	settled() time.Duration
 	// disk is how much room there is; zero where that has no bound.
 	disk() (check.Disk, error)
 	// writable is an error when they cannot be written.

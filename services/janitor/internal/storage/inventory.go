@@ -61,6 +61,7 @@ func (s *Storage) Inventory(ctx context.Context, look inventory.Look) (inventory
 	found, same, err := s.sameStored(all, blobs, look)
 	if err == nil && !same {
 		found, err = s.links(ctx, blobs, all, look)
+		found.read = out.Time
 	}
 	if err != nil {
 		return out, err

@@ -38,6 +38,10 @@ const (
 
 func (o *objects) atomic() bool { return false }
 
+// settled is more than the second by which times are told, for the clock is the storage's own:
+// S3 answers to none that is a quarter of an hour from it (RequestTimeTooSkewed).
+func (o *objects) settled() time.Duration { return 15*time.Minute + 2*time.Second }
+
 func (o *objects) call() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), callTimeout)
 }

@@ -24,11 +24,10 @@ func (s *Storage) repository(ctx context.Context, name string, look inventory.Lo
 }
 
 func (s *Storage) readRepository(ctx context.Context, name string, look inventory.Look) (looked, error) {
-	is := looked{Repository: inventory.Repository{Name: name}, created: look.Created}
+	is := looked{Repository: inventory.Repository{Name: name}, created: look.Created, read: time.Now()}
 	r := &is.Repository
 	// Tags first: a push writes its revision before its tag, so that what a tag led to is
 	// among the revisions that are listed then.
-	read := time.Now()
 	tags, at, err := s.readTags(ctx, name)
 	if err != nil {
 		return is, err
@@ -47,7 +46,7 @@ func (s *Storage) readRepository(ctx context.Context, name string, look inventor
 	if err := s.readRevisions(r, slices.SortedFunc(slices.Values(links.hashes), content.Sum.Compare), look); err != nil {
 		return is, err
 	}
-	is.settle(read)
+	is.settle(is.read)
 	is.deleted = len(links.hashes) != len(r.Manifests)+len(r.Doubts)
 	if err := s.leadTags(r, tags); err != nil {
 		return is, err
@@ -110,22 +109,24 @@ func (s *Storage) readTags(ctx context.Context, repository string) (tags []inven
 	}
 	list := is.all()
 	slices.Sort(list)
-	var was []inventory.Tag
-	if before := s.before(repository); before != nil {
-		was = before.Tags
+	was := s.before(repository)
+	if was == nil {
+		was = &looked{}
 	}
+	before := was.read.Add(-s.files.settled())
 	// A repository may have most tags of the registry.
 	tags = make([]inventory.Tag, len(list))
 	const part = 1000
 	err = inParallel(ctx, (len(list)+part-1)/part, func(i int) error {
 		from := i * part
-		return s.readTagsOf(dir, list[from:min(from+part, len(list))], was, tags[from:])
+		return s.readTagsOf(dir, list[from:min(from+part, len(list))], was.Tags, before, tags[from:])
 	})
 	return slices.DeleteFunc(tags, func(tag inventory.Tag) bool { return tag.Moved.IsZero() }), is.at, err // deleted meanwhile
 }
 
-// readTagsOf reads tags, whose names are in order, as are those that were read last.
-func (s *Storage) readTagsOf(dir string, list []string, was, tags []inventory.Tag) (err error) {
+// readTagsOf reads tags, whose names are in order, as are those that were read last; of these,
+// one that was written before a time and not since is as it was.
+func (s *Storage) readTagsOf(dir string, list []string, was []inventory.Tag, before time.Time, tags []inventory.Tag) (err error) {
 	from, _ := slices.BinarySearchFunc(was, list[0], func(tag inventory.Tag, name string) int { return strings.Compare(tag.Name, name) })
 	was = was[from:]
 	return s.within(dir, func(in place) error {
@@ -134,7 +135,7 @@ func (s *Storage) readTagsOf(dir string, list []string, was, tags []inventory.Ta
 				was = was[1:]
 			}
 			var last *inventory.Tag
-			if len(was) > 0 && was[0].Name == name {
+			if len(was) > 0 && was[0].Name == name && was[0].Moved.Before(before) {
 				last = &was[0]
 			}
 			if tags[i], err = s.readTag(in, dir, name, last); err != nil {
@@ -192,7 +193,7 @@ func (s *Storage) readTag(in place, dir, name string, last *inventory.Tag) (tag 
 		tag.Moved, err = s.left(dir + "/" + name)
 		return tag, err
 	}
-	if last != nil && last.Moved.Equal(tag.Moved) && time.Since(tag.Moved) > settled {
+	if last != nil && last.Moved.Equal(tag.Moved) {
 		tag.Digest = cmp.Or(last.Digest, last.Lost)
 		return tag, nil
 	}
