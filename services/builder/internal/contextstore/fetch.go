@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
+	"time"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
 )
@@ -79,9 +80,21 @@ func (s *Store) fetch(ctx context.Context, client *http.Client, from string, wan
 	}
 	s.remember(ctx, from, fetched{
 		Context: info.Digest, Archive: archive.digest().String(),
-		ETag: res.Header.Get("ETag"), LastModified: res.Header.Get("Last-Modified"),
+		ETag: res.Header.Get("ETag"), LastModified: lastModified(res.Header),
 	})
 	return info, nil
+}
+
+// lastModified is when an archive was last changed, if another change since would have another
+// time: it is told by the second (RFC 9110, section 8.8.2.2).
+func lastModified(header http.Header) string {
+	at := header.Get("Last-Modified")
+	changed, err := http.ParseTime(at)
+	answered, none := http.ParseTime(header.Get("Date"))
+	if err != nil || none != nil || answered.Sub(changed) < 2*time.Second {
+		return ""
+	}
+	return at
 }
 
 func setIf(header http.Header, name, value string) {

@@ -69,6 +69,33 @@ func TestFetchAgain(t *testing.T) {
 	}
 }
 
+// By its time alone an archive counts as unchanged only if that was past as it was read: it is
+// told by the second, and another may have been written in the same one.
+func TestFetchAgainByTime(t *testing.T) {
+	first, second := good(t), tarOf(t, item{Name: "a", Body: "changed"})
+	for name, c := range map[string]struct {
+		age  time.Duration
+		want []byte
+	}{"changed within the second": {0, second}, "changed before": {time.Minute, first}} {
+		t.Run(name, func(t *testing.T) {
+			changed := time.Now().Add(-c.age)
+			var archive atomic.Pointer[[]byte]
+			archive.Store(&first)
+			from, _ := serve(t, func(w http.ResponseWriter, r *http.Request) {
+				http.ServeContent(w, r, "", changed, bytes.NewReader(*archive.Load()))
+			})
+			s, _ := newStore(t, limits())
+			if _, err := s.Fetch(t.Context(), http.DefaultClient, from, ""); err != nil {
+				t.Fatal(err)
+			}
+			archive.Store(&second) // with the same time
+			if info, err := s.Fetch(t.Context(), http.DefaultClient, from, ""); err != nil || info.Digest != put(t, s, c.want).Digest {
+				t.Errorf("%+v, %v", info, err)
+			}
+		})
+	}
+}
+
 // What goes wrong on the way is told apart, and no secret of the URL is told.
 func TestFetchFails(t *testing.T) {
 	denied := fault.New(fault.PermissionDenied, "SOURCE_DENIED", "the policy denies it", "ask for it")
