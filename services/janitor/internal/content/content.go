@@ -15,10 +15,19 @@ type Manifest struct {
 	Children []Digest  // manifests inside an index
 	Kind     MediaType // as it says itself, or as the registry says
 	Of       Kind
-	Config   Digest // of an image; empty: there is none
 	Subject  Digest // that it refers to (OCI image-spec, "subject"); empty: none
+	// Configured says that the first of its blobs is its configuration.
+	Configured bool
 	// Foreign are layers that live at URLs. A registry may have them all the same.
 	Foreign []Digest
+}
+
+// Config is the digest of its configuration; empty: it has none.
+func (m *Manifest) Config() Digest {
+	if !m.Configured {
+		return ""
+	}
+	return m.Blobs[0].Digest()
 }
 
 // Kind is what a manifest is of.
@@ -45,9 +54,18 @@ const (
 	OCIArtifact    MediaType = "application/vnd.oci.artifact.manifest.v1+json"
 )
 
+var manifestTypes = []MediaType{OCIManifest, OCIIndex, DockerManifest, DockerList, OCIArtifact}
+
 // IsManifest says whether bytes of this type are a manifest.
-func (m MediaType) IsManifest() bool {
-	return slices.Contains([]MediaType{OCIManifest, OCIIndex, DockerManifest, DockerList, OCIArtifact}, m)
+func (m MediaType) IsManifest() bool { return slices.Contains(manifestTypes, m) }
+
+// shared is the type in the memory of the constants, where it is one of these: a large registry
+// has a hundred thousand.
+func (m MediaType) shared() MediaType {
+	if i := slices.Index(manifestTypes, m); i >= 0 {
+		return manifestTypes[i]
+	}
+	return m
 }
 
 // What can be wrong with a request to a registry, found with errors.Is.

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
 func digest(c string) Digest { return Digest("sha256:" + strings.Repeat(c, 64)) }
@@ -26,12 +27,12 @@ func TestParse(t *testing.T) {
 			name: "image",
 			raw: `{"mediaType":"` + string(OCIManifest) + `","config":` + ref("application/vnd.oci.image.config.v1+json", "c", 5) +
 				`,"layers":[` + ref(layer, "1", 10) + `,` + ref(layer, "2", 20) + `]}`,
-			want: Manifest{Kind: OCIManifest, Of: Image, Config: digest("c"), Blobs: []Blob{NewBlob(digest("c"), 5), NewBlob(digest("1"), 10), NewBlob(digest("2"), 20)}},
+			want: Manifest{Kind: OCIManifest, Of: Image, Configured: true, Blobs: []Blob{NewBlob(digest("c"), 5), NewBlob(digest("1"), 10), NewBlob(digest("2"), 20)}},
 		},
 		{
 			name: "image without layers and without a media type",
 			raw:  `{"config":` + ref("x", "c", 5) + `,"layers":[]}`,
-			want: Manifest{Kind: "served", Of: Artifact, Config: digest("c"), Blobs: []Blob{NewBlob(digest("c"), 5)}},
+			want: Manifest{Kind: "served", Of: Artifact, Configured: true, Blobs: []Blob{NewBlob(digest("c"), 5)}},
 		},
 		{
 			name: "index",
@@ -49,13 +50,13 @@ func TestParse(t *testing.T) {
 			name: "BuildKit's cache in the form of an image",
 			raw: `{"mediaType":"` + string(OCIManifest) + `","config":` + ref("application/vnd.buildkit.cacheconfig.v0", "c", 3) +
 				`,"layers":[` + ref(layer, "1", 10) + `]}`,
-			want: Manifest{Kind: OCIManifest, Of: Cache, Config: digest("c"), Blobs: []Blob{NewBlob(digest("c"), 3), NewBlob(digest("1"), 10)}},
+			want: Manifest{Kind: OCIManifest, Of: Cache, Configured: true, Blobs: []Blob{NewBlob(digest("c"), 3), NewBlob(digest("1"), 10)}},
 		},
 		{
 			name: "a signature that refers to a subject",
 			raw: `{"mediaType":"` + string(OCIManifest) + `","artifactType":"application/x","config":` + ref("application/vnd.oci.empty.v1+json", "c", 2) +
 				`,"layers":[],"subject":` + ref(string(OCIManifest), "5", 9) + `}`,
-			want: Manifest{Kind: OCIManifest, Of: Referrer, Config: digest("c"), Subject: digest("5"), Blobs: []Blob{NewBlob(digest("c"), 2)}},
+			want: Manifest{Kind: OCIManifest, Of: Referrer, Configured: true, Subject: digest("5"), Blobs: []Blob{NewBlob(digest("c"), 2)}},
 		},
 		{
 			name: "a foreign layer is not in the registry",
@@ -76,7 +77,7 @@ func TestParse(t *testing.T) {
 				t.Fatal(err)
 			}
 			test.want.Digest, test.want.Bytes = digest("0"), int64(len(test.raw))
-			if diff := cmp.Diff(test.want, got, cmp.AllowUnexported(Blob{})); diff != "" {
+			if diff := cmp.Diff(test.want, got, cmpopts.EquateComparable(Blob{})); diff != "" {
 				t.Error(diff)
 			}
 		})
@@ -123,7 +124,7 @@ func TestParseKeepsNothing(t *testing.T) {
 		raw := `{"layers":[{"digest":"` + string(digest("6")) + `"}]}`
 		got, err := Parse(digest("0"), "served", []byte(raw))
 		want := Manifest{Digest: digest("0"), Bytes: int64(len(raw)), Kind: "served", Of: Artifact, Blobs: []Blob{NewBlob(digest("6"), 0)}}
-		if diff := cmp.Diff(want, got, cmp.AllowUnexported(Blob{})); err != nil || diff != "" {
+		if diff := cmp.Diff(want, got, cmpopts.EquateComparable(Blob{})); err != nil || diff != "" {
 			t.Fatalf("%v %s", err, diff)
 		}
 	}

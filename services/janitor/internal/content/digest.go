@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/hex"
 	"regexp"
+	"unique"
 )
 
 // Digest names bytes by what they are, such as "sha256:…".
@@ -71,7 +72,7 @@ func (s Sum) Digest() Digest {
 // Blob names bytes that a registry stores. It is small: a large registry has a million.
 type Blob struct {
 	sum   Sum
-	other Digest // of another algorithm, in place of the sum
+	other unique.Handle[Digest] // of another algorithm, in place of the sum; zero: none
 	Bytes int64
 }
 
@@ -80,22 +81,32 @@ func NewBlob(d Digest, bytes int64) Blob {
 	if sum, is := d.Sum(); is && sum != (Sum{}) { // which says that there is none
 		return Blob{sum: sum, Bytes: bytes}
 	}
-	return Blob{other: d, Bytes: bytes}
+	b := Blob{Bytes: bytes}
+	if d != "" {
+		b.other = unique.Make(d)
+	}
+	return b
 }
 
+// isSum says that it is of sha256.
+func (b Blob) isSum() bool { return b.other == unique.Handle[Digest]{} }
+
 // valid says whether its digest has the form of one.
-func (b Blob) valid() bool { return b.sum != Sum{} || digestForm.MatchString(string(b.other)) }
+func (b Blob) valid() bool { return b.sum != Sum{} || digestForm.MatchString(string(b.Digest())) }
 
 // Digest is the digest of the blob, and empty where there is none.
 func (b Blob) Digest() Digest {
-	if b.other != "" || b.sum == (Sum{}) {
-		return b.other
+	switch {
+	case !b.isSum():
+		return b.other.Value()
+	case b.sum == Sum{}:
+		return ""
 	}
 	return b.sum.Digest()
 }
 
 // Sum is the sum of the blob's digest; false when that is none of sha256.
-func (b Blob) Sum() (Sum, bool) { return b.sum, b.other == "" }
+func (b Blob) Sum() (Sum, bool) { return b.sum, b.isSum() }
 
 // Is reports whether it is the blob of a digest.
 func (b Blob) Is(d Digest) bool { return b == NewBlob(d, b.Bytes) }

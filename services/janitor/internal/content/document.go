@@ -125,15 +125,12 @@ func Parse(digest Digest, served MediaType, raw []byte) (Manifest, error) {
 	if !doc.Layers.there && !doc.Manifests.there && !doc.Blobs.there {
 		return Manifest{}, fmt.Errorf("%w: manifest %s names neither layers nor manifests", ErrBroken, digest)
 	}
-	m := Manifest{Digest: digest, Bytes: int64(len(raw)), Kind: doc.MediaType, Of: kindOf(doc)}
+	m := Manifest{Digest: digest, Bytes: int64(len(raw)), Kind: doc.MediaType.shared(), Of: kindOf(doc), Configured: doc.Config != nil}
 	if doc.Subject != nil {
 		if !doc.Subject.Digest.Valid() {
 			return Manifest{}, fmt.Errorf("%w: manifest %s has subject %q, which cannot be", ErrBroken, digest, doc.Subject.Digest)
 		}
 		m.Subject = doc.Subject.Digest
-	}
-	if doc.Config != nil {
-		m.Config = doc.Config.Digest
 	}
 	if m.Kind == "" {
 		m.Kind = served

@@ -54,7 +54,7 @@ func (m *memory) Caches(context.Context) (bool, error)    { return false, nil }
 func (m *memory) Deaf(context.Context) error              { return nil }
 
 func manifest(digest string) inventory.Manifest {
-	m := inventory.Manifest{Pushed: now.Add(-9 * 24 * time.Hour)}
+	m := inventory.Manifest{Manifest: &content.Manifest{}, Pushed: now.Add(-9 * 24 * time.Hour)}
 	m.Digest, m.Of, m.Bytes = content.Digest(digest), content.Image, 1
 	return m
 }

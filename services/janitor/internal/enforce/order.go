@@ -119,7 +119,7 @@ func (j *job) chooseGiven() error {
 	}
 	j.given, j.policy, j.planned = given.Removals(), given.Policy, given.Created
 	if globs := o.Repositories; len(globs) > 0 {
-		j.given = slices.DeleteFunc(j.given, func(v plan.Verdict) bool {
+		j.given = slices.DeleteFunc(slices.Clone(j.given), func(v plan.Verdict) bool {
 			return !slices.ContainsFunc(globs, func(g policy.Glob) bool { return g.Fits(v.Repository) })
 		})
 	}

@@ -27,6 +27,7 @@ func (j *job) recheck(ctx context.Context, now run.Plan) (run.Plan, error) {
 	for _, e := range j.entries {
 		had[string(e.Kind)+e.Repository+"@"+e.Digest] = true
 	}
+	var stay []plan.Verdict
 	for _, v := range j.given {
 		if had[string(v.Kind)+v.Repository+"@"+v.Digest] {
 			continue // taken before the run was taken up again
@@ -42,11 +43,13 @@ func (j *job) recheck(ctx context.Context, now run.Plan) (run.Plan, error) {
 			kept[v.Repository+"@"+v.Digest] = true
 			v.Remove, v.Reason, v.KeptBy, v.Explain, v.Frees = false, reason, by, explain, 0
 			j.tell(ctx, []plan.Verdict{v})
-		} else {
-			out.Removes = out.Removes.Plus(v.Amount())
+			stay = append(stay, v)
+			continue
 		}
+		out.Removes = out.Removes.Plus(v.Amount())
 		out.Verdicts = append(out.Verdicts, v)
 	}
+	out.Verdicts = append(out.Verdicts, stay...)
 	return out, nil
 }
 

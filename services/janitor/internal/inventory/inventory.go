@@ -52,9 +52,9 @@ type Repository struct {
 
 // Manifest is a manifest of a repository.
 type Manifest struct {
-	content.Manifest
-	Linked time.Time // when its revision was last written
-	Pushed time.Time // when its revision or a tag of it was last written
+	*content.Manifest           // which is remembered, and not changed
+	Linked            time.Time // when its revision was last written
+	Pushed            time.Time // when its revision or a tag of it was last written
 	// Created is when what it is of was made, by its configuration. Zero: not known.
 	Created time.Time
 }

@@ -17,9 +17,10 @@ import (
 
 // simulation is the state of a registry while a policy is applied.
 type simulation struct {
-	in    Input
-	nodes []*node // of one repository after the other, by name and digest
-	order []*node // that go, in the order of their going
+	in       Input
+	nodes    []*node   // of one repository after the other, by name and digest
+	order    []*node   // that go, in the order of their going
+	verdicts []Verdict // of the nodes
 }
 
 // node is a manifest of a repository.
@@ -30,11 +31,12 @@ type node struct {
 	owners     []*node  // indexes that list it, and its subject
 	dependents []*node
 	rule       *policy.Rule // the first that matches; nil: none
-	verdict    Verdict
-	pushed     time.Time // last push that is known of
-	used       time.Time // last push or pull, of it or of a child
-	reaches    []int32   // numbers of what it takes: itself and the blobs that it names
-	lease      string    // id; empty: none
+	verdict    *Verdict     // among those of the simulation,
+	at         int          // there
+	pushed     time.Time    // last push that is known of
+	used       time.Time    // last push or pull, of it or of a child
+	reaches    []int32      // numbers of what it takes: itself and the blobs that it names
+	lease      string       // id; empty: none
 	gone       bool
 	decided    bool // by its own rule, of a root
 }
@@ -72,7 +74,13 @@ func newSimulation(in Input) *simulation {
 	s.in.Registry.Number()
 	inOrder(s.in.Registry.Repositories, func(a, b inventory.Repository) int { return cmp.Compare(a.Name, b.Name) })
 	nodes := make([][]*node, len(s.in.Registry.Repositories))
-	inParallel(len(nodes), func(i int) { nodes[i] = s.nodesOf(&s.in.Registry.Repositories[i]) })
+	from, count := make([]int, len(nodes)), 0 // of verdicts
+	for i := range nodes {
+		from[i] = count
+		count += len(s.in.Registry.Repositories[i].Manifests)
+	}
+	s.verdicts = make([]Verdict, count, count+countOddities(in.Registry))
+	inParallel(len(nodes), func(i int) { nodes[i] = s.nodesOf(&s.in.Registry.Repositories[i], from[i]) })
 	s.nodes = slices.Concat(nodes...)
 	return s
 }
@@ -91,9 +99,9 @@ func inParallel(n int, do func(i int)) {
 	group.Wait()
 }
 
-// nodesOf are those of one repository, each with its rule.
-func (s *simulation) nodesOf(r *inventory.Repository) []*node {
-	nodes := s.family(r)
+// nodesOf are those of one repository, each with its rule, and its verdict from a place on.
+func (s *simulation) nodesOf(r *inventory.Repository, from int) []*node {
+	nodes := s.family(r, from)
 	for _, n := range nodes {
 		n.rule = s.ruleOf(n)
 		n.settle(s.in)
@@ -105,13 +113,13 @@ func (s *simulation) nodesOf(r *inventory.Repository) []*node {
 }
 
 // family are the manifests of one repository, and which live and die with which.
-func (s *simulation) family(r *inventory.Repository) []*node {
+func (s *simulation) family(r *inventory.Repository, from int) []*node {
 	nodes := make([]*node, 0, len(r.Manifests))
 	all := make([]node, len(r.Manifests))
 	for i := range r.Manifests {
 		m, n := &r.Manifests[i], &all[i]
-		*n = node{repository: r.Name, manifest: m, pushed: m.Pushed, used: m.Pushed, reaches: r.Reaches[i]}
-		n.verdict = Verdict{Repository: r.Name, Kind: Manifest, Digest: string(m.Digest), Of: m.Of, Bytes: m.Bytes, Pushed: m.Pushed, Reason: NoRule}
+		*n = node{repository: r.Name, manifest: m, at: from + i, verdict: &s.verdicts[from+i], pushed: m.Pushed, used: m.Pushed, reaches: r.Reaches[i]}
+		*n.verdict = Verdict{Repository: r.Name, Kind: Manifest, Digest: string(m.Digest), Of: m.Of, Bytes: m.Bytes, Pushed: m.Pushed, Reason: NoRule}
 		nodes = append(nodes, n)
 	}
 	// So that the order of the input is without effect.

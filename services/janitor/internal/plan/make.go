@@ -199,27 +199,16 @@ func (s *simulation) plan() *Plan {
 	for i := range p.Rules {
 		byRule[p.Rules[i].Rule] = &p.Rules[i].Amount
 	}
-	oddities := p.oddities(s.in)
-	p.Verdicts = make([]Verdict, 0, len(s.nodes)+len(oddities)) // they are most of what a plan takes
 	for _, n := range s.order {
 		one := n.verdict.Amount()
 		p.Removes = p.Removes.Plus(one)
 		if a := byRule[n.verdict.Rule]; a != nil {
 			*a = a.Plus(one)
 		}
-		p.Verdicts = append(p.Verdicts, n.verdict)
-	}
-	for _, v := range oddities {
-		if v.Remove {
-			p.Removes = p.Removes.Plus(v.Amount())
-			p.Verdicts = append(p.Verdicts, v)
-		}
-	}
-	for i := range p.Verdicts {
-		p.Verdicts[i].Order = int64(i) + 1
 	}
 	held := s.holders()
 	inParallel(len(s.nodes), func(i int) { s.nodes[i].explain() })
+	stay := make([]*node, 0, len(s.nodes)-len(s.order))
 	for _, n := range s.nodes {
 		if n.gone || !s.in.within(n.repository) {
 			continue
@@ -227,15 +216,46 @@ func (s *simulation) plan() *Plan {
 		before := held.held
 		bytes := held.add(n)
 		p.Keeps = p.Keeps.Plus(Amount{Manifests: 1, Blobs: held.held - before, Bytes: bytes})
-		p.Verdicts = append(p.Verdicts, n.verdict)
+		stay = append(stay, n)
 	}
 	p.RemovesAll = p.Removes.Manifests > 0 && p.Keeps.Manifests == 0
-	for _, v := range oddities {
-		if !v.Remove {
-			p.Verdicts = append(p.Verdicts, v)
-		}
+	going, staying := p.oddities(s.in)
+	p.Verdicts = s.arrange(s.order, going, stay, staying)
+	for _, v := range going {
+		p.Removes = p.Removes.Plus(v.Amount())
+	}
+	for i := range len(s.order) + len(going) {
+		p.Verdicts[i].Order = int64(i) + 1
 	}
 	return p
+}
+
+// arrange puts verdicts in the order of a plan. Those of nodes are moved where they are: they
+// are most of what a plan takes, and there is no room for all twice.
+func (s *simulation) arrange(order []*node, going []Verdict, stay []*node, staying []Verdict) []Verdict {
+	all := slices.Grow(s.verdicts, len(going)+len(staying))[:len(s.verdicts)+len(going)+len(staying)]
+	at := make([]*node, len(all)) // whose is where
+	for _, n := range s.nodes {
+		at[n.at] = n
+	}
+	move := func(nodes []*node, to int) {
+		for i, n := range nodes {
+			other, from := at[to+i], n.at
+			all[to+i], all[from] = all[from], all[to+i]
+			at[to+i], at[from] = n, other
+			n.at = to + i
+			if other != nil {
+				other.at = from
+			}
+		}
+	}
+	move(order, 0)
+	move(stay, len(order)+len(going))
+	copy(all[len(order):], going)
+	end := len(order) + len(going) + len(stay)
+	copy(all[end:], staying)
+	clear(all[end+len(staying):])
+	return all[:end+len(staying)]
 }
 
 // spend says what each removal frees, in the order of going, and cuts the plan to its

@@ -23,7 +23,7 @@ const day = 24 * time.Hour
 // man is an image that was pushed some days ago, of blobs like "a10", which take 10 bytes; its
 // own bytes are 1.
 func man(digest string, days int, blobs ...string) inventory.Manifest {
-	m := inventory.Manifest{Pushed: now.Add(-time.Duration(days) * day)}
+	m := inventory.Manifest{Manifest: &content.Manifest{}, Pushed: now.Add(-time.Duration(days) * day)}
 	m.Digest, m.Of, m.Bytes = content.Digest(digest), content.Image, 1
 	for _, b := range blobs {
 		var size int64

@@ -9,9 +9,24 @@ import (
 	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
 )
 
+// countOddities is how many verdicts on these there are, but for tags.
+func countOddities(r inventory.Registry) (n int) {
+	for _, of := range r.Repositories {
+		n += len(of.Doubts) + len(of.Dangling) + len(of.Uploads)
+	}
+	return n + len(r.Orphans)
+}
+
 // oddities are the verdicts on what is no manifest of use: manifests that cannot be read,
 // tags that lead nowhere, uploads, and what no manifest names.
-func (p *Plan) oddities(in Input) (all []Verdict) {
+func (p *Plan) oddities(in Input) (going, staying []Verdict) {
+	add := func(v Verdict) {
+		if v.Remove {
+			going = append(going, v)
+		} else {
+			staying = append(staying, v)
+		}
+	}
 	doubted := map[string]bool{} // repositories
 	for _, r := range in.Registry.Repositories {
 		if !in.within(r.Name) {
@@ -23,44 +38,48 @@ func (p *Plan) oddities(in Input) (all []Verdict) {
 				doubted[r.Name] = true
 				p.Warnings = append(p.Warnings, fmt.Sprintf("%s: %s: what no other manifest of this repository names stays", r.Name, d.Message))
 			}
-			all = append(all, v)
+			add(v)
 		}
 		for _, l := range r.Dangling {
-			v := Verdict{Repository: r.Name, Kind: Link, Digest: string(l.Digest), Pushed: l.Linked, Age: in.Now.Sub(l.Linked), Reason: Grace, Explain: "a link to a blob that is not there; its grace is not over"}
-			if v.Age > in.Policy.BlobGrace {
-				v.Remove, v.Reason, v.Explain = true, Dangling, "it leads to a blob that is not there"
-			}
-			all = append(all, v)
+			add(linkVerdict(r.Name, l, in))
 		}
 		for _, tag := range r.Tags {
 			if tag.Digest == "" {
-				all = append(all, tagVerdict(r.Name, tag, in))
+				add(tagVerdict(r.Name, tag, in))
 			}
 		}
 		for _, u := range r.Uploads {
-			all = append(all, uploadVerdict(r.Name, u, in))
+			add(uploadVerdict(r.Name, u, in))
 		}
 	}
-	if in.Within != nil {
-		return all // what no manifest names belongs to no repository
+	if in.Within == nil { // else what no manifest names belongs to no repository
+		orphans(in, doubted, add)
 	}
-	return append(all, orphans(in, doubted)...)
+	return going, staying
 }
 
 // Orphans are the verdicts on what no manifest names, by digest.
-func Orphans(in Input) []Verdict {
+func Orphans(in Input) (all []Verdict) {
 	doubted := map[string]bool{}
 	for _, r := range in.Registry.Repositories {
 		doubted[r.Name] = slices.ContainsFunc(r.Doubts, func(d inventory.Doubt) bool { return d.Bytes > 0 })
 	}
-	return orphans(in, doubted)
+	orphans(in, doubted, func(v Verdict) { all = append(all, v) })
+	return all
 }
 
-func orphans(in Input, doubted map[string]bool) (all []Verdict) {
+func orphans(in Input, doubted map[string]bool, add func(Verdict)) {
 	for _, o := range slices.SortedFunc(slices.Values(in.Registry.Orphans), func(a, b inventory.Orphan) int { return cmp.Compare(a.Digest, b.Digest) }) {
-		all = append(all, orphanVerdict(o, doubted, in))
+		add(orphanVerdict(o, doubted, in))
 	}
-	return all
+}
+
+func linkVerdict(repository string, l inventory.Link, in Input) Verdict {
+	v := Verdict{Repository: repository, Kind: Link, Digest: string(l.Digest), Pushed: l.Linked, Age: in.Now.Sub(l.Linked), Reason: Grace, Explain: "a link to a blob that is not there; its grace is not over"}
+	if v.Age > in.Policy.BlobGrace {
+		v.Remove, v.Reason, v.Explain = true, Dangling, "it leads to a blob that is not there"
+	}
+	return v
 }
 
 // doubtVerdict is that on a manifest which cannot be read: one without bytes reaches

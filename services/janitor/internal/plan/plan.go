@@ -56,21 +56,13 @@ type Plan struct {
 	Warnings   []string
 }
 
-// Removals are the verdicts on what goes.
+// Removals are the verdicts on what goes. They are the plan's own.
 func (p *Plan) Removals() []Verdict {
 	n := 0
-	for i := range p.Verdicts {
-		if p.Verdicts[i].Remove {
-			n++
-		}
+	for n < len(p.Verdicts) && p.Verdicts[n].Remove {
+		n++
 	}
-	all := make([]Verdict, 0, n)
-	for i := range p.Verdicts {
-		if p.Verdicts[i].Remove {
-			all = append(all, p.Verdicts[i])
-		}
-	}
-	return all
+	return p.Verdicts[:n:n]
 }
 
 // Amount is manifests, blobs and their bytes.

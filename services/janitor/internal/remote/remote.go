@@ -51,7 +51,7 @@ func (v *View) Inventory(ctx context.Context) (out inventory.Registry, warnings 
 		}
 		of := inventory.Repository{Name: r.Name}
 		for _, m := range r.Manifests {
-			of.Manifests = append(of.Manifests, inventory.Manifest{Manifest: m})
+			of.Manifests = append(of.Manifests, inventory.Manifest{Manifest: &m})
 		}
 		slices.SortFunc(of.Manifests, func(a, b inventory.Manifest) int { return cmp.Compare(a.Digest, b.Digest) })
 		for _, t := range r.Tags {

@@ -11,23 +11,23 @@ import (
 // known remembers manifests by their digests: they cannot change.
 type known struct {
 	mu  sync.Mutex
-	all map[content.Sum]content.Manifest
+	all map[content.Sum]*content.Manifest
 	// when is when configurations say that they were made.
 	when map[content.Digest]time.Time
 }
 
-func (k *known) get(h content.Sum) (content.Manifest, bool) {
+func (k *known) get(h content.Sum) (*content.Manifest, bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	m, ok := k.all[h]
 	return m, ok
 }
 
-func (k *known) put(h content.Sum, m content.Manifest) {
+func (k *known) put(h content.Sum, m *content.Manifest) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if k.all == nil {
-		k.all = map[content.Sum]content.Manifest{}
+		k.all = map[content.Sum]*content.Manifest{}
 	}
 	k.all[h] = m
 }
@@ -64,9 +64,9 @@ func (k *known) keep(there map[content.Digest]bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	configs := map[content.Digest]bool{}
-	maps.DeleteFunc(k.all, func(_ content.Sum, m content.Manifest) bool {
+	maps.DeleteFunc(k.all, func(_ content.Sum, m *content.Manifest) bool {
 		if len(k.when) > 0 && there[m.Digest] {
-			configs[m.Config] = true
+			configs[m.Config()] = true
 		}
 		return !there[m.Digest]
 	})

@@ -136,17 +136,21 @@ func (s *Storage) gonePart(repository string, of, digest content.Digest, gone fu
 	if err != nil || linked {
 		return nil, err
 	}
-	m, _, err := s.manifest(h)
-	for i := 0; i < len(m.Children) && err == nil; i++ {
+	var children []content.Digest
+	m, doubt, err := s.manifest(h)
+	if err == nil && doubt == nil { // else its bytes are wanted first
+		children = m.Children
+	}
+	for i := 0; i < len(children) && err == nil; i++ {
 		var some []inventory.Lack
-		some, err = s.gonePart(repository, digest, m.Children[i], gone, seen)
+		some, err = s.gonePart(repository, digest, children[i], gone, seen)
 		all = append(all, some...)
 	}
 	return append(all, inventory.Lack{Repository: repository, Manifest: of, Digest: digest, Child: true}), err
 }
 
 // namesTaken is what of a manifest is taken.
-func (s *Storage) namesTaken(repository string, m content.Manifest, taken func(content.Digest) bool) (all []inventory.Lack) {
+func (s *Storage) namesTaken(repository string, m *content.Manifest, taken func(content.Digest) bool) (all []inventory.Lack) {
 	for d := range reaches(m) {
 		if taken(d) {
 			all = append(all, inventory.Lack{Repository: repository, Manifest: m.Digest, Digest: d, Child: slices.Contains(m.Children, d)})

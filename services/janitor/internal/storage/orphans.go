@@ -106,7 +106,7 @@ func (s *Storage) lost(stored *blobs, all []looked) (lost bool, _ error) {
 }
 
 // reaches are all that a manifest names.
-func reaches(m content.Manifest) func(func(content.Digest) bool) {
+func reaches(m *content.Manifest) func(func(content.Digest) bool) {
 	return func(yield func(content.Digest) bool) {
 		for _, b := range m.Blobs {
 			if !yield(b.Digest()) {

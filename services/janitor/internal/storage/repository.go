@@ -270,18 +270,19 @@ func (s *Storage) upload(repository, id string) (inventory.Upload, error) {
 // registry/handlers/manifests.go).
 const maxManifest = 4 << 20
 
-// manifest is remembered or read. One that cannot be understood is a doubt.
-func (s *Storage) manifest(h content.Sum) (content.Manifest, *inventory.Doubt, error) {
+// manifest is remembered or read. One that cannot be understood is a doubt, and then there is no
+// manifest.
+func (s *Storage) manifest(h content.Sum) (*content.Manifest, *inventory.Doubt, error) {
 	return s.manifestIn(below{s, s.blobsDir()}, h)
 }
 
-func (s *Storage) manifestIn(blobs place, h content.Sum) (content.Manifest, *inventory.Doubt, error) {
+func (s *Storage) manifestIn(blobs place, h content.Sum) (*content.Manifest, *inventory.Doubt, error) {
 	if m, ok := s.known.get(h); ok {
 		return m, nil, nil
 	}
 	digest := h.Digest()
 	hex := hexOf(digest)
-	var m content.Manifest
+	var m *content.Manifest
 	var doubt *inventory.Doubt
 	err := blobs.with(hex[:2]+"/"+hex+"/data", maxManifest, func(raw []byte) bool {
 		m, doubt = understand(digest, raw)
@@ -289,7 +290,7 @@ func (s *Storage) manifestIn(blobs place, h content.Sum) (content.Manifest, *inv
 	})
 	switch {
 	case errors.Is(err, errGone):
-		return m, &inventory.Doubt{Digest: digest, Missing: true, Message: fmt.Sprintf("manifest %s is linked, and its bytes are not there", digest)}, nil
+		return nil, &inventory.Doubt{Digest: digest, Missing: true, Message: fmt.Sprintf("manifest %s is linked, and its bytes are not there", digest)}, nil
 	case err == nil && doubt == nil:
 		s.known.put(h, m)
 	}
@@ -297,18 +298,18 @@ func (s *Storage) manifestIn(blobs place, h content.Sum) (content.Manifest, *inv
 }
 
 // understand reads the text of a manifest.
-func understand(digest content.Digest, raw []byte) (m content.Manifest, _ *inventory.Doubt) {
+func understand(digest content.Digest, raw []byte) (*content.Manifest, *inventory.Doubt) {
 	switch {
 	case len(raw) == 0:
-		return m, &inventory.Doubt{Digest: digest, Message: fmt.Sprintf("manifest %s is empty", digest)}
+		return nil, &inventory.Doubt{Digest: digest, Message: fmt.Sprintf("manifest %s is empty", digest)}
 	case len(raw) > maxManifest:
-		return m, &inventory.Doubt{Digest: digest, Bytes: int64(len(raw)), Message: fmt.Sprintf("manifest %s is too large to be one", digest)}
+		return nil, &inventory.Doubt{Digest: digest, Bytes: int64(len(raw)), Message: fmt.Sprintf("manifest %s is too large to be one", digest)}
 	}
 	m, err := content.Parse(digest, "", raw)
 	if err != nil {
-		return m, &inventory.Doubt{Digest: digest, Bytes: int64(len(raw)), Message: err.Error()}
+		return nil, &inventory.Doubt{Digest: digest, Bytes: int64(len(raw)), Message: err.Error()}
 	}
-	return m, nil
+	return &m, nil
 }
 
 // blobsDir is where the blobs are.
@@ -322,20 +323,20 @@ func (s *Storage) data(digest content.Digest) string {
 
 // created is when what a manifest is of was made, by its configuration. Zero: it does not
 // say, or cannot be read.
-func (s *Storage) created(m content.Manifest) time.Time {
-	if m.Config == "" {
+func (s *Storage) created(m *content.Manifest) time.Time {
+	if !m.Configured {
 		return time.Time{}
 	}
-	if at, ok := s.known.made(m.Config); ok {
+	if at, ok := s.known.made(m.Config()); ok {
 		return at
 	}
-	raw, err := s.read(s.data(m.Config), maxManifest)
+	raw, err := s.read(s.data(m.Config()), maxManifest)
 	var config struct {
 		Created time.Time `json:"created"`
 	}
 	if err != nil || json.Unmarshal(raw, &config) != nil {
 		return time.Time{}
 	}
-	s.known.putMade(m.Config, config.Created)
+	s.known.putMade(m.Config(), config.Created)
 	return config.Created
 }
