@@ -98,7 +98,7 @@ func TestWhatIsWrittenAsObjectsGoComesBack(t *testing.T) {
 // Without locks of a kernel, a holder that this kernel knows to have ended is not waited for, and
 // any other is.
 func TestLockOfObjects(t *testing.T) {
-	ended := exec.Command("true")
+	ended := exec.CommandContext(t.Context(), "true")
 	if err := ended.Run(); err != nil {
 		t.Fatal(err)
 	}
