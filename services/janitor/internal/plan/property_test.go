@@ -160,3 +160,64 @@ func TestPlansHold(t *testing.T) {
 		}
 	})
 }
+
+// There is one verdict for each thing that the plan is about: first on what goes, in the order of
+// going, manifests before the rest, then on what stays, manifests by repository and digest.
+func TestVerdictsAreInOrder(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		in := plan.Input{Registry: drawRegistry(t), Policy: drawPolicy(t), Now: now}
+		var want []string
+		if rapid.Bool().Draw(t, "within") {
+			in.Within = func(repository string) bool { return repository[0] == 'c' }
+		} else {
+			for i := range rapid.IntRange(0, 4).Draw(t, "orphans") {
+				o := inventory.Orphan{Digest: content.Digest(fmt.Sprint("o", i)), Changed: now.Add(-time.Duration(rapid.IntRange(0, 2).Draw(t, "old")) * day)}
+				in.Registry.Orphans = append(in.Registry.Orphans, o)
+				want = append(want, "@"+string(o.Digest))
+			}
+			in.Policy.BlobGrace = day
+		}
+		for i := range in.Registry.Repositories {
+			r := &in.Registry.Repositories[i]
+			if in.Within != nil && !in.Within(r.Name) {
+				continue
+			}
+			for _, m := range r.Manifests {
+				want = append(want, r.Name+"@"+string(m.Digest))
+			}
+			for k := range rapid.IntRange(0, 2).Draw(t, "lost") {
+				name := fmt.Sprint("lost", k)
+				r.Tags = append(r.Tags, inventory.Tag{Name: name, Lost: "none"})
+				want = append(want, r.Name+"@"+name)
+			}
+		}
+		p := plan.Make(in)
+		var got, stay []string
+		var last plan.Verdict
+		for i, v := range p.Verdicts {
+			name := v.Repository + "@" + v.Digest
+			got = append(got, name)
+			if v.Remove && v.Order != int64(i)+1 || !v.Remove && v.Order != 0 || v.Remove && i > 0 && !last.Remove {
+				t.Fatalf("%+v is at %d: %s", v, i, said(p))
+			}
+			if i > 0 && v.Remove == last.Remove && v.Kind == plan.Manifest && last.Kind != plan.Manifest {
+				t.Fatalf("%+v comes after a %s: %s", v, last.Kind, said(p))
+			}
+			if !v.Remove && v.Kind == plan.Manifest {
+				stay = append(stay, name)
+			}
+			last = v
+		}
+		if !slices.IsSorted(stay) {
+			t.Fatalf("what stays: %v", stay)
+		}
+		slices.Sort(got)
+		slices.Sort(want)
+		if !slices.Equal(got, want) {
+			t.Fatalf("verdicts on %v, want those on %v", got, want)
+		}
+		if n := len(p.Removals()); n > 0 && (!p.Verdicts[n-1].Remove || n < len(p.Verdicts) && p.Verdicts[n].Remove) {
+			t.Fatalf("%d go: %s", n, said(p))
+		}
+	})
+}
