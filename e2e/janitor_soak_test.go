@@ -335,7 +335,7 @@ func breakNothing(t *testing.T, l *lab.Lab, span time.Duration, opts lab.Registr
 	var done int
 	soaked(t, &done)
 
-	ctx := labtest.Context(t, span+2*time.Minute)
+	ctx := labtest.Context(t, span+4*time.Minute)
 	loading, stop := context.WithTimeout(ctx, span)
 	defer stop()
 	var janitor sync.WaitGroup
@@ -396,7 +396,7 @@ func breakNothing(t *testing.T, l *lab.Lab, span time.Duration, opts lab.Registr
 
 	// What was left unfinished is put right when a janitor comes; then nothing runs.
 	var last swept
-	labtest.Eventually(t, 30*time.Second, "a run of its own", func() bool { // the one under way goes on without its caller
+	labtest.Eventually(t, 2*time.Minute, "a run of its own", func() bool { // the one under way goes on without its caller
 		lastRun = time.Now()
 		var err error
 		last, err = j.tryRun(ctx, &janitorv1.RunRequest{By: &janitorv1.RunRequest_Policy{Policy: soakPolicy()}, Force: true, ForceAll: true})

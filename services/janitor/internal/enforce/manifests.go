@@ -94,19 +94,19 @@ func (j *job) manifests(ctx context.Context) error {
 	ctx, cancel := j.bounded(ctx)
 	defer cancel()
 	told := time.Now()
-	tags, last := watch(j.engine), context.WithoutCancel(ctx)
+	w, last := j.watch(), context.WithoutCancel(ctx)
 	for part := range slices.Chunk(todo, batch) {
 		if err := j.ended(ctx); err != nil || j.late {
-			return errors.Join(err, tags.end(last))
+			return errors.Join(err, w.end(last))
 		}
-		gone, err := j.removeAll(ctx, find, part, tags)
+		gone, err := j.removeAll(ctx, find, part, w)
 		j.tell(ctx, gone)
 		j.done(len(part), &told)
 		if err != nil {
 			return err
 		}
 	}
-	return tags.end(last)
+	return w.end(last)
 }
 
 // bounded is a context that ends when the time of the budget is spent.
@@ -128,8 +128,8 @@ func (j *job) ended(ctx context.Context) error {
 }
 
 // removeAll removes one batch, and returns what became of it.
-func (j *job) removeAll(ctx context.Context, find index, part []plan.Verdict, tags *tagWatch) (all []plan.Verdict, err error) {
-	now, err := j.holders(ctx, tags.kept)
+func (j *job) removeAll(ctx context.Context, find index, part []plan.Verdict, w *watch) (all []plan.Verdict, err error) {
+	now, err := j.holders(ctx, w.kept)
 	if err != nil {
 		return nil, err
 	}
@@ -147,11 +147,11 @@ func (j *job) removeAll(ctx context.Context, find index, part []plan.Verdict, ta
 		if taken {
 			j.took(entries[i], v)
 			j.allow(find, v)
-			if err := tags.took(ctx, v); err != nil {
+			if err := w.manifestWent(ctx, v); err != nil {
 				return all, err
 			}
 		} else {
-			tags.kept[v.Repository+"@"+v.Digest] = true
+			w.kept[v.Repository+"@"+v.Digest] = true
 			v.Remove, v.Frees, v.Reason, v.KeptBy = false, 0, reason, by
 			v.Explain = "it stays: " + strings.ReplaceAll(string(reason), "_", " ")
 		}

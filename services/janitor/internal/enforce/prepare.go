@@ -87,7 +87,11 @@ func recoverRun(ctx context.Context, s Storage, q Quarantine, journal quarantine
 			}
 		}
 		slices.Sort(repositories)
-		if _, err := mendRetagged(ctx, s, slices.Compact(repositories), gone); err != nil {
+		lacks, err := s.Retagged(ctx, slices.Compact(repositories), func(repository string, d content.Digest) bool { return gone[repository+"@"+string(d)] })
+		if err != nil {
+			return unreadable(err)
+		}
+		if err := mendLacks(s, lacks); err != nil {
 			return err
 		}
 	}
@@ -124,6 +128,10 @@ func recoverRun(ctx context.Context, s Storage, q Quarantine, journal quarantine
 	if err != nil {
 		return err
 	}
+	return mendLacks(s, lacks)
+}
+
+func mendLacks(s Storage, lacks []inventory.Lack) error {
 	for _, l := range lacks {
 		if _, err := s.Mend(l); err != nil {
 			return err

@@ -108,7 +108,7 @@ func (j *job) mark(ctx context.Context) (victims []inventory.Orphan, err error) 
 // hide takes the links to blobs, so that pushes from now on upload them again.
 func (j *job) hide(ctx context.Context, victims []inventory.Orphan) (hidden []inventory.Orphan, err error) {
 	j.at(run.Hide, int64(len(victims)))
-	told := time.Now()
+	told, w := time.Now(), j.watch()
 	for part := range slices.Chunk(victims, 10*batch) {
 		if err := context.Cause(ctx); err != nil {
 			return nil, err
@@ -127,7 +127,7 @@ func (j *job) hide(ctx context.Context, victims []inventory.Orphan) (hidden []in
 			return nil, err
 		}
 		is := make([]bool, len(part))
-		err := each(len(part), func(i int) (err error) {
+		err := j.inSteps(ctx, w, part, func(i int) (err error) {
 			o := part[i]
 			if is[i], err = j.q.Hide(o); err == nil && !is[i] {
 				err = j.q.Show(o.Digest, o.Repositories) // a push has it
@@ -163,7 +163,7 @@ const chunk = 2000
 // takeAll moves blobs to the quarantine.
 func (j *job) takeAll(ctx context.Context, victims []inventory.Orphan) (taken []inventory.Orphan, err error) {
 	j.at(run.Quarantine, int64(len(victims)))
-	told := time.Now()
+	told, w := time.Now(), j.watch()
 	for part := range slices.Chunk(victims, chunk) {
 		if err := j.ended(ctx); err != nil {
 			return taken, err
@@ -172,7 +172,7 @@ func (j *job) takeAll(ctx context.Context, victims []inventory.Orphan) (taken []
 			break
 		}
 		is := make([]bool, len(part))
-		failed := each(len(part), func(i int) (err error) {
+		failed := j.inSteps(ctx, w, part, func(i int) (err error) {
 			o := part[i]
 			if is[i], err = j.q.Blob(o); err == nil && !is[i] {
 				err = j.q.Show(o.Digest, o.Repositories)
@@ -195,6 +195,26 @@ func (j *job) takeAll(ctx context.Context, victims []inventory.Orphan) (taken []
 		}
 	}
 	return taken, nil
+}
+
+// step is how many blobs go before the watch may look. No more are worked on meanwhile.
+const step = 50
+
+// inSteps does something for each of some blobs, some at once, under a watch.
+func (j *job) inSteps(ctx context.Context, w *watch, blobs []inventory.Orphan, do func(i int) error) error {
+	if w.needless() {
+		return each(len(blobs), do)
+	}
+	for from := 0; from < len(blobs); from += step {
+		to := min(from+step, len(blobs))
+		if err := each(to-from, func(i int) error { return do(from + i) }); err != nil {
+			return err
+		}
+		if err := w.blobsWent(ctx, blobs[from:to]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // atOnce is how many blobs are worked on at the same time: the work is the file system's.

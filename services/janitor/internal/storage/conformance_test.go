@@ -429,6 +429,10 @@ func wantedComesBack(f filled) {
 		if f.ok(err); len(lacks) == 0 {
 			t.Errorf("%s is not wanted", taken)
 		}
+		some, err := f.WantedIn(t.Context(), []string{"r", "none"}, marked, func(repository string, d content.Digest) bool { return repository == "r" && d == taken })
+		if f.ok(err); !slices.Equal(some, lacks) {
+			t.Errorf("wanted in r: %v, and in all: %v", some, lacks)
+		}
 		for _, l := range lacks {
 			there, err := f.Mend(l)
 			if f.ok(err); !there {

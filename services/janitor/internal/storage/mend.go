@@ -27,6 +27,33 @@ func (s *Storage) Wanted(ctx context.Context, marked inventory.Registry, taken f
 	if err != nil {
 		return nil, err
 	}
+	known := knownIn(marked)
+	found := make([][]inventory.Lack, len(repositories))
+	err = inParallel(ctx, len(repositories), func(i int) (err error) {
+		found[i], err = s.wantedIn(ctx, repositories[i], known[repositories[i]], taken)
+		return err
+	})
+	return slices.Concat(found...), err
+}
+
+// WantedIn is the same for some repositories.
+func (s *Storage) WantedIn(ctx context.Context, repositories []string, marked inventory.Registry, taken func(repository string, digest content.Digest) bool) ([]inventory.Lack, error) {
+	known := knownIn(marked)
+	found := make([][]inventory.Lack, len(repositories))
+	err := inParallel(ctx, len(repositories), func(i int) error {
+		name := repositories[i]
+		now, err := s.nowBelow(ctx, s.repositoryDir(name))
+		if err != nil {
+			return err
+		}
+		found[i], err = now.wantedIn(ctx, name, known[name], func(d content.Digest) bool { return taken(name, d) })
+		return err
+	})
+	return slices.Concat(found...), err
+}
+
+// knownIn are the manifests that were marked, by repository.
+func knownIn(marked inventory.Registry) map[string]map[content.Digest]bool {
 	known := make(map[string]map[content.Digest]bool, len(marked.Repositories))
 	for _, r := range marked.Repositories {
 		of := make(map[content.Digest]bool, len(r.Manifests))
@@ -38,12 +65,7 @@ func (s *Storage) Wanted(ctx context.Context, marked inventory.Registry, taken f
 		}
 		known[r.Name] = of
 	}
-	found := make([][]inventory.Lack, len(repositories))
-	err = inParallel(ctx, len(repositories), func(i int) (err error) {
-		found[i], err = s.wantedIn(ctx, repositories[i], known[repositories[i]], taken)
-		return err
-	})
-	return slices.Concat(found...), err
+	return known
 }
 
 func (s *Storage) wantedIn(ctx context.Context, repository string, known map[content.Digest]bool, taken func(content.Digest) bool) (all []inventory.Lack, _ error) {
