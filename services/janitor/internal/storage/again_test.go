@@ -69,7 +69,7 @@ func TestALookSeesEveryChange(t *testing.T) {
 	}}, 12) {
 		for name, change := range changes { // in any order
 			change()
-			time.Sleep(6 * time.Millisecond) // a tick of the file system's clock
+			time.Sleep(15 * time.Millisecond) // a tick of the file system's clock
 			for range 2 {
 				if diff := gocmp.Diff(sorted(l.inventory(storage.New(l.root))), sorted(l.inventory(s)), cmpopts.IgnoreFields(inventory.Registry{}, "Time", "Took"), cmpopts.EquateEmpty(), cmpopts.EquateComparable(content.Blob{})); diff != "" {
 					t.Fatalf("round %d, after %q: %s", step, name, diff)
@@ -110,7 +110,7 @@ func TestALookAheadSeesEveryPush(t *testing.T) {
 				age(link(d), time.Now().Add(-c.between))
 			}
 			age(l.tag("app", "latest", first), old)
-			time.Sleep(6 * time.Millisecond) // a tick of the file system's clock
+			time.Sleep(15 * time.Millisecond) // a tick of the file system's clock
 			leads := func(look inventory.Look) content.Digest {
 				r, err := s.Inventory(t.Context(), look)
 				if err != nil || len(r.Repositories) != 1 || len(r.Repositories[0].Tags) != 1 {
