@@ -18,8 +18,9 @@ import (
 )
 
 // patience is how long the daemon of these tests looks for a build that it does
-// not know, as buildkitd does for 3 and 6 seconds.
-const patience = 300 * time.Millisecond
+// not know, as buildkitd does for 3 and 6 seconds. A busy machine may keep the
+// calls of a client apart for a good part of it.
+const patience = time.Second
 
 // daemon keeps BuildKit's rules on jobs, and builds nothing: so a test says when
 // what happens, which the e2e tests on buildkitd cannot.
@@ -30,6 +31,7 @@ type daemon struct {
 
 	mu    sync.Mutex
 	jobs  map[string]*job
+	late  time.Duration // how long a solve is on its way
 	pings int
 	asked []string // refs of the Status calls
 }
@@ -60,6 +62,11 @@ func (d *daemon) find(ctx context.Context, ref string) (*job, error) {
 
 func (d *daemon) Solve(ctx context.Context, req *controlapi.SolveRequest) (*controlapi.SolveResponse, error) {
 	j := &job{result: make(chan error, 1), ended: make(chan struct{}), hang: req.FrontendAttrs["hang"] != "", internal: req.Internal}
+	select {
+	case <-time.After(d.late):
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 	d.mu.Lock()
 	if d.jobs[req.Ref] != nil {
 		d.mu.Unlock()
@@ -165,6 +172,6 @@ func (b bridgeServer) Return(ctx context.Context, req *gatewaypb.ReturnRequest) 
 	}
 	j.result <- failed
 	<-j.ended
-	time.Sleep(patience / 6) // its answer may come after that to the Solve
+	time.Sleep(patience / 20) // its answer may come after that to the Solve
 	return &gatewaypb.ReturnResponse{}, nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"io"
 	"strings"
 	"sync"
 	"testing"
@@ -256,6 +257,48 @@ func TestAStoppedBuilder(t *testing.T) {
 			t.Errorf("%+v", rec)
 		}
 	}
+}
+
+// The status of a build is there once the daemon has it, and none is missed of one
+// that is ended before: its client gets the reason as the answer to its Solve.
+func TestStatusOfABuildOnItsWay(t *testing.T) {
+	t.Run("arrives", func(t *testing.T) {
+		r := newRig(t)
+		r.daemon.late = patience * 3 / 2
+		c, ref := r.client(t, "ann"), identity.NewID()
+		calls := []string{"solve", "status", "ping"}
+		errs := make(chan error, len(calls))
+		for _, call := range calls[:2] {
+			go func() { errs <- r.call(t.Context(), c, call, ref) }()
+		}
+		r.unended(t, 1, build.Running)
+		time.Sleep(patience)
+		go func() { errs <- r.call(t.Context(), c, calls[2], ref) }()
+		for range calls {
+			if err := <-errs; err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	t.Run("is ended", func(t *testing.T) {
+		r := newRig(t)
+		r.daemon.late = time.Minute
+		c, ref := r.client(t, "ann"), identity.NewID()
+		solved := make(chan error, 1)
+		go func() { solved <- r.call(t.Context(), c, "solve", ref) }()
+		r.unended(t, 1, build.Running)
+		stream, err := c.ControlClient().Status(t.Context(), &controlapi.StatusRequest{Ref: ref})
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.builds.Interrupt()
+		if err := <-solved; grpcerrors.Code(err) != codes.Aborted {
+			t.Error(err)
+		}
+		if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
+			t.Error(err)
+		}
+	})
 }
 
 // Clients that vanish at any moment leave one end each, and no turn.

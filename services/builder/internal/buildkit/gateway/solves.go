@@ -160,6 +160,20 @@ func (s *solve) waiting() bool {
 	return s.state == hasCome && s.held.Err() != nil
 }
 
+// expected reports whether the Solve is still to come.
+func (s *solve) expected() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state == isExpected
+}
+
+// ended reports whether the Solve has ended.
+func (s *solve) ended() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.state == hasEnded
+}
+
 // wasRefused reports whether the build has ended without the daemon.
 func (s *solve) wasRefused() bool {
 	s.mu.Lock()

@@ -9,7 +9,9 @@ import (
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -20,10 +22,14 @@ import (
 // errHeld ends the daemon's search for a build that it does not get at once.
 var errHeld = errors.New("the daemon does not have the build")
 
+// askAgain is how long after an answer the daemon is asked for the same build.
+const askAgain = 100 * time.Millisecond
+
 // status passes the Status of a build on. The daemon has it at once when the build
 // runs or is in its history; for one that waits for its turn, the daemon is asked
 // when the turn has come, and the client sees until then why it waits. Whether a
-// build is one that is still to come is known only when its Solve comes.
+// build is one that is still to come is known only when its Solve comes. One that
+// has come and that the daemon does not know is still on its way there.
 func (g *Gateway) status(down grpc.ServerStream, conn *grpc.ClientConn) error {
 	var req controlapi.StatusRequest
 	if _, err := receive(down, &req); err != nil {
@@ -45,8 +51,18 @@ func (g *Gateway) status(down grpc.ServerStream, conn *grpc.ClientConn) error {
 		if s.wasRefused() {
 			return nil // its client gets the reason as the answer to its Solve
 		}
-		if err := statusOf(s, conn, client, raw); !errors.Is(err, errHeld) {
+		err := statusOf(s, conn, client, raw)
+		switch {
+		case errors.Is(err, errHeld):
+		case status.Code(err) != codes.NotFound || s.expected():
 			return err
+		case s.ended():
+			return nil // on its way to the daemon
+		default:
+			select {
+			case <-time.After(askAgain):
+			case <-down.Context().Done():
+			}
 		}
 	}
 }
