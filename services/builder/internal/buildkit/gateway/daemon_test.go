@@ -20,7 +20,7 @@ import (
 // patience is how long the daemon of these tests looks for a build that it does
 // not know, as buildkitd does for 3 and 6 seconds. A busy machine may keep the
 // calls of a client apart for a good part of it.
-const patience = time.Second
+const patience = 2 * time.Second
 
 // daemon keeps BuildKit's rules on jobs, and builds nothing: so a test says when
 // what happens, which the e2e tests on buildkitd cannot.
@@ -172,6 +172,6 @@ func (b bridgeServer) Return(ctx context.Context, req *gatewaypb.ReturnRequest) 
 	}
 	j.result <- failed
 	<-j.ended
-	time.Sleep(patience / 20) // its answer may come after that to the Solve
+	time.Sleep(patience / 40) // its answer may come after that to the Solve
 	return &gatewaypb.ReturnResponse{}, nil
 }
