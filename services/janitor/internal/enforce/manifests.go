@@ -80,7 +80,7 @@ func (j *job) plan(ctx context.Context) error {
 const batch = 200
 
 // manifests removes the manifests of the plan, and what leads nowhere.
-func (j *job) manifests(ctx context.Context) error {
+func (j *job) manifests(ctx context.Context) (err error) {
 	find := indexOf(j.in.Registry)
 	var todo []plan.Verdict
 	for _, v := range j.given {
@@ -94,10 +94,12 @@ func (j *job) manifests(ctx context.Context) error {
 	ctx, cancel := j.bounded(ctx)
 	defer cancel()
 	told := time.Now()
-	w, last := j.watch(), context.WithoutCancel(ctx)
+	w := j.watch()
+	// However it ends: what a push wants of what went until then is not left away.
+	defer func() { err = errors.Join(err, w.end(context.WithoutCancel(ctx))) }()
 	for part := range slices.Chunk(todo, batch) {
 		if err := j.ended(ctx); err != nil || j.late {
-			return errors.Join(err, w.end(last))
+			return err
 		}
 		gone, err := j.removeAll(ctx, find, part, w)
 		j.tell(ctx, gone)
@@ -106,7 +108,7 @@ func (j *job) manifests(ctx context.Context) error {
 			return err
 		}
 	}
-	return w.end(last)
+	return nil
 }
 
 // bounded is a context that ends when the time of the budget is spent.

@@ -2,6 +2,9 @@ package enforce
 
 import (
 	"context"
+	"errors"
+	"log/slog"
+	"path/filepath"
 	"slices"
 	"testing"
 	"testing/synctest"
@@ -10,6 +13,8 @@ import (
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
 	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
 	"github.com/kilnbuild/kiln/services/janitor/internal/plan"
+	"github.com/kilnbuild/kiln/services/janitor/internal/run"
+	"github.com/kilnbuild/kiln/services/janitor/internal/state"
 )
 
 // pushed is a storage that something was pushed to.
@@ -123,4 +128,39 @@ func TestWatchIsNeedless(t *testing.T) {
 			}
 		}
 	})
+}
+
+// failing is a registry in which one manifest cannot be removed.
+type failing struct {
+	Remote
+	digest content.Digest
+}
+
+var errFails = errors.New("it cannot be removed")
+
+func (f failing) Delete(_ context.Context, _ string, d content.Digest, _ []string) (bool, error) {
+	if d == f.digest {
+		return false, errFails
+	}
+	return true, nil
+}
+
+// What went before a removal that fails is looked for as well.
+func TestWatchLooksWhenARemovalFails(t *testing.T) {
+	store, err := state.Open(t.Context(), filepath.Join(t.TempDir(), "s.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = store.Close() }()
+	p := &pushed{wants: []inventory.Lack{{Repository: "r", Digest: "d"}}}
+	j := &job{
+		engine: &Engine{Options: Options{Storage: p, State: store, Remote: failing{digest: "e"}, Now: time.Now, Log: slog.New(slog.DiscardHandler)}},
+		active: newActive(run.Run{}, nil), allowed: map[string]bool{}, gone: map[string]bool{},
+	}
+	for _, digest := range []string{"d", "e"} {
+		j.given = append(j.given, plan.Verdict{Kind: plan.Manifest, Repository: "r", Digest: digest, Remove: true})
+	}
+	if err := j.manifests(t.Context()); !errors.Is(err, errFails) || !slices.Equal(p.mended, p.wants) {
+		t.Errorf("%v, mended %v", err, p.mended)
+	}
 }
