@@ -31,10 +31,10 @@ type Storage interface {
 	// Wanted is what of the digests that a run has taken is linked again, or named by a
 	// manifest that was not marked.
 	Wanted(ctx context.Context, marked inventory.Registry, taken func(content.Digest) bool) ([]inventory.Lack, error)
+	// WantedIn is Wanted in some repositories, of what was taken from each.
+	WantedIn(ctx context.Context, repositories []string, marked inventory.Registry, taken func(repository string, digest content.Digest) bool) ([]inventory.Lack, error)
 	// Atomic reports that what is written as something is taken is not lost for a moment either.
 	Atomic() bool
-	// WantedIn is the same for some repositories.
-	WantedIn(ctx context.Context, repositories []string, marked inventory.Registry, taken func(repository string, digest content.Digest) bool) ([]inventory.Lack, error)
 	// Retagged is what tags of repositories lead to of that which is gone, children first.
 	Retagged(ctx context.Context, repositories []string, gone func(repository string, digest content.Digest) bool) ([]inventory.Lack, error)
 	// Mend brings back from the quarantines what is lacking, and reports whether it is there.

@@ -156,6 +156,7 @@ func TestStorages(t *testing.T) {
 			"what is pushed within a tick is seen":          ticksAreSeen,
 			"blobs go and come back":                        blobsComeBack,
 			"what is wanted comes back":                     wantedComesBack,
+			"manifests that were marked want nothing":       markedWantNothing,
 			"tags tell what was pushed as it went":          retaggedComesBack,
 			"tags that lead nowhere go":                     lostTagsGo,
 			"journals are read as they were written":        journalsLast,
@@ -460,6 +461,21 @@ func wantedComesBack(f filled) {
 	mend(manifest)
 	if is := f.repository("r"); len(is.Manifests) != 1 || is.Tags[0].Digest != manifest {
 		t.Errorf("%+v", is)
+	}
+}
+
+func markedWantNothing(f filled) {
+	t := f.t
+	named := f.blob("named")
+	before := f.look()
+	f.revision("r", f.blob(fmt.Sprintf(`{"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"digest":%q,"size":5},"layers":[]}`, named)))
+	for want, marked := range []inventory.Registry{f.look(), before} {
+		all, err := f.Wanted(t.Context(), marked, func(d content.Digest) bool { return d == named })
+		f.ok(err)
+		in, err := f.WantedIn(t.Context(), []string{"r"}, marked, func(_ string, d content.Digest) bool { return d == named })
+		if f.ok(err); len(all) != want || len(in) != want {
+			t.Errorf("%d marked: %+v, in r: %+v", 1-want, all, in)
+		}
 	}
 }
 

@@ -27,7 +27,7 @@ func (s *Storage) Wanted(ctx context.Context, marked inventory.Registry, taken f
 	if err != nil {
 		return nil, err
 	}
-	known := knownIn(marked)
+	known := knownIn(marked, repositories)
 	found := make([][]inventory.Lack, len(repositories))
 	err = inParallel(ctx, len(repositories), func(i int) (err error) {
 		found[i], err = s.wantedIn(ctx, repositories[i], known[repositories[i]], taken)
@@ -36,9 +36,9 @@ func (s *Storage) Wanted(ctx context.Context, marked inventory.Registry, taken f
 	return slices.Concat(found...), err
 }
 
-// WantedIn is the same for some repositories.
+// WantedIn is Wanted in some repositories, of what was taken from each.
 func (s *Storage) WantedIn(ctx context.Context, repositories []string, marked inventory.Registry, taken func(repository string, digest content.Digest) bool) ([]inventory.Lack, error) {
-	known := knownIn(marked)
+	known := knownIn(marked, repositories)
 	found := make([][]inventory.Lack, len(repositories))
 	err := inParallel(ctx, len(repositories), func(i int) error {
 		name := repositories[i]
@@ -52,10 +52,16 @@ func (s *Storage) WantedIn(ctx context.Context, repositories []string, marked in
 	return slices.Concat(found...), err
 }
 
-// knownIn are the manifests that were marked, by repository.
-func knownIn(marked inventory.Registry) map[string]map[content.Digest]bool {
-	known := make(map[string]map[content.Digest]bool, len(marked.Repositories))
+// knownIn are the manifests that were marked, by repository, of those that are looked at.
+func knownIn(marked inventory.Registry, repositories []string) map[string]map[content.Digest]bool {
+	known := make(map[string]map[content.Digest]bool, len(repositories))
+	for _, name := range repositories {
+		known[name] = nil
+	}
 	for _, r := range marked.Repositories {
+		if _, looked := known[r.Name]; !looked {
+			continue
+		}
 		of := make(map[content.Digest]bool, len(r.Manifests))
 		for _, m := range r.Manifests {
 			of[m.Digest] = true

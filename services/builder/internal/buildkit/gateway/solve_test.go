@@ -259,8 +259,9 @@ func TestAStoppedBuilder(t *testing.T) {
 	}
 }
 
-// The status of a build is there once the daemon has it, and none is missed of one
-// that is ended before: its client gets the reason as the answer to its Solve.
+// The status of a build that is slow on its way to the daemon comes once the daemon
+// has it. That of one which is ended on its way just ends: its client gets the reason
+// as the answer to its Solve.
 func TestStatusOfABuildOnItsWay(t *testing.T) {
 	t.Run("arrives", func(t *testing.T) {
 		r := newRig(t)

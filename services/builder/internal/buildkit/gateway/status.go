@@ -22,7 +22,8 @@ import (
 // errHeld ends the daemon's search for a build that it does not get at once.
 var errHeld = errors.New("the daemon does not have the build")
 
-// askAgain is how long after an answer the daemon is asked for the same build.
+// askAgain is how long after its answer that it does not know a build the daemon is
+// asked again.
 const askAgain = 100 * time.Millisecond
 
 // status passes the Status of a build on. The daemon has it at once when the build
@@ -57,7 +58,7 @@ func (g *Gateway) status(down grpc.ServerStream, conn *grpc.ClientConn) error {
 		case status.Code(err) != codes.NotFound || s.expected():
 			return err
 		case s.ended():
-			return nil // on its way to the daemon
+			return nil // as it was on its way; its client gets the reason as the answer to its Solve
 		default:
 			select {
 			case <-time.After(askAgain):
