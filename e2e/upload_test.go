@@ -27,11 +27,12 @@ import (
 	errorsv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/errors/v1"
 )
 
-// sendArchive sends an archive as UploadContext wants it, and counts what it sent.
-func (s *stack) sendArchive(t *testing.T, archive io.Reader, digest string) (*builderv1.UploadContextResponse, int64, error) {
+// sendArchive sends an archive for a project as UploadContext wants it, and counts what
+// it sent.
+func (s *stack) sendArchive(t *testing.T, project string, archive io.Reader, digest string) (*builderv1.UploadContextResponse, int64, error) {
 	t.Helper()
 	stream := labtest.Must(s.api.UploadContext(labtest.Context(t, 2*time.Minute)))(t)
-	header := &builderv1.UploadHeader{Project: "uploads", Digest: digest}
+	header := &builderv1.UploadHeader{Project: project, Digest: digest}
 	err := stream.Send(&builderv1.UploadContextRequest{Piece: &builderv1.UploadContextRequest_Header{Header: header}})
 	var sent int64
 	piece := make([]byte, 512<<10)
@@ -52,10 +53,16 @@ func (s *stack) sendArchive(t *testing.T, archive io.Reader, digest string) (*bu
 	return res, sent, err
 }
 
-// stored sends an archive that must be taken.
+// stored sends an archive that must be taken, for the default project.
 func (s *stack) stored(t *testing.T, archive io.Reader, digest string) *builderv1.UploadContextResponse {
 	t.Helper()
-	res, _, err := s.sendArchive(t, archive, digest)
+	return s.storedFor(t, "default", archive, digest)
+}
+
+// storedFor sends an archive that must be taken.
+func (s *stack) storedFor(t *testing.T, project string, archive io.Reader, digest string) *builderv1.UploadContextResponse {
+	t.Helper()
+	res, _, err := s.sendArchive(t, project, archive, digest)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -189,7 +196,7 @@ func TestBadArchivesAreRefusedAndLeaveNothing(t *testing.T) {
 		"ten million":    {huge, "", codes.ResourceExhausted, "LIMIT_REACHED"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, _, err := s.sendArchive(t, c.archive, c.digest)
+			_, _, err := s.sendArchive(t, "default", c.archive, c.digest)
 			refused(t, err, c.code, c.reason, "")
 			labtest.Eventually(t, 5*time.Second, "nothing of it is left", func() bool { return onDisk(t, dir) == before })
 		})
@@ -235,7 +242,7 @@ func TestUploadsOfTheSameContent(t *testing.T) {
 	sum := sha256.Sum256(archive)
 	announced := "sha256:" + hex.EncodeToString(sum[:])
 	s.stored(t, bytes.NewReader(archive), announced)
-	res, sent, err := s.sendArchive(t, io.MultiReader(bytes.NewReader(archive[:512]), stalling{}), announced)
+	res, sent, err := s.sendArchive(t, "default", io.MultiReader(bytes.NewReader(archive[:512]), stalling{}), announced)
 	if err != nil || res.GetDigest() != first.GetDigest() || sent > 8<<20 {
 		t.Errorf("an archive that is here already: %v after %d bytes, %v", res, sent, err)
 	}
@@ -284,7 +291,7 @@ func TestOnlyChangesTravelToTheDaemon(t *testing.T) {
 		return all
 	}
 	bytesOf := func(changed string) int64 {
-		up := s.stored(t, bytes.NewReader(tarOf(t, headers(changed)...)), "")
+		up := s.storedFor(t, "travel", bytes.NewReader(tarOf(t, headers(changed)...)), "")
 		start := proxy.Bytes()
 		s.succeed(t, &builderv1.BuildSpec{
 			Project: "travel", Outputs: push(s.ref("travel")),
@@ -316,7 +323,7 @@ func TestLostContentFailsTheBuild(t *testing.T) {
 			archive := tarOf(t, entry("Dockerfile", "FROM scratch\nCOPY . /\n"), entry("file", content))
 			sum := sha256.Sum256([]byte(content))
 			digits := hex.EncodeToString(sum[:])
-			up := s.stored(t, bytes.NewReader(archive), "")
+			up := s.storedFor(t, "lost-"+name, bytes.NewReader(archive), "")
 			if err := damage(filepath.Join(s.Builder.State, "contexts", "blobs/sha256", digits[:2], digits)); err != nil {
 				t.Fatal(err)
 			}
@@ -329,7 +336,7 @@ func TestLostContentFailsTheBuild(t *testing.T) {
 			if _, failure := s.fail(t, spec); failure.GetReason() != errorsv1.Reason_REASON_NOT_FOUND {
 				t.Errorf("reason %s, want NOT_FOUND", failure.GetReason())
 			}
-			again := s.stored(t, bytes.NewReader(archive), "")
+			again := s.storedFor(t, "lost-"+name, bytes.NewReader(archive), "")
 			if again.GetDigest() != up.GetDigest() {
 				t.Errorf("digest %s, then %s", up.GetDigest(), again.GetDigest())
 			}

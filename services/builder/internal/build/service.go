@@ -308,8 +308,14 @@ func (s *Service) find(id string) *live {
 
 func (s *Service) named(id string, err error) error {
 	if errors.Is(err, ErrUnknown) {
-		return fault.New(fault.NotFound, "NOT_FOUND", fmt.Sprintf("build %q is not known", id),
-			"check the id with ListBuilds; records of old builds go as retention says")
+		return NotFound(id)
 	}
 	return err
+}
+
+// NotFound returns the NOT_FOUND fault for a build that is not there, or that the
+// caller may not see: the two must not differ.
+func NotFound(id string) error {
+	return fault.New(fault.NotFound, "NOT_FOUND", fmt.Sprintf("build %q is not known", id),
+		"check the id with ListBuilds; records of old builds go as retention says")
 }

@@ -137,7 +137,7 @@ func (j *job) files(field string, c build.Context) (_ fsutil.FS, key string, _ e
 		j.keep(root)
 		return fsutil.NewRootFS(fsutil.NewRoot(root)), "directory:" + c.Directory.Path, nil
 	case c.Uploaded != nil:
-		tree, err := j.daemon.opts.Contexts.Open(c.Uploaded.Digest)
+		tree, err := j.daemon.opts.Contexts.Open(j.spec.Project, c.Uploaded.Digest)
 		if err != nil {
 			return nil, "", inField(field+".uploaded.digest", err)
 		}

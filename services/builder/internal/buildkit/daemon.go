@@ -53,10 +53,10 @@ type Options struct {
 // Contexts keeps contexts by the digest of their content. See package contextstore,
 // which is it.
 type Contexts interface {
-	// Open opens a context, which stays until it is closed, or is a NOT_FOUND fault.
-	Open(digest string) (*contextstore.Tree, error)
-	// Fetch gets the context in an archive, bounded in time and size.
-	Fetch(ctx context.Context, client *http.Client, url, digest string) (contextstore.Info, error)
+	// Open opens a context of a project, which stays until it is closed, or is a NOT_FOUND fault.
+	Open(project, digest string) (*contextstore.Tree, error)
+	// Fetch gets the context in an archive for a project, bounded in time and size.
+	Fetch(ctx context.Context, client *http.Client, project, url, digest string) (contextstore.Info, error)
 }
 
 // Artifacts keeps what builds give besides images in a registry.

@@ -26,26 +26,26 @@ const showFetch = 250 * time.Millisecond
 // fetch fetches the archives among the contexts of a spec, as steps of the build,
 // and returns the spec with what they hold in their place.
 func (r *run) fetch(ctx context.Context, spec build.Spec) (_ build.Spec, err error) {
-	if spec.Context, err = r.fetched(ctx, spec.Context); err != nil {
+	if spec.Context, err = r.fetched(ctx, spec.Project, spec.Context); err != nil {
 		return spec, err
 	}
 	spec.NamedContexts = maps.Clone(spec.NamedContexts)
 	for _, name := range slices.Sorted(maps.Keys(spec.NamedContexts)) {
-		if spec.NamedContexts[name], err = r.fetched(ctx, spec.NamedContexts[name]); err != nil {
+		if spec.NamedContexts[name], err = r.fetched(ctx, spec.Project, spec.NamedContexts[name]); err != nil {
 			return spec, err
 		}
 	}
 	return spec, nil
 }
 
-func (r *run) fetched(ctx context.Context, c build.Context) (build.Context, error) {
+func (r *run) fetched(ctx context.Context, project string, c build.Context) (build.Context, error) {
 	if c.HTTP == nil {
 		return c, nil
 	}
 	started := time.Now()
 	step := client.Vertex{Name: fetchStep + bare(c.HTTP.URL), Digest: digest.FromString(c.HTTP.URL), Started: &started}
 	r.update(&client.SolveStatus{Vertexes: []*client.Vertex{&step}})
-	info, err := r.download(ctx, *c.HTTP, step.Digest)
+	info, err := r.download(ctx, project, *c.HTTP, step.Digest)
 	ended, now := step, time.Now()
 	ended.Completed = &now
 	if err != nil {
@@ -57,7 +57,9 @@ func (r *run) fetched(ctx context.Context, c build.Context) (build.Context, erro
 
 // download fetches an archive into the store of contexts, which bounds how long that
 // may take, and tells how far it has come.
-func (r *run) download(ctx context.Context, from build.HTTPContext, step digest.Digest) (contextstore.Info, error) {
+func (r *run) download(
+	ctx context.Context, project string, from build.HTTPContext, step digest.Digest,
+) (contextstore.Info, error) {
 	type answer struct {
 		info contextstore.Info
 		err  error
@@ -65,7 +67,7 @@ func (r *run) download(ctx context.Context, from build.HTTPContext, step digest.
 	var moved counter
 	done := make(chan answer, 1)
 	go func() {
-		info, err := r.daemon.opts.Contexts.Fetch(ctx, moved.watch(r.daemon.opts.Guard.Client(0)), from.URL, from.Digest)
+		info, err := r.daemon.opts.Contexts.Fetch(ctx, moved.watch(r.daemon.opts.Guard.Client(0)), project, from.URL, from.Digest)
 		done <- answer{info, err}
 	}()
 	started := time.Now()

@@ -51,11 +51,11 @@ func storedTreeIn(t *testing.T, dir string, files map[string]string) *contextsto
 	if err != nil {
 		t.Fatal(err)
 	}
-	info, err := store.Put(t.Context(), &b, "")
+	info, err := store.Put(t.Context(), "web", &b, "")
 	if err != nil {
 		t.Fatal(errors.Join(err, store.Close()))
 	}
-	tree, err := store.Open(info.Digest)
+	tree, err := store.Open("web", info.Digest)
 	if err != nil {
 		t.Fatal(errors.Join(err, store.Close()))
 	}

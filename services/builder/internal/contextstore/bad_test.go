@@ -147,7 +147,7 @@ func TestPutRefuses(t *testing.T) {
 	before := onDisk(t, dir)
 	for name, c := range badArchives(t) {
 		t.Run(name, func(t *testing.T) {
-			_, err := s.Put(t.Context(), bytes.NewReader(c.archive), c.want)
+			_, err := s.Put(t.Context(), project, bytes.NewReader(c.archive), c.want)
 			f := wantFault(t, err, c.kind, c.reason)
 			if !strings.Contains(f.Error(), c.says) {
 				t.Errorf("says %q, want %q", f.Error(), c.says)
@@ -160,7 +160,7 @@ func TestPutRefuses(t *testing.T) {
 			}
 		})
 	}
-	if _, err := s.Use(kept.Digest); err != nil {
+	if _, err := s.Use(project, kept.Digest); err != nil {
 		t.Error(err)
 	}
 }

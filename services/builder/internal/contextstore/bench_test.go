@@ -39,7 +39,7 @@ func BenchmarkPut(b *testing.B) {
 
 func benchPut(b *testing.B, s *contextstore.Store, archive []byte) {
 	b.Helper()
-	if _, err := s.Put(b.Context(), bytes.NewReader(archive), ""); err != nil {
+	if _, err := s.Put(b.Context(), project, bytes.NewReader(archive), ""); err != nil {
 		b.Fatal(err)
 	}
 }

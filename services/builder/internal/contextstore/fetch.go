@@ -12,7 +12,7 @@ import (
 	"github.com/kilnbuild/kiln/pkg/fault"
 )
 
-// Fetch stores the context in the archive behind a URL, and counts as its use. An
+// Fetch stores the context in the archive behind a URL for a project, and counts as its use. An
 // archive that is known and unchanged is not fetched again: one whose digest is
 // wanted without asking, others when the server says so. client decides which
 // hosts and redirects are followed; a *fault.Error of its transport is returned
@@ -20,7 +20,7 @@ import (
 //
 // Errors: those of Put; faults NOT_FOUND (SOURCE_NOT_FOUND), PERMISSION_DENIED
 // (SOURCE_DENIED), UNAVAILABLE (SOURCE_NOT_FOUND) and DEADLINE_EXCEEDED.
-func (s *Store) Fetch(ctx context.Context, client *http.Client, from, want string) (Info, error) {
+func (s *Store) Fetch(ctx context.Context, client *http.Client, project, from, want string) (Info, error) {
 	var digest *Digest
 	if want != "" {
 		d, err := ParseDigest(want)
@@ -34,18 +34,20 @@ func (s *Store) Fetch(ctx context.Context, client *http.Client, from, want strin
 	ctx, cancel := context.WithTimeoutCause(ctx, s.limits.FetchTimeout, late)
 	defer cancel()
 
-	known := s.known(from)
+	known := s.known(urlName(project, from))
 	if known.Archive != "" && known.Archive == want {
-		return s.Use(known.Context)
+		return s.Use(project, known.Context)
 	}
-	info, err := s.fetch(ctx, client, from, digest, known)
+	info, err := s.fetch(ctx, client, project, from, digest, known)
 	if err != nil && errors.Is(ctx.Err(), context.DeadlineExceeded) && fault.KindOf(err) != fault.DeadlineExceeded {
 		return Info{}, context.Cause(ctx)
 	}
 	return info, err
 }
 
-func (s *Store) fetch(ctx context.Context, client *http.Client, from string, want *Digest, known fetched) (Info, error) {
+func (s *Store) fetch(
+	ctx context.Context, client *http.Client, project, from string, want *Digest, known fetched,
+) (Info, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, nil)
 	if err != nil {
 		return Info{}, unreachable(from, err)
@@ -62,23 +64,23 @@ func (s *Store) fetch(ctx context.Context, client *http.Client, from string, wan
 	}
 	defer res.Body.Close()
 	if res.StatusCode == http.StatusNotModified && known.Context != "" {
-		if info, err := s.Use(known.Context); err == nil {
+		if info, err := s.Use(project, known.Context); err == nil {
 			return info, nil
 		}
-		return s.fetch(ctx, client, from, want, fetched{}) // it was swept just now
+		return s.fetch(ctx, client, project, from, want, fetched{}) // it was swept just now
 	}
 	if res.StatusCode != http.StatusOK {
 		return Info{}, answered(from, res.StatusCode)
 	}
 	archive := &packed{from: res.Body, sum: sha256.New()}
-	info, err := s.put(ctx, archive, want)
+	info, err := s.put(ctx, project, archive, want)
 	if err != nil {
 		if archive.failed != nil && errors.Is(err, archive.failed) {
 			return Info{}, unreachable(from, archive.failed)
 		}
 		return Info{}, err
 	}
-	s.remember(ctx, from, fetched{
+	s.remember(ctx, urlName(project, from), fetched{
 		Context: info.Digest, Archive: archive.digest().String(),
 		ETag: res.Header.Get("ETag"), LastModified: lastModified(res.Header),
 	})

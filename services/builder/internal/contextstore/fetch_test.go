@@ -48,7 +48,7 @@ func TestFetchAgain(t *testing.T) {
 	}{
 		{"", 1, 1}, {"", 2, 1}, {digestOf(good(t)), 2, 1}, {"", 3, 1},
 	} {
-		info, err := s.Fetch(t.Context(), http.DefaultClient, from+"/?token=s3cret", step.want)
+		info, err := s.Fetch(t.Context(), http.DefaultClient, project, from+"/?token=s3cret", step.want)
 		if err != nil || info.Digest != put(t, s, good(t)).Digest {
 			t.Fatalf("step %d: %+v, %v", i, info, err)
 		}
@@ -58,11 +58,11 @@ func TestFetchAgain(t *testing.T) {
 	}
 	changed := tarOf(t, item{Name: "a", Body: "changed"})
 	set(changed)
-	if info, err := s.Fetch(t.Context(), http.DefaultClient, from+"/?token=s3cret", ""); err != nil || info.Digest != put(t, s, changed).Digest {
+	if info, err := s.Fetch(t.Context(), http.DefaultClient, project, from+"/?token=s3cret", ""); err != nil || info.Digest != put(t, s, changed).Digest {
 		t.Errorf("changed: %+v, %v", info, err)
 	}
 	before := onDisk(t, dir)
-	_, err := s.Fetch(t.Context(), http.DefaultClient, from+"/other", digestOf([]byte("other")))
+	_, err := s.Fetch(t.Context(), http.DefaultClient, project, from+"/other", digestOf([]byte("other")))
 	_ = wantFault(t, err, fault.InvalidArgument, "DIGEST_MISMATCH")
 	if after := onDisk(t, dir); after != before || strings.Contains(after, "s3cret") {
 		t.Errorf("left behind:\n%s", after)
@@ -85,11 +85,11 @@ func TestFetchAgainByTime(t *testing.T) {
 				http.ServeContent(w, r, "", changed, bytes.NewReader(*archive.Load()))
 			})
 			s, _ := newStore(t, limits())
-			if _, err := s.Fetch(t.Context(), http.DefaultClient, from, ""); err != nil {
+			if _, err := s.Fetch(t.Context(), http.DefaultClient, project, from, ""); err != nil {
 				t.Fatal(err)
 			}
 			archive.Store(&second) // with the same time
-			if info, err := s.Fetch(t.Context(), http.DefaultClient, from, ""); err != nil || info.Digest != put(t, s, c.want).Digest {
+			if info, err := s.Fetch(t.Context(), http.DefaultClient, project, from, ""); err != nil || info.Digest != put(t, s, c.want).Digest {
 				t.Errorf("%+v, %v", info, err)
 			}
 		})
@@ -130,7 +130,7 @@ func TestFetchFails(t *testing.T) {
 			bounds.FetchTimeout = time.Second
 			s, dir := newStore(t, bounds)
 			before := onDisk(t, dir)
-			_, err := s.Fetch(t.Context(), client, strings.Replace(from, "http://", "http://user:s3cret@", 1)+"/a.tar?s3cret", "")
+			_, err := s.Fetch(t.Context(), client, project, strings.Replace(from, "http://", "http://user:s3cret@", 1)+"/a.tar?s3cret", "")
 			failed := wantFault(t, err, c.kind, c.reason)
 			if text := err.Error() + failed.Remedy + failed.Value; strings.Contains(text, "s3cret") {
 				t.Errorf("tells the secret: %s", text)

@@ -27,7 +27,7 @@ func FuzzPut(f *testing.F) {
 	bounds.MaxBytes = 1 << 20
 	s, dir := newStore(f, bounds)
 	f.Fuzz(func(t *testing.T, archive []byte) {
-		info, err := s.Put(t.Context(), bytes.NewReader(archive), "")
+		info, err := s.Put(t.Context(), project, bytes.NewReader(archive), "")
 		if err == nil {
 			if got := describe(t, s, info.Digest); got != describe(t, s, put(t, s, archive).Digest) {
 				t.Errorf("twice the same archive, and two contexts: %s", got)

@@ -151,7 +151,7 @@ func digestOf(data []byte) string { return fmt.Sprintf("sha256:%x", sha256.Sum25
 
 func put(t testing.TB, s *contextstore.Store, archive []byte) contextstore.Info {
 	t.Helper()
-	info, err := s.Put(t.Context(), bytes.NewReader(archive), "")
+	info, err := s.Put(t.Context(), project, bytes.NewReader(archive), "")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -161,7 +161,7 @@ func put(t testing.TB, s *contextstore.Store, archive []byte) contextstore.Info 
 // describe tells all of a context, contents included.
 func describe(t testing.TB, s *contextstore.Store, digest string) string {
 	t.Helper()
-	tree, err := s.Open(digest)
+	tree, err := s.Open(project, digest)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,7 +27,7 @@ func sweep(t *testing.T, s *contextstore.Store) int64 {
 }
 
 func has(s *contextstore.Store, info contextstore.Info) bool {
-	tree, err := s.Open(info.Digest)
+	tree, err := s.Open(project, info.Digest)
 	if err != nil {
 		return false
 	}
@@ -47,19 +47,19 @@ func TestSweepByAge(t *testing.T) {
 	if want := start.Add(48 * time.Hour); !old.Expires.Equal(want) {
 		t.Errorf("expires %s, want %s", old.Expires, want)
 	}
-	tree, err := s.Open(held.Digest)
+	tree, err := s.Open(project, held.Digest)
 	if err != nil {
 		t.Fatal(err)
 	}
 	at.Add(47 * time.Hour)
-	if info, err := s.Use(used.Digest); err != nil || !info.Expires.Equal(start.Add(95*time.Hour)) {
+	if info, err := s.Use(project, used.Digest); err != nil || !info.Expires.Equal(start.Add(95*time.Hour)) {
 		t.Errorf("%+v, %v", info, err)
 	}
 	at.Add(2 * time.Hour)
 	if freed := sweep(t, s); freed < int64(len("old")) || blobs(t, dir) != 3 {
 		t.Errorf("freed %d bytes; %d contents are left, want 3", freed, blobs(t, dir))
 	}
-	if _, err := s.Use(old.Digest); fault.KindOf(err) != fault.NotFound {
+	if _, err := s.Use(project, old.Digest); fault.KindOf(err) != fault.NotFound {
 		t.Errorf("the old one: %v", err)
 	}
 	if got, err := readFile(tree, "held"); err != nil || string(got) != "held" {
@@ -92,7 +92,7 @@ func TestSweepByBytes(t *testing.T) {
 		t.Fatalf("freed %d bytes", freed)
 	}
 	at.Add(time.Minute)
-	if _, err := s.Use(all[1].Digest); err != nil { // the oldest that is left
+	if _, err := s.Use(project, all[1].Digest); err != nil { // the oldest that is left
 		t.Fatal(err)
 	}
 	put(t, s, tarOf(t, item{Name: "own", Body: strings.Repeat("n", 500)}))
@@ -122,7 +122,7 @@ func TestDamagedContent(t *testing.T) {
 			if err := damage(found[0]); err != nil {
 				t.Fatal(err)
 			}
-			tree, err := s.Open(info.Digest)
+			tree, err := s.Open(project, info.Digest)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -151,26 +151,26 @@ func TestKnown(t *testing.T) {
 	archive := good(t)
 	announced := digestOf(archive)
 	put(t, s, archive)
-	if _, ok := s.Known(announced); ok {
+	if _, ok := s.Known(project, announced); ok {
 		t.Error("known, though nobody told its digest")
 	}
-	info, err := s.Put(t.Context(), strings.NewReader(string(archive)), announced)
+	info, err := s.Put(t.Context(), project, strings.NewReader(string(archive)), announced)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for name, store := range map[string]*contextstore.Store{"this": s, "the next": open(t, dir, limits(), at.Now)} {
-		if known, ok := store.Known(announced); !ok || known != info {
+		if known, ok := store.Known(project, announced); !ok || known != info {
 			t.Errorf("%s process: %+v, %t", name, known, ok)
 		}
 		for _, other := range []string{"", "sha256:", digestOf([]byte("other")), info.Digest} {
-			if _, ok := store.Known(other); ok {
+			if _, ok := store.Known(project, other); ok {
 				t.Errorf("%s process: %q is known", name, other)
 			}
 		}
 	}
 	at.Add(49 * time.Hour)
 	sweep(t, s)
-	if _, ok := s.Known(announced); ok {
+	if _, ok := s.Known(project, announced); ok {
 		t.Error("known, though the context is gone")
 	}
 	if left, err := os.ReadDir(filepath.Join(dir, "fetched")); err != nil || len(left) != 0 {
@@ -189,14 +189,14 @@ func TestKnownIsBounded(t *testing.T) {
 		}
 	}
 	s := open(t, dir, limits(), time.Now)
-	if _, err := s.Put(t.Context(), strings.NewReader(string(good(t))), digestOf(good(t))); err != nil {
+	if _, err := s.Put(t.Context(), project, strings.NewReader(string(good(t))), digestOf(good(t))); err != nil {
 		t.Fatal(err)
 	}
 	left, err := os.ReadDir(filepath.Join(dir, "fetched"))
 	if err != nil || len(left) > 4096 {
 		t.Errorf("%d are remembered, %v", len(left), err)
 	}
-	if _, ok := s.Known(digestOf(good(t))); !ok {
+	if _, ok := s.Known(project, digestOf(good(t))); !ok {
 		t.Error("the newest is forgotten")
 	}
 }
@@ -242,7 +242,7 @@ func TestKilled(t *testing.T) {
 		contents := make(map[contextstore.Digest]bool)
 		for _, digest := range contexts(t, dir) {
 			describe(t, s, digest)
-			tree, err := s.Open(digest)
+			tree, err := s.Open(project, digest)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// fetched is what an archive was: one behind a URL, or one that was put.
+// fetched is what an archive of a project was: one behind a URL, or one that was put.
 type fetched struct {
 	Context      string // digest of the context
 	Archive      string // digest of the bytes
@@ -19,25 +19,29 @@ type fetched struct {
 	LastModified string
 }
 
-// Known returns the context of an archive that was put with this digest of its
+// Known returns the context of an archive that the project put with this digest of its
 // bytes, if it is still there, so that the archive need not come again. It counts
-// as a use.
-func (s *Store) Known(archive string) (Info, bool) {
+// as a use. What other projects put is not known.
+func (s *Store) Known(project, archive string) (Info, bool) {
 	digest, err := ParseDigest(archive)
 	if err != nil {
 		return Info{}, false
 	}
-	known := s.known(archiveName(digest))
+	known := s.known(archiveName(project, digest))
 	if known.Context == "" {
 		return Info{}, false
 	}
-	info, err := s.Use(known.Context)
+	info, err := s.Use(project, known.Context)
 	return info, err == nil
 }
 
-// archiveName stands for an archive among the URLs that are remembered: no URL
-// begins so.
-func archiveName(digest Digest) string { return "archive " + digest.String() }
+// archiveName stands for an archive that a project put among what is remembered.
+func archiveName(project string, digest Digest) string {
+	return "archive " + project + " " + digest.String()
+}
+
+// urlName stands for a URL that a project fetched among what is remembered.
+func urlName(project, from string) string { return "url " + project + " " + from }
 
 // known is what is remembered of a URL, and zero when its context is gone.
 func (s *Store) known(from string) fetched {

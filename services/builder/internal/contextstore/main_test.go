@@ -39,7 +39,7 @@ func putForever(dir string) {
 		if archive, err = writeTar(items); err != nil {
 			break
 		}
-		if _, err = s.Put(context.Background(), bytes.NewReader(archive), ""); err == nil {
+		if _, err = s.Put(context.Background(), project, bytes.NewReader(archive), ""); err == nil {
 			_, err = s.Sweep(context.Background())
 		}
 	}

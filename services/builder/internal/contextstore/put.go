@@ -11,7 +11,7 @@ import (
 	"sync"
 )
 
-// Put reads an archive to its end and stores the context in it: a tar, plain or
+// Put reads an archive to its end and stores the context in it for a project: a tar, plain or
 // compressed by gzip or zstd. want is the digest that the bytes must have as they
 // come, "sha256:…", or empty. The same files give the same context, whatever the
 // order, owners, compression and padding of the archive; modes, times to the
@@ -21,22 +21,22 @@ import (
 // Errors: those of reading, as they are; faults INVALID_ARGUMENT with
 // ARCHIVE_INVALID or DIGEST_MISMATCH, RESOURCE_EXHAUSTED with LIMIT_REACHED or
 // DISK_FULL. After an error nothing is left.
-func (s *Store) Put(ctx context.Context, archive io.Reader, want string) (Info, error) {
+func (s *Store) Put(ctx context.Context, project string, archive io.Reader, want string) (Info, error) {
 	if want == "" {
-		return s.put(ctx, &packed{from: archive}, nil)
+		return s.put(ctx, project, &packed{from: archive}, nil)
 	}
 	digest, err := ParseDigest(want)
 	if err != nil {
 		return Info{}, err
 	}
-	info, err := s.put(ctx, &packed{from: archive, sum: sha256.New()}, &digest)
+	info, err := s.put(ctx, project, &packed{from: archive, sum: sha256.New()}, &digest)
 	if err == nil {
-		s.remember(ctx, archiveName(digest), fetched{Context: info.Digest})
+		s.remember(ctx, archiveName(project, digest), fetched{Context: info.Digest})
 	}
 	return info, err
 }
 
-func (s *Store) put(ctx context.Context, archive *packed, want *Digest) (_ Info, err error) {
+func (s *Store) put(ctx context.Context, project string, archive *packed, want *Digest) (_ Info, err error) {
 	st, err := s.newStage()
 	if err != nil {
 		return Info{}, err
@@ -61,7 +61,7 @@ func (s *Store) put(ctx context.Context, archive *packed, want *Digest) (_ Info,
 	if want != nil && archive.digest() != *want {
 		return Info{}, mismatch(want.String(), archive.digest().String())
 	}
-	return s.publish(ctx, st, m)
+	return s.publish(ctx, project, st, m)
 }
 
 // buffers are for the content of files: one write for most.
@@ -165,8 +165,8 @@ func (s *Store) hasBlob(d Digest, size int64) bool {
 	return err == nil && info.Mode().IsRegular() && info.Size() == size
 }
 
-// publish gives a complete context and its blobs their names.
-func (s *Store) publish(ctx context.Context, st *stage, m manifest) (Info, error) {
+// publish gives a complete context and its blobs their names, and its project a part in it.
+func (s *Store) publish(ctx context.Context, project string, st *stage, m manifest) (Info, error) {
 	digest, size, err := writeManifest(st.root, manifestName, m)
 	if err != nil {
 		return Info{}, err
@@ -174,6 +174,9 @@ func (s *Store) publish(ctx context.Context, st *stage, m manifest) (Info, error
 	s.change.Lock()
 	defer s.change.Unlock()
 	added, err := s.publishBlobs(st, m)
+	if err == nil {
+		err = s.own(digest, project)
+	}
 	if err == nil {
 		err = onDisk(s.root.Rename(st.path+"/"+manifestName, manifestPath(digest)))
 	}
@@ -185,7 +188,7 @@ func (s *Store) publish(ctx context.Context, st *stage, m manifest) (Info, error
 	if err := s.syncDir(contextDir); err != nil {
 		s.log.WarnContext(ctx, "the directory of contexts cannot be synced", "error", err)
 	}
-	return s.note(digest, m.totals, size, added), nil
+	return s.note(digest, project, m.totals, size, added), nil
 }
 
 // publishBlobs moves the blobs that the store lacks out of the stage, and returns
@@ -205,16 +208,16 @@ func (s *Store) publishBlobs(st *stage, m manifest) (added int64, _ error) {
 }
 
 // note puts a published context into the index.
-func (s *Store) note(d Digest, sums totals, size, added int64) Info {
+func (s *Store) note(d Digest, project string, sums totals, size, added int64) Info {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := s.contexts[d]
 	if c == nil {
-		c = &kept{totals: sums, size: size}
+		c = &kept{totals: sums, size: size, owners: make(map[string]bool)}
 		s.contexts[d] = c
 		s.used += size
 	}
-	c.broken = false
+	c.broken, c.owners[project] = false, true
 	s.used += added
 	return s.touch(d, c)
 }

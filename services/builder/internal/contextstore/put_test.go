@@ -45,7 +45,7 @@ func TestPut(t *testing.T) {
 		t.Errorf("%d contents on disk, want 4: what is the same is stored once", n)
 	}
 	again := open(t, dir, limits(), clock.Now)
-	if got, err := again.Use(info.Digest); err != nil || got != info {
+	if got, err := again.Use(project, info.Digest); err != nil || got != info {
 		t.Errorf("after opening again: %+v, %v; want %+v", got, err, info)
 	}
 }
@@ -54,7 +54,7 @@ func TestPut(t *testing.T) {
 func TestEntriesAreInTransferOrder(t *testing.T) {
 	s, _ := newStore(t, limits())
 	info := put(t, s, tarOf(t, item{Name: "a.b"}, item{Name: "a/b"}, item{Name: "a-b/c"}, item{Name: "a!"}, item{Name: "b"}))
-	tree, err := s.Open(info.Digest)
+	tree, err := s.Open(project, info.Digest)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,7 +110,7 @@ func TestWhatMakesTheDigest(t *testing.T) {
 func TestPutChecksTheDigestOfTheBytes(t *testing.T) {
 	s, _ := newStore(t, limits())
 	for name, archive := range map[string][]byte{"plain": good(t), "gzip": gzipOf(t, good(t)), "zstd": zstdOf(t, good(t))} {
-		if _, err := s.Put(t.Context(), bytes.NewReader(archive), digestOf(archive)); err != nil {
+		if _, err := s.Put(t.Context(), project, bytes.NewReader(archive), digestOf(archive)); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
@@ -163,7 +163,7 @@ func TestSameFilesAreTheSameContext(t *testing.T) {
 		if again := put(t, s, archive); again.Digest != first.Digest {
 			rt.Fatalf("another digest for the same files: %+v", items)
 		}
-		open, err := s.Open(first.Digest)
+		open, err := s.Open(project, first.Digest)
 		if err != nil {
 			rt.Fatal(err)
 		}
@@ -192,12 +192,12 @@ func TestPutAtOnce(t *testing.T) {
 	var wg sync.WaitGroup
 	for i := range 32 {
 		wg.Go(func() {
-			info, err := s.Put(t.Context(), bytes.NewReader(archives[i%len(archives)]), "")
+			info, err := s.Put(t.Context(), project, bytes.NewReader(archives[i%len(archives)]), "")
 			if err != nil {
 				t.Error(err)
 				return
 			}
-			tree, err := s.Open(info.Digest)
+			tree, err := s.Open(project, info.Digest)
 			if err != nil {
 				t.Error(err)
 				return
@@ -244,12 +244,12 @@ func TestPutAndSweepAtOnce(t *testing.T) {
 	for range 4 {
 		putting.Go(func() {
 			for range 50 {
-				info, err := s.Put(t.Context(), bytes.NewReader(archive), "")
+				info, err := s.Put(t.Context(), project, bytes.NewReader(archive), "")
 				if err != nil {
 					t.Error(err)
 					return
 				}
-				tree, err := s.Open(info.Digest)
+				tree, err := s.Open(project, info.Digest)
 				if err != nil {
 					continue // swept
 				}
@@ -286,13 +286,13 @@ func TestPutEndsWithItsSender(t *testing.T) {
 	for name, archive := range map[string][]byte{"plain": whole, "gzip": gzipOf(t, whole), "zstd": zstdOf(t, whole)} {
 		for _, part := range []int{0, 3, len(archive) / 2, len(archive)} {
 			broken := io.MultiReader(bytes.NewReader(archive[:part]), errReader{})
-			if _, err := s.Put(t.Context(), broken, ""); !errors.Is(err, errAway) {
+			if _, err := s.Put(t.Context(), project, broken, ""); !errors.Is(err, errAway) {
 				t.Errorf("%s, %d bytes: %v, want the sender's error", name, part, err)
 			}
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		cancelling := io.MultiReader(bytes.NewReader(archive[:len(archive)/2]), callReader(cancel), bytes.NewReader(archive[len(archive)/2:]))
-		if _, err := s.Put(ctx, cancelling, ""); !errors.Is(err, context.Canceled) {
+		if _, err := s.Put(ctx, project, cancelling, ""); !errors.Is(err, context.Canceled) {
 			t.Errorf("%s, cancelled: %v", name, err)
 		}
 	}
@@ -338,7 +338,7 @@ func TestTenMillionEntries(t *testing.T) {
 	stream := &entries{left: 10_000_000}
 	copy(stream.header[:], tarOf(t, item{Name: "x"}))
 	began := time.Now()
-	_, err := s.Put(t.Context(), stream, "")
+	_, err := s.Put(t.Context(), project, stream, "")
 	f := wantFault(t, err, fault.ResourceExhausted, "LIMIT_REACHED")
 	if f.Metadata["limit"] != "contexts.max_entries" {
 		t.Errorf("names %q", f.Metadata["limit"])
@@ -367,7 +367,7 @@ func TestDiskFull(t *testing.T) {
 		small[i] = item{Name: itoa(i), Body: strings.Repeat(itoa(i%10), 100_000) + itoa(i)}
 	}
 	for name, archive := range map[string][]byte{"large": tarOf(t, large), "small": tarOf(t, small...)} {
-		_, err := s.Put(t.Context(), bytes.NewReader(archive), "")
+		_, err := s.Put(t.Context(), project, bytes.NewReader(archive), "")
 		_ = wantFault(t, err, fault.ResourceExhausted, "DISK_FULL")
 		if after := onDisk(t, dir); after != before {
 			t.Errorf("%s: left behind\n%s", name, after)

@@ -7,7 +7,8 @@
 //
 //	blobs/sha256/ab/abcd…   contents
 //	contexts/abcd…          manifests; their time is that of the last use
-//	fetched/abcd…           what an archive was, by the digest of its URL or by its own
+//	owners/abcd….web        empty: the context is of the project "web"
+//	fetched/abcd…           what an archive of a project was, by its URL or its digest
 //	incoming/…              what is under way: archives that are being read, and the
 //	                        mark of a sweep
 //
@@ -74,14 +75,16 @@ type kept struct {
 	totals
 	size   int64 // bytes of its manifest
 	used   time.Time
-	open   int  // trees
-	broken bool // content is missing or damaged: it goes with the next sweep
+	open   int             // trees
+	broken bool            // content is missing or damaged: it goes with the next sweep
+	owners map[string]bool // projects; only they see it
 }
 
 // Directories of a store.
 const (
 	blobDir     = "blobs/sha256"
 	contextDir  = "contexts"
+	ownersDir   = "owners"
 	fetchedDir  = "fetched"
 	incomingDir = "incoming"
 )
@@ -97,7 +100,7 @@ func Open(dir string, limits Limits, log *slog.Logger, now func() time.Time) (_ 
 		return nil, onDisk(err)
 	}
 	s := &Store{root: root, limits: limits, log: log, now: now, contexts: make(map[Digest]*kept)}
-	for _, step := range []func() error{s.makeDirs, s.load, s.recover, s.forgetFetched} {
+	for _, step := range []func() error{s.makeDirs, s.load, s.loadOwners, s.recover, s.forgetFetched} {
 		if err := step(); err != nil {
 			return nil, errors.Join(err, root.Close())
 		}
@@ -109,7 +112,7 @@ func Open(dir string, limits Limits, log *slog.Logger, now func() time.Time) (_ 
 func (s *Store) Close() error { return s.root.Close() }
 
 func (s *Store) makeDirs() error {
-	for _, dir := range []string{blobDir, contextDir, fetchedDir, incomingDir} {
+	for _, dir := range []string{blobDir, contextDir, ownersDir, fetchedDir, incomingDir} {
 		if err := s.root.MkdirAll(dir, 0o700); err != nil {
 			return onDisk(err)
 		}
@@ -138,7 +141,7 @@ func (s *Store) load() error {
 		if err != nil {
 			return onDisk(err)
 		}
-		c := &kept{size: info.Size(), used: info.ModTime()}
+		c := &kept{size: info.Size(), used: info.ModTime(), owners: make(map[string]bool)}
 		if c.totals, err = s.readTotals(path); err != nil {
 			s.log.Warn("a stored context cannot be read", "digest", digest.String(), "error", err)
 			c.broken = true
@@ -149,16 +152,16 @@ func (s *Store) load() error {
 }
 
 // Use counts as a use of a context and says what is known of it. The error is a
-// NOT_FOUND fault when it is not there.
-func (s *Store) Use(digest string) (Info, error) {
-	_, info, err := s.use(digest, 0)
+// NOT_FOUND fault when the project has no such context.
+func (s *Store) Use(project, digest string) (Info, error) {
+	_, info, err := s.use(project, digest, 0)
 	return info, err
 }
 
 // Open opens a context, which counts as a use. It and its files stay until the
-// tree is closed. The error is a NOT_FOUND fault when the context is not there.
-func (s *Store) Open(digest string) (*Tree, error) {
-	d, _, err := s.use(digest, 1)
+// tree is closed. The error is a NOT_FOUND fault when the project has no such context.
+func (s *Store) Open(project, digest string) (*Tree, error) {
+	d, _, err := s.use(project, digest, 1)
 	if err != nil {
 		return nil, err
 	}
@@ -171,8 +174,9 @@ func (s *Store) Open(digest string) (*Tree, error) {
 	return &Tree{store: s, digest: d, entries: m.entries}, nil
 }
 
-// use finds a context, moves its last use to now, and adds to its open trees.
-func (s *Store) use(digest string, trees int) (Digest, Info, error) {
+// use finds a context of a project, moves its last use to now, and adds to its open
+// trees.
+func (s *Store) use(project, digest string, trees int) (Digest, Info, error) {
 	d, err := ParseDigest(digest)
 	if err != nil {
 		return Digest{}, Info{}, err
@@ -180,7 +184,7 @@ func (s *Store) use(digest string, trees int) (Digest, Info, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := s.contexts[d]
-	if c == nil || c.broken {
+	if c == nil || c.broken || !c.owners[project] {
 		return Digest{}, Info{}, absent(digest)
 	}
 	c.open += trees

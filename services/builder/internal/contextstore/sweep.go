@@ -134,6 +134,9 @@ func (s *Store) evict(ctx context.Context, counts map[Digest]int32) (freed int64
 		if err := s.root.Remove(manifestPath(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return freed, onDisk(err)
 		}
+		if err := s.disown(d, c.owners); err != nil {
+			return freed, err
+		}
 		freed += c.size
 	}
 	return freed, nil

@@ -33,6 +33,8 @@ import (
 // rig is a server of transfers with its stores.
 type rig struct {
 	client    builderv1.BuilderServiceClient
+	store     *sqlite.Store
+	contexts  *contextstore.Store
 	artifacts *artifacts.Store
 }
 
@@ -57,8 +59,9 @@ func closed[T io.Closer](t *testing.T, c T) T {
 	return c
 }
 
-// newRig serves from stores in a directory, which have one build, "b1".
-func newRig(t *testing.T) rig {
+// newRig serves from stores in a directory, which have one build, "b1" of the project
+// "web", to callers that the rules allow; without rules, to all.
+func newRig(t *testing.T, rules ...*configv1.AccessRule) rig {
 	t.Helper()
 	testkit.VerifyNoLeaks(t)
 	dir, log := t.TempDir(), slog.New(slog.DiscardHandler)
@@ -72,7 +75,9 @@ func newRig(t *testing.T) rig {
 	}, log, time.Now))(t))
 	kept := closed(t, must(artifacts.Open(filepath.Join(dir, "artifacts"), log, time.Now))(t))
 	builds := build.NewService(build.Options{Store: store, Log: log})
-	server := must(rpc.NewServer(rpc.ServerOptions{Name: "test", Config: &configv1.ServerConfig{Listen: "127.0.0.1:0", HttpListen: "127.0.0.1:0"}}))(t)
+	server := must(rpc.NewServer(rpc.ServerOptions{Name: "test", Config: &configv1.ServerConfig{
+		Listen: "127.0.0.1:0", HttpListen: "127.0.0.1:0", Access: rules,
+	}}))(t)
 	builderv1.RegisterBuilderServiceServer(server, grpcapi.NewServer(builds, nil, translator, contexts, kept))
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
@@ -84,7 +89,7 @@ func newRig(t *testing.T) rig {
 		}
 	})
 	conn := closed(t, must(rpc.Dial(server.Addr(), rpc.ClientOptions{}))(t))
-	return rig{client: builderv1.NewBuilderServiceClient(conn), artifacts: kept}
+	return rig{client: builderv1.NewBuilderServiceClient(conn), store: store, contexts: contexts, artifacts: kept}
 }
 
 func within(t *testing.T) context.Context {
@@ -171,7 +176,7 @@ func TestUploadOfWhatIsKnown(t *testing.T) {
 	archive := archiveOf(t, 100)
 	first := must(r.upload(t, header("web", digestOf(archive)), data(archive)))(t)
 	stream := must(r.client.UploadContext(within(t)))(t)
-	if err := stream.Send(header("other", digestOf(archive))); err != nil {
+	if err := stream.Send(header("web", digestOf(archive))); err != nil {
 		t.Fatal(err)
 	}
 	var again builderv1.UploadContextResponse

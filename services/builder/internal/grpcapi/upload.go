@@ -19,9 +19,9 @@ import (
 type Contexts interface {
 	// Put stores the context in an archive whose bytes have the digest want, if
 	// that is not empty.
-	Put(ctx context.Context, archive io.Reader, want string) (contextstore.Info, error)
-	// Known is the context of an archive that came before, by its bytes' digest.
-	Known(archive string) (contextstore.Info, bool)
+	Put(ctx context.Context, project string, archive io.Reader, want string) (contextstore.Info, error)
+	// Known is the context of an archive that the project sent before, by its bytes' digest.
+	Known(project, archive string) (contextstore.Info, bool)
 }
 
 // silence is how long a caller that uploads may send nothing.
@@ -55,10 +55,10 @@ func (s *Server) receive(ctx context.Context, up *upload) (contextstore.Info, er
 	if err := ofProject(ctx, header.GetProject()); err != nil {
 		return contextstore.Info{}, err
 	}
-	if known, ok := s.contexts.Known(header.GetDigest()); ok {
+	if known, ok := s.contexts.Known(header.GetProject(), header.GetDigest()); ok {
 		return known, nil
 	}
-	return s.contexts.Put(ctx, up, header.GetDigest())
+	return s.contexts.Put(ctx, header.GetProject(), up, header.GetDigest())
 }
 
 // upload is the data of the messages of a stream. They come by a goroutine, for

@@ -48,7 +48,8 @@ const (
 // A build that fails because of its Dockerfile is not an RPC error: its Outcome
 // has state FAILED and a google.rpc.Status that says why. RPC errors, with
 // google.rpc.ErrorInfo of domain "kiln.build" (see kiln.errors.v1.Reason), are
-// for the call itself. Any RPC may answer UNAUTHENTICATED, PERMISSION_DENIED,
+// for the call itself. A build, artifact or context of a project that the caller's
+// rules do not allow is NOT_FOUND, as one that is not there. Any RPC may answer UNAUTHENTICATED, PERMISSION_DENIED,
 // RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED and UNAVAILABLE; the other errors are
 // listed with each.
 type BuilderServiceClient interface {
@@ -101,8 +102,9 @@ type BuilderServiceClient interface {
 	// ended, or its request is no longer kept, or secrets are missing.
 	RetryBuild(ctx context.Context, in *RetryBuildRequest, opts ...grpc.CallOption) (*RetryBuildResponse, error)
 	// Takes a build context as a tar stream (plain, gzip or zstd) and answers
-	// with its digest, to be named in Context.uploaded. The same content is
-	// stored once. Kept for 48 hours since its last use.
+	// with its digest, to be named in Context.uploaded by builds of the same
+	// project. The same content is stored once, and each project sees only what it
+	// uploaded itself. Kept for 48 hours since its last use.
 	//
 	// Errors: INVALID_ARGUMENT for what is no tar, leaves its root, or does not
 	// have the digest that was announced; RESOURCE_EXHAUSTED for too many bytes,
@@ -298,7 +300,8 @@ func (c *builderServiceClient) UndrainDaemon(ctx context.Context, in *UndrainDae
 // A build that fails because of its Dockerfile is not an RPC error: its Outcome
 // has state FAILED and a google.rpc.Status that says why. RPC errors, with
 // google.rpc.ErrorInfo of domain "kiln.build" (see kiln.errors.v1.Reason), are
-// for the call itself. Any RPC may answer UNAUTHENTICATED, PERMISSION_DENIED,
+// for the call itself. A build, artifact or context of a project that the caller's
+// rules do not allow is NOT_FOUND, as one that is not there. Any RPC may answer UNAUTHENTICATED, PERMISSION_DENIED,
 // RESOURCE_EXHAUSTED, DEADLINE_EXCEEDED and UNAVAILABLE; the other errors are
 // listed with each.
 type BuilderServiceServer interface {
@@ -351,8 +354,9 @@ type BuilderServiceServer interface {
 	// ended, or its request is no longer kept, or secrets are missing.
 	RetryBuild(context.Context, *RetryBuildRequest) (*RetryBuildResponse, error)
 	// Takes a build context as a tar stream (plain, gzip or zstd) and answers
-	// with its digest, to be named in Context.uploaded. The same content is
-	// stored once. Kept for 48 hours since its last use.
+	// with its digest, to be named in Context.uploaded by builds of the same
+	// project. The same content is stored once, and each project sees only what it
+	// uploaded itself. Kept for 48 hours since its last use.
 	//
 	// Errors: INVALID_ARGUMENT for what is no tar, leaves its root, or does not
 	// have the digest that was announced; RESOURCE_EXHAUSTED for too many bytes,

@@ -1227,7 +1227,7 @@ func (x *HttpContext) GetDigest() string {
 	return ""
 }
 
-// A context that was uploaded.
+// A context that was uploaded for the build's project.
 type UploadedContext struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Its digest, as UploadContext answered.
