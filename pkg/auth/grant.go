@@ -2,8 +2,12 @@ package auth
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/binary"
 	"fmt"
 	"slices"
+
+	"google.golang.org/protobuf/proto"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
@@ -16,26 +20,28 @@ type Grant struct{ rules []*configv1.AccessRule }
 // Use is what a call is about.
 type Use struct {
 	Project      string   // empty: none
-	Entitlements []string // that its build asks for
+	Entitlements []string // rights that its build asks for
 	Registries   []string // repositories that it writes to
+	Pulls        []string // repositories that it reads with the builder's users
 	Frontend     string   // image that reads its Dockerfile; empty: the daemon's own
+	DaemonAdmin  bool     // it concerns a whole daemon, and so the builds of all tenants
 }
 
 type grantKey struct{}
 
-// WithGrant is ctx with what the caller may.
+// WithGrant returns ctx with what the caller may do.
 func WithGrant(ctx context.Context, g Grant) context.Context {
 	return context.WithValue(ctx, grantKey{}, g)
 }
 
-// GrantOf is the grant that WithGrant put there, else one that allows all.
+// GrantOf returns the grant that WithGrant put there, else one that allows all.
 func GrantOf(ctx context.Context) Grant {
 	g, _ := ctx.Value(grantKey{}).(Grant)
 	return g
 }
 
-// Check is a DENIED fault, which says what is not allowed, unless one of the rules allows
-// the whole of a use.
+// Check returns a DENIED fault that names what is not allowed, unless one of the rules
+// allows the whole use.
 func (g Grant) Check(u Use) error {
 	var why error
 	for _, r := range g.rules {
@@ -51,12 +57,32 @@ func (g Grant) Check(u Use) error {
 // Project reports whether a call may be about a project.
 func (g Grant) Project(name string) bool { return g.Check(Use{Project: name}) == nil }
 
-// Unbounded reports that no rule says anything of projects.
+// Unbounded reports whether some rule, or the lack of rules, allows all projects.
 func (g Grant) Unbounded() bool {
 	return len(g.rules) == 0 || slices.ContainsFunc(g.rules, func(r *configv1.AccessRule) bool { return len(r.GetProjects()) == 0 })
 }
 
+// Fingerprint returns a digest that equal grants share, and nil for a grant without
+// rules.
+func (g Grant) Fingerprint() []byte {
+	if len(g.rules) == 0 {
+		return nil
+	}
+	hash := sha256.New()
+	for _, r := range g.rules {
+		// Of one process only: the encoding differs between versions of the library.
+		raw, _ := proto.MarshalOptions{Deterministic: true}.Marshal(r) // fails for bad UTF-8, which no configuration holds
+		hash.Write(binary.BigEndian.AppendUint64(nil, uint64(len(raw))))
+		hash.Write(raw)
+	}
+	return hash.Sum(nil)
+}
+
 func fits(r *configv1.AccessRule, u Use) error {
+	pulls, pullField := r.GetPulls(), "pulls"
+	if len(pulls) == 0 {
+		pulls, pullField = r.GetRegistries(), "pulls (or registries)"
+	}
 	for _, part := range []struct {
 		what, field string
 		allowed     []string
@@ -65,6 +91,7 @@ func fits(r *configv1.AccessRule, u Use) error {
 		{"project", "projects", r.GetProjects(), one(u.Project)},
 		{"entitlement", "entitlements", r.GetEntitlements(), u.Entitlements},
 		{"repository", "registries", r.GetRegistries(), u.Registries},
+		{"builder's user for the repository", pullField, pulls, u.Pulls},
 		{"frontend", "frontends", r.GetFrontends(), one(u.Frontend)},
 	} {
 		for _, name := range part.names {
@@ -73,6 +100,10 @@ func fits(r *configv1.AccessRule, u Use) error {
 					"ask the operator to add it to "+part.field+" of the caller's rule in the server's policy_file or server.access")
 			}
 		}
+	}
+	if u.DaemonAdmin && !r.GetDaemonAdmin() {
+		return fault.New(fault.PermissionDenied, "DENIED", "the call concerns a whole daemon, and the caller administers none",
+			"ask the operator to set daemon_admin of the caller's rule in the server's policy_file or server.access")
 	}
 	return nil
 }

@@ -41,7 +41,7 @@ func (j *job) cacheEntry(field string, entry build.CacheEntry, directory string,
 		out.Attrs = make(map[string]string)
 	}
 	if entry.Type != localCache {
-		return out, j.checkEndpoints(field, entry)
+		return out, nil
 	}
 	path := fmt.Sprintf("%s.attributes[%q]", field, directory)
 	root, err := open(entry.Attributes[directory])
@@ -137,16 +137,3 @@ const localCache = "local"
 
 // registryCache is BuildKit's name of a cache in a registry.
 const registryCache = "registry"
-
-// checkEndpoints holds the caches in object stores to the guard: the daemon sends
-// what it is told to where it is told.
-func (j *job) checkEndpoints(field string, entry build.CacheEntry) error {
-	for _, name := range []string{"endpoint_url", "account_url", "url", "url_v2"} {
-		if address := entry.Attributes[name]; address != "" {
-			if err := j.daemon.opts.Guard.CheckURL(address); err != nil {
-				return inField(fmt.Sprintf("%s.attributes[%q]", field, name), err)
-			}
-		}
-	}
-	return nil
-}

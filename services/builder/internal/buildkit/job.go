@@ -53,7 +53,7 @@ func (d *Daemon) prepare(id string, spec build.Spec) (_ *job, err error) {
 		}
 	}()
 	for _, part := range []func() error{
-		j.addRights, j.addContexts, j.addFrontend, j.addDefinition, j.addSourcePolicy, j.addCache, j.addOutputs, j.addSession,
+		j.addRights, j.addContexts, j.addFrontend, j.addDefinition, j.addSourcePolicy, j.addCache, j.addOutputs, j.addSession, j.checkPolicy,
 	} {
 		if err := part(); err != nil {
 			return nil, err
@@ -71,13 +71,30 @@ func refOf(id string, attempt int) string {
 	return fmt.Sprintf("%s-%d", id, attempt)
 }
 
-// addRights asks for the rights that the policy grants.
+// addRights asks for the rights that the request names.
 func (j *job) addRights() error {
-	if err := j.daemon.opts.Policy.Entitlements(j.spec.Entitlements); err != nil {
-		return inField("spec.entitlements", err)
-	}
 	j.opt.AllowedEntitlements = j.spec.Entitlements
 	return nil
+}
+
+// checkPolicy holds the job to the builder's policy.
+func (j *job) checkPolicy() error { return j.asked().Allowed(j.daemon.opts.Policy) }
+
+// asked returns what policy and rules judge of the job.
+func (j *job) asked() Asked {
+	a := Asked{
+		Project: j.spec.Project, Entitlements: j.opt.AllowedEntitlements, Frontend: j.opt.Frontend, Attrs: j.opt.FrontendAttrs,
+	}
+	for _, e := range j.opt.Exports {
+		a.Exports = append(a.Exports, Entry{e.Type, e.Attrs})
+	}
+	for _, e := range j.opt.CacheImports {
+		a.CacheImports = append(a.CacheImports, Entry{e.Type, e.Attrs})
+	}
+	for _, e := range j.opt.CacheExports {
+		a.CacheExports = append(a.CacheExports, Entry{e.Type, e.Attrs})
+	}
+	return a
 }
 
 // keep closes c when the solve has ended.

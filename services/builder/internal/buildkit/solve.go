@@ -28,19 +28,7 @@ func (d *Daemon) Accept(ctx context.Context, spec build.Spec) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(auth.GrantOf(ctx).Check(j.use()), j.close())
-}
-
-// use is what the rules of a caller are about.
-func (j *job) use() auth.Use {
-	use := auth.Use{Project: j.spec.Project, Entitlements: EntitlementNames(j.opt.AllowedEntitlements), Frontend: FrontendImage(j.opt.Frontend, j.opt.FrontendAttrs)}
-	for _, e := range j.opt.Exports {
-		use.Registries = append(use.Registries, Pushes(e.Attrs)...)
-	}
-	for _, e := range j.opt.CacheExports {
-		use.Registries = append(use.Registries, CacheRepository(e.Type, e.Attrs)...)
-	}
-	return use
+	return errors.Join(auth.GrantOf(ctx).Check(j.asked().Use()), j.close())
 }
 
 // Solve implements build.Daemon.

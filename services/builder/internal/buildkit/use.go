@@ -17,12 +17,22 @@ func EntitlementNames(wanted []string) []string {
 	return names
 }
 
-// FrontendImage is the image of a frontend; empty for the daemon's own.
+// FrontendImage returns the image that reads the Dockerfile, by the frontend's name and
+// attributes: that of gateway.v0, or the one by which the argument BUILDKIT_SYNTAX
+// replaces the daemon's own frontend. Empty: the daemon's own.
 func FrontendImage(name string, attrs map[string]string) string {
-	if name != gatewayFrontend {
+	switch name {
+	case gatewayFrontend:
+		return attrs["source"]
+	case "", dockerfileFrontend:
+		if _, chosen := attrs[noSyntax]; chosen {
+			return ""
+		}
+		image, _, _ := strings.Cut(strings.TrimSpace(attrs["build-arg:BUILDKIT_SYNTAX"]), " ")
+		return image
+	default:
 		return ""
 	}
-	return attrs["source"]
 }
 
 // Pushes are the repositories that an exporter pushes to.

@@ -11,6 +11,8 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/protoadapt"
+
+	"github.com/kilnbuild/kiln/pkg/protolimit"
 )
 
 // Frame is a message that is passed on as the bytes that came.
@@ -74,5 +76,5 @@ func (Codec) Unmarshal(data mem.BufferSlice, v any) error {
 func unmarshal(data mem.BufferSlice, m proto.Message) error {
 	buffer := data.MaterializeToBuffer(mem.DefaultBufferPool())
 	defer buffer.Free()
-	return proto.Unmarshal(buffer.ReadOnlyData(), m)
+	return protolimit.Unmarshal(buffer.ReadOnlyData(), m, protolimit.Default)
 }

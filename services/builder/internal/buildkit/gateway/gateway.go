@@ -48,22 +48,11 @@ type Upstream interface {
 	Conn() *grpc.ClientConn
 }
 
-// Policy says what a build may ask for beyond a plain one. Its errors are
-// POLICY_DENIED faults.
-type Policy interface {
-	// Entitlements checks rights, by BuildKit's names.
-	Entitlements(names []string) error
-	// Frontend checks a frontend, by BuildKit's name and with its attributes.
-	Frontend(name string, attrs map[string]string) error
-	// SBOMGenerator checks an image that makes SBOMs; empty is BuildKit's default.
-	SBOMGenerator(image string) error
-}
-
 // Gateway passes calls on.
 type Gateway struct {
 	pick   func(context.Context) (Upstream, error)
 	builds *build.Service
-	policy Policy
+	policy buildkit.Policy
 	caller func(context.Context) build.Caller
 
 	solves   *solves
@@ -73,7 +62,7 @@ type Gateway struct {
 
 // New returns a gateway to the daemons that pick returns, whose builds are taken
 // by builds and held to the policy. caller says who makes a call.
-func New(pick func(context.Context) (Upstream, error), builds *build.Service, policy Policy, caller func(context.Context) build.Caller) *Gateway {
+func New(pick func(context.Context) (Upstream, error), builds *build.Service, policy buildkit.Policy, caller func(context.Context) build.Caller) *Gateway {
 	return &Gateway{pick: pick, builds: builds, policy: policy, caller: caller, solves: newSolves(), sessions: newSessions(), pongs: newPongs()}
 }
 

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/kilnbuild/kiln/pkg/protolimit"
 	"github.com/kilnbuild/kiln/services/builder/internal/rawcodec"
 )
 
@@ -144,7 +145,7 @@ func receive(down grpc.ServerStream, into proto.Message) (*rawcodec.Frame, error
 	if err := down.RecvMsg(request); err != nil {
 		return nil, err
 	}
-	if err := proto.Unmarshal(request.Data.Materialize(), into); err != nil {
+	if err := protolimit.Unmarshal(request.Data.Materialize(), into, protolimit.Default); err != nil {
 		return nil, unreadable(err)
 	}
 	return request, nil

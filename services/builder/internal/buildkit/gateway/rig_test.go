@@ -170,6 +170,13 @@ func (strict) SBOMGenerator(string) error {
 	return fault.New(fault.PermissionDenied, "POLICY_DENIED", "the generator is not granted", "leave it out")
 }
 
+func (strict) Cache(kind string, _ map[string]string) error {
+	if kind == "registry" || kind == "local" || kind == "inline" {
+		return nil
+	}
+	return fault.New(fault.PermissionDenied, "POLICY_DENIED", "the cache is not granted", "leave it out")
+}
+
 type upstream struct{ conn *grpc.ClientConn }
 
 func (upstream) Name() string             { return "d1" }

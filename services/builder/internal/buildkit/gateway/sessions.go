@@ -7,11 +7,13 @@ import (
 	controlapi "github.com/moby/buildkit/api/services/control"
 	gatewaypb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/pb"
+	spb "github.com/moby/buildkit/sourcepolicy/pb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/services/builder/internal/buildkit/graph"
 )
 
 // sessionKey is the metadata in which a Session has its id; see
@@ -91,12 +93,14 @@ func sessionsOf(req proto.Message) ([]string, error) {
 	case *controlapi.SolveRequest:
 		found.add(r.GetSession(), r.GetSourcePolicySession())
 		found.attributes(r.GetFrontendAttrs())
+		found.policies(r.GetSourcePolicy())
 		found.graph(r.GetDefinition())
 		for _, def := range r.GetFrontendInputs() {
 			found.graph(def)
 		}
 	case *gatewaypb.SolveRequest:
 		found.attributes(r.GetFrontendOpt())
+		found.policies(r.GetSourcePolicies()...)
 		found.graph(r.GetDefinition())
 		for _, def := range r.GetFrontendInputs() {
 			found.graph(def)
@@ -105,6 +109,7 @@ func sessionsOf(req proto.Message) ([]string, error) {
 		found.add(r.GetSessionID())
 	case *gatewaypb.ResolveSourceMetaRequest:
 		found.source(r.GetSource())
+		found.policies(r.GetSourcePolicies()...)
 	}
 	return found.ids, found.err
 }
@@ -133,15 +138,23 @@ func (n *named) attributes(attrs map[string]string) {
 	}
 }
 
+// graph reads the sources of a graph, those of nested graphs included.
 func (n *named) graph(def *pb.Definition) {
-	for _, raw := range def.GetDef() {
-		var op pb.Op
-		if err := proto.Unmarshal(raw, &op); err != nil {
-			n.err = unreadable(err)
-			return
-		}
+	err := graph.Walk(def, graph.Default, func(op *pb.Op) error {
 		n.source(op.GetSource())
-		n.graph(op.GetBuild().GetDef())
+		return nil
+	})
+	if n.err == nil {
+		n.err = err
+	}
+}
+
+// policies reads the rules by which the daemon changes sources before it reads them.
+func (n *named) policies(policies ...*spb.Policy) {
+	for _, policy := range policies {
+		for _, rule := range policy.GetRules() {
+			n.source(&pb.SourceOp{Attrs: rule.GetUpdates().GetAttrs()})
+		}
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	gatewaypb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/identity"
 	"github.com/moby/buildkit/solver/pb"
+	spb "github.com/moby/buildkit/sourcepolicy/pb"
 	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/moby/buildkit/util/progress/progressui"
 	"go.uber.org/goleak"
@@ -335,6 +336,9 @@ func TestPolicy(t *testing.T) {
 		"entitlement of a probe": {Frontend: "dockerfile.v0", AllowedEntitlements: []string{"device=x"}, Internal: true},
 		"frontend":               {Frontend: "gateway.v0", FrontendAttrs: map[string]string{"source": "evil"}},
 		"generator":              {Frontend: "dockerfile.v0", FrontendAttrs: map[string]string{"attest:sbom": "generator=evil"}},
+		"frontend by argument":   {Frontend: "dockerfile.v0", FrontendAttrs: map[string]string{"build-arg:BUILDKIT_SYNTAX": "evil"}},
+		"cache export":           {Frontend: "dockerfile.v0", CacheExports: []client.CacheOptionsEntry{{Type: "s3", Attrs: map[string]string{"bucket": "b"}}}},
+		"cache import":           {Frontend: "dockerfile.v0", CacheImports: []client.CacheOptionsEntry{{Type: "azblob", Attrs: map[string]string{"account_url": "http://169.254.169.254/"}}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := newRig(t)
@@ -377,6 +381,7 @@ func TestOthersSessionsAndBuilds(t *testing.T) {
 		"attribute": {FrontendAttrs: map[string]string{"local-sessionid:context": session}},
 		"graph":     {Definition: &pb.Definition{Def: [][]byte{source}}},
 		"input":     {FrontendInputs: map[string]*pb.Definition{"x": {Def: [][]byte{source}}}},
+		"rewrite":   {SourcePolicy: &spb.Policy{Rules: []*spb.Rule{{Updates: &spb.Update{Attrs: map[string]string{pb.AttrLocalSessionID: session}}}}}},
 	} {
 		req.Ref = identity.NewID()
 		if _, err := eve.ControlClient().Solve(t.Context(), req); grpcerrors.Code(err) != codes.PermissionDenied {

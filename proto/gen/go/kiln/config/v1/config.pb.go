@@ -831,8 +831,12 @@ type BuildPolicyConfig struct {
 	SbomGenerator string `protobuf:"bytes,4,opt,name=sbom_generator,json=sbomGenerator,proto3" json:"sbom_generator,omitempty"`
 	// Images that a request may name to make its SBOM, as frontends. Default: none.
 	SbomGenerators []string `protobuf:"bytes,5,rep,name=sbom_generators,json=sbomGenerators,proto3" json:"sbom_generators,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Object stores in which builds may keep caches (types "s3", "azblob" and "gha"),
+	// by RPC and through the gateway. The daemon connects to them from its own network,
+	// and with its own credentials where the request has none. Default: none.
+	ObjectCaches  []*ObjectCache `protobuf:"bytes,6,rep,name=object_caches,json=objectCaches,proto3" json:"object_caches,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *BuildPolicyConfig) Reset() {
@@ -900,6 +904,80 @@ func (x *BuildPolicyConfig) GetSbomGenerators() []string {
 	return nil
 }
 
+func (x *BuildPolicyConfig) GetObjectCaches() []*ObjectCache {
+	if x != nil {
+		return x.ObjectCaches
+	}
+	return nil
+}
+
+// An object store in which builds may keep caches.
+type ObjectCache struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// BuildKit's type of the cache: "s3", "azblob" or "gha".
+	Type string `protobuf:"bytes,1,opt,name=type,proto3" json:"type,omitempty"`
+	// S3 buckets or Azure containers, with "*" at the end as a wildcard. Empty: all at
+	// the endpoints, and none without endpoints.
+	Buckets []string `protobuf:"bytes,2,rep,name=buckets,proto3" json:"buckets,omitempty"`
+	// URLs that "endpoint_url" (s3), "account_url" (azblob), "url" and "url_v2" (gha)
+	// may hold, each with all paths below it. Empty: no URL, so that an S3 bucket is
+	// one of AWS; azblob and gha need one.
+	Endpoints     []string `protobuf:"bytes,3,rep,name=endpoints,proto3" json:"endpoints,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ObjectCache) Reset() {
+	*x = ObjectCache{}
+	mi := &file_kiln_config_v1_config_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ObjectCache) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ObjectCache) ProtoMessage() {}
+
+func (x *ObjectCache) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_config_v1_config_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ObjectCache.ProtoReflect.Descriptor instead.
+func (*ObjectCache) Descriptor() ([]byte, []int) {
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ObjectCache) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
+func (x *ObjectCache) GetBuckets() []string {
+	if x != nil {
+		return x.Buckets
+	}
+	return nil
+}
+
+func (x *ObjectCache) GetEndpoints() []string {
+	if x != nil {
+		return x.Endpoints
+	}
+	return nil
+}
+
 // Which hosts git repositories, archives and ADD of URLs may come from. Images
 // are not meant. An address is refused, whatever the name that leads there, when
 // it is loopback, private, link-local, multicast, unspecified or of a cloud's
@@ -922,7 +1000,7 @@ type SourcesConfig struct {
 
 func (x *SourcesConfig) Reset() {
 	*x = SourcesConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[10]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -934,7 +1012,7 @@ func (x *SourcesConfig) String() string {
 func (*SourcesConfig) ProtoMessage() {}
 
 func (x *SourcesConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[10]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -947,7 +1025,7 @@ func (x *SourcesConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SourcesConfig.ProtoReflect.Descriptor instead.
 func (*SourcesConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{10}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *SourcesConfig) GetSchemes() []string {
@@ -992,7 +1070,7 @@ type EgressConfig struct {
 
 func (x *EgressConfig) Reset() {
 	*x = EgressConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[11]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1004,7 +1082,7 @@ func (x *EgressConfig) String() string {
 func (*EgressConfig) ProtoMessage() {}
 
 func (x *EgressConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[11]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1017,7 +1095,7 @@ func (x *EgressConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EgressConfig.ProtoReflect.Descriptor instead.
 func (*EgressConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{11}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *EgressConfig) GetListen() string {
@@ -1062,7 +1140,7 @@ type CacheManagerConfig struct {
 
 func (x *CacheManagerConfig) Reset() {
 	*x = CacheManagerConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[12]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1074,7 +1152,7 @@ func (x *CacheManagerConfig) String() string {
 func (*CacheManagerConfig) ProtoMessage() {}
 
 func (x *CacheManagerConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[12]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1087,7 +1165,7 @@ func (x *CacheManagerConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheManagerConfig.ProtoReflect.Descriptor instead.
 func (*CacheManagerConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{12}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CacheManagerConfig) GetServer() *ServerConfig {
@@ -1168,7 +1246,7 @@ type CacheDirectory struct {
 
 func (x *CacheDirectory) Reset() {
 	*x = CacheDirectory{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[13]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1180,7 +1258,7 @@ func (x *CacheDirectory) String() string {
 func (*CacheDirectory) ProtoMessage() {}
 
 func (x *CacheDirectory) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[13]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1193,7 +1271,7 @@ func (x *CacheDirectory) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CacheDirectory.ProtoReflect.Descriptor instead.
 func (*CacheDirectory) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{13}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CacheDirectory) GetPath() string {
@@ -1249,7 +1327,7 @@ type JanitorConfig struct {
 
 func (x *JanitorConfig) Reset() {
 	*x = JanitorConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[14]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1261,7 +1339,7 @@ func (x *JanitorConfig) String() string {
 func (*JanitorConfig) ProtoMessage() {}
 
 func (x *JanitorConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[14]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1274,7 +1352,7 @@ func (x *JanitorConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JanitorConfig.ProtoReflect.Descriptor instead.
 func (*JanitorConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{14}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *JanitorConfig) GetServer() *ServerConfig {
@@ -1370,7 +1448,7 @@ type ScheduleConfig struct {
 
 func (x *ScheduleConfig) Reset() {
 	*x = ScheduleConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[15]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1382,7 +1460,7 @@ func (x *ScheduleConfig) String() string {
 func (*ScheduleConfig) ProtoMessage() {}
 
 func (x *ScheduleConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[15]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1395,7 +1473,7 @@ func (x *ScheduleConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScheduleConfig.ProtoReflect.Descriptor instead.
 func (*ScheduleConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{15}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ScheduleConfig) GetCron() string {
@@ -1431,7 +1509,7 @@ type NotificationsConfig struct {
 
 func (x *NotificationsConfig) Reset() {
 	*x = NotificationsConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[16]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1443,7 +1521,7 @@ func (x *NotificationsConfig) String() string {
 func (*NotificationsConfig) ProtoMessage() {}
 
 func (x *NotificationsConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[16]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1456,7 +1534,7 @@ func (x *NotificationsConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NotificationsConfig.ProtoReflect.Descriptor instead.
 func (*NotificationsConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{16}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *NotificationsConfig) GetSecretFile() string {
@@ -1504,7 +1582,7 @@ type ServerConfig struct {
 
 func (x *ServerConfig) Reset() {
 	*x = ServerConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[17]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1516,7 +1594,7 @@ func (x *ServerConfig) String() string {
 func (*ServerConfig) ProtoMessage() {}
 
 func (x *ServerConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[17]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1529,7 +1607,7 @@ func (x *ServerConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerConfig.ProtoReflect.Descriptor instead.
 func (*ServerConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{17}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *ServerConfig) GetListen() string {
@@ -1606,7 +1684,7 @@ type AccessPolicy struct {
 
 func (x *AccessPolicy) Reset() {
 	*x = AccessPolicy{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[18]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1618,7 +1696,7 @@ func (x *AccessPolicy) String() string {
 func (*AccessPolicy) ProtoMessage() {}
 
 func (x *AccessPolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[18]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1631,7 +1709,7 @@ func (x *AccessPolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessPolicy.ProtoReflect.Descriptor instead.
 func (*AccessPolicy) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{18}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AccessPolicy) GetRules() []*AccessRule {
@@ -1652,7 +1730,7 @@ type TokenFile struct {
 
 func (x *TokenFile) Reset() {
 	*x = TokenFile{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[19]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1664,7 +1742,7 @@ func (x *TokenFile) String() string {
 func (*TokenFile) ProtoMessage() {}
 
 func (x *TokenFile) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[19]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1677,7 +1755,7 @@ func (x *TokenFile) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TokenFile.ProtoReflect.Descriptor instead.
 func (*TokenFile) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{19}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *TokenFile) GetTokens() []*Token {
@@ -1702,7 +1780,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[20]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1714,7 +1792,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[20]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1727,7 +1805,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{20}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Token) GetIdentity() string {
@@ -1769,7 +1847,7 @@ type ServerTLS struct {
 
 func (x *ServerTLS) Reset() {
 	*x = ServerTLS{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[21]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1781,7 +1859,7 @@ func (x *ServerTLS) String() string {
 func (*ServerTLS) ProtoMessage() {}
 
 func (x *ServerTLS) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[21]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1794,7 +1872,7 @@ func (x *ServerTLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ServerTLS.ProtoReflect.Descriptor instead.
 func (*ServerTLS) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{21}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ServerTLS) GetCertFile() string {
@@ -1836,7 +1914,7 @@ type ClientTLS struct {
 
 func (x *ClientTLS) Reset() {
 	*x = ClientTLS{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[22]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1848,7 +1926,7 @@ func (x *ClientTLS) String() string {
 func (*ClientTLS) ProtoMessage() {}
 
 func (x *ClientTLS) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[22]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1861,7 +1939,7 @@ func (x *ClientTLS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ClientTLS.ProtoReflect.Descriptor instead.
 func (*ClientTLS) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{22}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *ClientTLS) GetCaFile() string {
@@ -1912,7 +1990,7 @@ type LimitsConfig struct {
 
 func (x *LimitsConfig) Reset() {
 	*x = LimitsConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[23]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1924,7 +2002,7 @@ func (x *LimitsConfig) String() string {
 func (*LimitsConfig) ProtoMessage() {}
 
 func (x *LimitsConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[23]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1937,7 +2015,7 @@ func (x *LimitsConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LimitsConfig.ProtoReflect.Descriptor instead.
 func (*LimitsConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{23}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *LimitsConfig) GetMaxMessageBytes() uint32 {
@@ -1989,14 +2067,24 @@ type AccessRule struct {
 	Registries []string `protobuf:"bytes,5,rep,name=registries,proto3" json:"registries,omitempty"`
 	// Images that may read its Dockerfiles, of those that policy.frontends grants, with
 	// "*" at the end as a wildcard; "none" is no image. Empty: all.
-	Frontends     []string `protobuf:"bytes,6,rep,name=frontends,proto3" json:"frontends,omitempty"`
+	Frontends []string `protobuf:"bytes,6,rep,name=frontends,proto3" json:"frontends,omitempty"`
+	// Allow calls that concern a whole daemon and so the builds of all tenants:
+	// BuildKit's Prune, DiskUsage, ListenBuildHistory without a ref, and content of
+	// builds that are not the caller's. The rule's methods must name them too.
+	// Default: false.
+	DaemonAdmin bool `protobuf:"varint,7,opt,name=daemon_admin,json=daemonAdmin,proto3" json:"daemon_admin,omitempty"`
+	// Repositories that its builds by RPC may read with the users in registries of the
+	// builder's configuration, with "*" at the end as a wildcard; "none" is no
+	// repository. Others are read without a user. Empty: those that registries of
+	// this rule names.
+	Pulls         []string `protobuf:"bytes,8,rep,name=pulls,proto3" json:"pulls,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AccessRule) Reset() {
 	*x = AccessRule{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[24]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2008,7 +2096,7 @@ func (x *AccessRule) String() string {
 func (*AccessRule) ProtoMessage() {}
 
 func (x *AccessRule) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[24]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2021,7 +2109,7 @@ func (x *AccessRule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AccessRule.ProtoReflect.Descriptor instead.
 func (*AccessRule) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{24}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *AccessRule) GetIdentities() []string {
@@ -2066,6 +2154,20 @@ func (x *AccessRule) GetFrontends() []string {
 	return nil
 }
 
+func (x *AccessRule) GetDaemonAdmin() bool {
+	if x != nil {
+		return x.DaemonAdmin
+	}
+	return false
+}
+
+func (x *AccessRule) GetPulls() []string {
+	if x != nil {
+		return x.Pulls
+	}
+	return nil
+}
+
 // How a service logs, always to standard error.
 type LogConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2079,7 +2181,7 @@ type LogConfig struct {
 
 func (x *LogConfig) Reset() {
 	*x = LogConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[25]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2091,7 +2193,7 @@ func (x *LogConfig) String() string {
 func (*LogConfig) ProtoMessage() {}
 
 func (x *LogConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[25]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2104,7 +2206,7 @@ func (x *LogConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogConfig.ProtoReflect.Descriptor instead.
 func (*LogConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{25}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *LogConfig) GetLevel() string {
@@ -2142,7 +2244,7 @@ type DaemonConfig struct {
 
 func (x *DaemonConfig) Reset() {
 	*x = DaemonConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[26]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2154,7 +2256,7 @@ func (x *DaemonConfig) String() string {
 func (*DaemonConfig) ProtoMessage() {}
 
 func (x *DaemonConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[26]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2167,7 +2269,7 @@ func (x *DaemonConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DaemonConfig.ProtoReflect.Descriptor instead.
 func (*DaemonConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{26}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *DaemonConfig) GetName() string {
@@ -2232,7 +2334,7 @@ type RegistryConfig struct {
 
 func (x *RegistryConfig) Reset() {
 	*x = RegistryConfig{}
-	mi := &file_kiln_config_v1_config_proto_msgTypes[27]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2244,7 +2346,7 @@ func (x *RegistryConfig) String() string {
 func (*RegistryConfig) ProtoMessage() {}
 
 func (x *RegistryConfig) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_config_v1_config_proto_msgTypes[27]
+	mi := &file_kiln_config_v1_config_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2257,7 +2359,7 @@ func (x *RegistryConfig) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegistryConfig.ProtoReflect.Descriptor instead.
 func (*RegistryConfig) Descriptor() ([]byte, []int) {
-	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{27}
+	return file_kiln_config_v1_config_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *RegistryConfig) GetAddress() string {
@@ -2391,13 +2493,18 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\fTenantConfig\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x04name\x124\n" +
-	"\x06limits\x18\x02 \x01(\v2\x1c.kiln.config.v1.TenantLimitsR\x06limits\"\xc5\x02\n" +
+	"\x06limits\x18\x02 \x01(\v2\x1c.kiln.config.v1.TenantLimitsR\x06limits\"\x91\x03\n" +
 	"\x11BuildPolicyConfig\x12Y\n" +
 	"\fentitlements\x18\x01 \x03(\tB5\xbaH2\x92\x01/\x10\b\"+r)R\fnetwork.hostR\x11security.insecureR\x06deviceR\fentitlements\x12/\n" +
 	"\tfrontends\x18\x02 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10d\"\ar\x05\x10\x01\x18\x80\x04R\tfrontends\x127\n" +
 	"\asources\x18\x03 \x01(\v2\x1d.kiln.config.v1.SourcesConfigR\asources\x12/\n" +
 	"\x0esbom_generator\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\rsbomGenerator\x12:\n" +
-	"\x0fsbom_generators\x18\x05 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10d\"\ar\x05\x10\x01\x18\x80\x04R\x0esbomGenerators\"\xec\x01\n" +
+	"\x0fsbom_generators\x18\x05 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10d\"\ar\x05\x10\x01\x18\x80\x04R\x0esbomGenerators\x12J\n" +
+	"\robject_caches\x18\x06 \x03(\v2\x1b.kiln.config.v1.ObjectCacheB\b\xbaH\x05\x92\x01\x02\x10dR\fobjectCaches\"\xb5\x01\n" +
+	"\vObjectCache\x12*\n" +
+	"\x04type\x18\x01 \x01(\tB\x16\xbaH\x13r\x11R\x02s3R\x06azblobR\x03ghaR\x04type\x12,\n" +
+	"\abuckets\x18\x02 \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\xe8\a\"\ar\x05\x10\x01\x18\xff\x01R\abuckets\x12L\n" +
+	"\tendpoints\x18\x03 \x03(\tB.\xbaH+\x92\x01(\x10d\"$r\"\x18\x80\b2\x1d^https?://[^/?#@]+(/[^?#]*)?$R\tendpoints\"\xec\x01\n" +
 	"\rSourcesConfig\x12=\n" +
 	"\aschemes\x18\x01 \x03(\tB#\xbaH \x92\x01\x1d\x10\b\"\x19r\x17R\x05httpsR\x04httpR\x03sshR\x03gitR\aschemes\x127\n" +
 	"\rallowed_hosts\x18\x02 \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\xe8\a\"\ar\x05\x10\x01\x18\xff\x01R\fallowedHosts\x125\n" +
@@ -2484,7 +2591,7 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\runary_timeout\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
 	"\xaa\x01\a\"\x03\b\x90\x1c*\x00R\funaryTimeout\x12O\n" +
 	"\x0eshutdown_grace\x18\x04 \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
-	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\rshutdownGrace\"\x89\x02\n" +
+	"\xaa\x01\a\"\x03\b\x90\x1c2\x00R\rshutdownGrace\"\xcd\x02\n" +
 	"\n" +
 	"AccessRule\x12+\n" +
 	"\n" +
@@ -2496,7 +2603,9 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\n" +
 	"registries\x18\x05 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\n" +
 	"registries\x12'\n" +
-	"\tfrontends\x18\x06 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\tfrontends\"q\n" +
+	"\tfrontends\x18\x06 \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\tfrontends\x12!\n" +
+	"\fdaemon_admin\x18\a \x01(\bR\vdaemonAdmin\x12\x1f\n" +
+	"\x05pulls\x18\b \x03(\tB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\x05pulls\"q\n" +
 	"\tLogConfig\x127\n" +
 	"\x05level\x18\x01 \x01(\tB!\xbaH\x1er\x1cR\x00R\x05debugR\x04infoR\x04warnR\x05errorR\x05level\x12+\n" +
 	"\x06format\x18\x02 \x01(\tB\x13\xbaH\x10r\x0eR\x00R\x04textR\x04jsonR\x06format\"\xfe\x01\n" +
@@ -2530,7 +2639,7 @@ func file_kiln_config_v1_config_proto_rawDescGZIP() []byte {
 	return file_kiln_config_v1_config_proto_rawDescData
 }
 
-var file_kiln_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 28)
+var file_kiln_config_v1_config_proto_msgTypes = make([]protoimpl.MessageInfo, 29)
 var file_kiln_config_v1_config_proto_goTypes = []any{
 	(*BuilderConfig)(nil),         // 0: kiln.config.v1.BuilderConfig
 	(*RegistryLogin)(nil),         // 1: kiln.config.v1.RegistryLogin
@@ -2542,82 +2651,84 @@ var file_kiln_config_v1_config_proto_goTypes = []any{
 	(*TenantLimits)(nil),          // 7: kiln.config.v1.TenantLimits
 	(*TenantConfig)(nil),          // 8: kiln.config.v1.TenantConfig
 	(*BuildPolicyConfig)(nil),     // 9: kiln.config.v1.BuildPolicyConfig
-	(*SourcesConfig)(nil),         // 10: kiln.config.v1.SourcesConfig
-	(*EgressConfig)(nil),          // 11: kiln.config.v1.EgressConfig
-	(*CacheManagerConfig)(nil),    // 12: kiln.config.v1.CacheManagerConfig
-	(*CacheDirectory)(nil),        // 13: kiln.config.v1.CacheDirectory
-	(*JanitorConfig)(nil),         // 14: kiln.config.v1.JanitorConfig
-	(*ScheduleConfig)(nil),        // 15: kiln.config.v1.ScheduleConfig
-	(*NotificationsConfig)(nil),   // 16: kiln.config.v1.NotificationsConfig
-	(*ServerConfig)(nil),          // 17: kiln.config.v1.ServerConfig
-	(*AccessPolicy)(nil),          // 18: kiln.config.v1.AccessPolicy
-	(*TokenFile)(nil),             // 19: kiln.config.v1.TokenFile
-	(*Token)(nil),                 // 20: kiln.config.v1.Token
-	(*ServerTLS)(nil),             // 21: kiln.config.v1.ServerTLS
-	(*ClientTLS)(nil),             // 22: kiln.config.v1.ClientTLS
-	(*LimitsConfig)(nil),          // 23: kiln.config.v1.LimitsConfig
-	(*AccessRule)(nil),            // 24: kiln.config.v1.AccessRule
-	(*LogConfig)(nil),             // 25: kiln.config.v1.LogConfig
-	(*DaemonConfig)(nil),          // 26: kiln.config.v1.DaemonConfig
-	(*RegistryConfig)(nil),        // 27: kiln.config.v1.RegistryConfig
-	(*durationpb.Duration)(nil),   // 28: google.protobuf.Duration
-	(*timestamppb.Timestamp)(nil), // 29: google.protobuf.Timestamp
+	(*ObjectCache)(nil),           // 10: kiln.config.v1.ObjectCache
+	(*SourcesConfig)(nil),         // 11: kiln.config.v1.SourcesConfig
+	(*EgressConfig)(nil),          // 12: kiln.config.v1.EgressConfig
+	(*CacheManagerConfig)(nil),    // 13: kiln.config.v1.CacheManagerConfig
+	(*CacheDirectory)(nil),        // 14: kiln.config.v1.CacheDirectory
+	(*JanitorConfig)(nil),         // 15: kiln.config.v1.JanitorConfig
+	(*ScheduleConfig)(nil),        // 16: kiln.config.v1.ScheduleConfig
+	(*NotificationsConfig)(nil),   // 17: kiln.config.v1.NotificationsConfig
+	(*ServerConfig)(nil),          // 18: kiln.config.v1.ServerConfig
+	(*AccessPolicy)(nil),          // 19: kiln.config.v1.AccessPolicy
+	(*TokenFile)(nil),             // 20: kiln.config.v1.TokenFile
+	(*Token)(nil),                 // 21: kiln.config.v1.Token
+	(*ServerTLS)(nil),             // 22: kiln.config.v1.ServerTLS
+	(*ClientTLS)(nil),             // 23: kiln.config.v1.ClientTLS
+	(*LimitsConfig)(nil),          // 24: kiln.config.v1.LimitsConfig
+	(*AccessRule)(nil),            // 25: kiln.config.v1.AccessRule
+	(*LogConfig)(nil),             // 26: kiln.config.v1.LogConfig
+	(*DaemonConfig)(nil),          // 27: kiln.config.v1.DaemonConfig
+	(*RegistryConfig)(nil),        // 28: kiln.config.v1.RegistryConfig
+	(*durationpb.Duration)(nil),   // 29: google.protobuf.Duration
+	(*timestamppb.Timestamp)(nil), // 30: google.protobuf.Timestamp
 }
 var file_kiln_config_v1_config_proto_depIdxs = []int32{
-	17, // 0: kiln.config.v1.BuilderConfig.server:type_name -> kiln.config.v1.ServerConfig
-	25, // 1: kiln.config.v1.BuilderConfig.log:type_name -> kiln.config.v1.LogConfig
-	26, // 2: kiln.config.v1.BuilderConfig.daemons:type_name -> kiln.config.v1.DaemonConfig
-	28, // 3: kiln.config.v1.BuilderConfig.max_build_time:type_name -> google.protobuf.Duration
+	18, // 0: kiln.config.v1.BuilderConfig.server:type_name -> kiln.config.v1.ServerConfig
+	26, // 1: kiln.config.v1.BuilderConfig.log:type_name -> kiln.config.v1.LogConfig
+	27, // 2: kiln.config.v1.BuilderConfig.daemons:type_name -> kiln.config.v1.DaemonConfig
+	29, // 3: kiln.config.v1.BuilderConfig.max_build_time:type_name -> google.protobuf.Duration
 	4,  // 4: kiln.config.v1.BuilderConfig.retention:type_name -> kiln.config.v1.RetentionConfig
 	5,  // 5: kiln.config.v1.BuilderConfig.contexts:type_name -> kiln.config.v1.ContextsConfig
 	6,  // 6: kiln.config.v1.BuilderConfig.admission:type_name -> kiln.config.v1.AdmissionConfig
 	9,  // 7: kiln.config.v1.BuilderConfig.policy:type_name -> kiln.config.v1.BuildPolicyConfig
-	11, // 8: kiln.config.v1.BuilderConfig.egress:type_name -> kiln.config.v1.EgressConfig
+	12, // 8: kiln.config.v1.BuilderConfig.egress:type_name -> kiln.config.v1.EgressConfig
 	3,  // 9: kiln.config.v1.BuilderConfig.cache_manager:type_name -> kiln.config.v1.CacheManagerClient
 	2,  // 10: kiln.config.v1.BuilderConfig.janitor:type_name -> kiln.config.v1.JanitorClient
 	1,  // 11: kiln.config.v1.BuilderConfig.registries:type_name -> kiln.config.v1.RegistryLogin
-	22, // 12: kiln.config.v1.JanitorClient.tls:type_name -> kiln.config.v1.ClientTLS
-	22, // 13: kiln.config.v1.CacheManagerClient.tls:type_name -> kiln.config.v1.ClientTLS
-	28, // 14: kiln.config.v1.CacheManagerClient.prune_after_build:type_name -> google.protobuf.Duration
-	28, // 15: kiln.config.v1.RetentionConfig.build_age:type_name -> google.protobuf.Duration
-	28, // 16: kiln.config.v1.RetentionConfig.artifact_age:type_name -> google.protobuf.Duration
-	28, // 17: kiln.config.v1.RetentionConfig.interval:type_name -> google.protobuf.Duration
-	28, // 18: kiln.config.v1.ContextsConfig.keep_age:type_name -> google.protobuf.Duration
-	28, // 19: kiln.config.v1.ContextsConfig.fetch_timeout:type_name -> google.protobuf.Duration
+	23, // 12: kiln.config.v1.JanitorClient.tls:type_name -> kiln.config.v1.ClientTLS
+	23, // 13: kiln.config.v1.CacheManagerClient.tls:type_name -> kiln.config.v1.ClientTLS
+	29, // 14: kiln.config.v1.CacheManagerClient.prune_after_build:type_name -> google.protobuf.Duration
+	29, // 15: kiln.config.v1.RetentionConfig.build_age:type_name -> google.protobuf.Duration
+	29, // 16: kiln.config.v1.RetentionConfig.artifact_age:type_name -> google.protobuf.Duration
+	29, // 17: kiln.config.v1.RetentionConfig.interval:type_name -> google.protobuf.Duration
+	29, // 18: kiln.config.v1.ContextsConfig.keep_age:type_name -> google.protobuf.Duration
+	29, // 19: kiln.config.v1.ContextsConfig.fetch_timeout:type_name -> google.protobuf.Duration
 	7,  // 20: kiln.config.v1.AdmissionConfig.defaults:type_name -> kiln.config.v1.TenantLimits
 	8,  // 21: kiln.config.v1.AdmissionConfig.tenants:type_name -> kiln.config.v1.TenantConfig
 	7,  // 22: kiln.config.v1.TenantConfig.limits:type_name -> kiln.config.v1.TenantLimits
-	10, // 23: kiln.config.v1.BuildPolicyConfig.sources:type_name -> kiln.config.v1.SourcesConfig
-	17, // 24: kiln.config.v1.CacheManagerConfig.server:type_name -> kiln.config.v1.ServerConfig
-	25, // 25: kiln.config.v1.CacheManagerConfig.log:type_name -> kiln.config.v1.LogConfig
-	26, // 26: kiln.config.v1.CacheManagerConfig.daemons:type_name -> kiln.config.v1.DaemonConfig
-	28, // 27: kiln.config.v1.CacheManagerConfig.keep_age:type_name -> google.protobuf.Duration
-	28, // 28: kiln.config.v1.CacheManagerConfig.interval:type_name -> google.protobuf.Duration
-	13, // 29: kiln.config.v1.CacheManagerConfig.directories:type_name -> kiln.config.v1.CacheDirectory
-	28, // 30: kiln.config.v1.CacheDirectory.grace:type_name -> google.protobuf.Duration
-	17, // 31: kiln.config.v1.JanitorConfig.server:type_name -> kiln.config.v1.ServerConfig
-	25, // 32: kiln.config.v1.JanitorConfig.log:type_name -> kiln.config.v1.LogConfig
-	27, // 33: kiln.config.v1.JanitorConfig.registry:type_name -> kiln.config.v1.RegistryConfig
-	28, // 34: kiln.config.v1.JanitorConfig.keep_age:type_name -> google.protobuf.Duration
-	28, // 35: kiln.config.v1.JanitorConfig.check_interval:type_name -> google.protobuf.Duration
-	15, // 36: kiln.config.v1.JanitorConfig.schedule:type_name -> kiln.config.v1.ScheduleConfig
-	16, // 37: kiln.config.v1.JanitorConfig.notifications:type_name -> kiln.config.v1.NotificationsConfig
-	28, // 38: kiln.config.v1.JanitorConfig.settle:type_name -> google.protobuf.Duration
-	28, // 39: kiln.config.v1.ScheduleConfig.jitter:type_name -> google.protobuf.Duration
-	21, // 40: kiln.config.v1.ServerConfig.tls:type_name -> kiln.config.v1.ServerTLS
-	23, // 41: kiln.config.v1.ServerConfig.limits:type_name -> kiln.config.v1.LimitsConfig
-	24, // 42: kiln.config.v1.ServerConfig.access:type_name -> kiln.config.v1.AccessRule
-	24, // 43: kiln.config.v1.AccessPolicy.rules:type_name -> kiln.config.v1.AccessRule
-	20, // 44: kiln.config.v1.TokenFile.tokens:type_name -> kiln.config.v1.Token
-	29, // 45: kiln.config.v1.Token.expire_time:type_name -> google.protobuf.Timestamp
-	28, // 46: kiln.config.v1.LimitsConfig.unary_timeout:type_name -> google.protobuf.Duration
-	28, // 47: kiln.config.v1.LimitsConfig.shutdown_grace:type_name -> google.protobuf.Duration
-	22, // 48: kiln.config.v1.DaemonConfig.tls:type_name -> kiln.config.v1.ClientTLS
-	49, // [49:49] is the sub-list for method output_type
-	49, // [49:49] is the sub-list for method input_type
-	49, // [49:49] is the sub-list for extension type_name
-	49, // [49:49] is the sub-list for extension extendee
-	0,  // [0:49] is the sub-list for field type_name
+	11, // 23: kiln.config.v1.BuildPolicyConfig.sources:type_name -> kiln.config.v1.SourcesConfig
+	10, // 24: kiln.config.v1.BuildPolicyConfig.object_caches:type_name -> kiln.config.v1.ObjectCache
+	18, // 25: kiln.config.v1.CacheManagerConfig.server:type_name -> kiln.config.v1.ServerConfig
+	26, // 26: kiln.config.v1.CacheManagerConfig.log:type_name -> kiln.config.v1.LogConfig
+	27, // 27: kiln.config.v1.CacheManagerConfig.daemons:type_name -> kiln.config.v1.DaemonConfig
+	29, // 28: kiln.config.v1.CacheManagerConfig.keep_age:type_name -> google.protobuf.Duration
+	29, // 29: kiln.config.v1.CacheManagerConfig.interval:type_name -> google.protobuf.Duration
+	14, // 30: kiln.config.v1.CacheManagerConfig.directories:type_name -> kiln.config.v1.CacheDirectory
+	29, // 31: kiln.config.v1.CacheDirectory.grace:type_name -> google.protobuf.Duration
+	18, // 32: kiln.config.v1.JanitorConfig.server:type_name -> kiln.config.v1.ServerConfig
+	26, // 33: kiln.config.v1.JanitorConfig.log:type_name -> kiln.config.v1.LogConfig
+	28, // 34: kiln.config.v1.JanitorConfig.registry:type_name -> kiln.config.v1.RegistryConfig
+	29, // 35: kiln.config.v1.JanitorConfig.keep_age:type_name -> google.protobuf.Duration
+	29, // 36: kiln.config.v1.JanitorConfig.check_interval:type_name -> google.protobuf.Duration
+	16, // 37: kiln.config.v1.JanitorConfig.schedule:type_name -> kiln.config.v1.ScheduleConfig
+	17, // 38: kiln.config.v1.JanitorConfig.notifications:type_name -> kiln.config.v1.NotificationsConfig
+	29, // 39: kiln.config.v1.JanitorConfig.settle:type_name -> google.protobuf.Duration
+	29, // 40: kiln.config.v1.ScheduleConfig.jitter:type_name -> google.protobuf.Duration
+	22, // 41: kiln.config.v1.ServerConfig.tls:type_name -> kiln.config.v1.ServerTLS
+	24, // 42: kiln.config.v1.ServerConfig.limits:type_name -> kiln.config.v1.LimitsConfig
+	25, // 43: kiln.config.v1.ServerConfig.access:type_name -> kiln.config.v1.AccessRule
+	25, // 44: kiln.config.v1.AccessPolicy.rules:type_name -> kiln.config.v1.AccessRule
+	21, // 45: kiln.config.v1.TokenFile.tokens:type_name -> kiln.config.v1.Token
+	30, // 46: kiln.config.v1.Token.expire_time:type_name -> google.protobuf.Timestamp
+	29, // 47: kiln.config.v1.LimitsConfig.unary_timeout:type_name -> google.protobuf.Duration
+	29, // 48: kiln.config.v1.LimitsConfig.shutdown_grace:type_name -> google.protobuf.Duration
+	23, // 49: kiln.config.v1.DaemonConfig.tls:type_name -> kiln.config.v1.ClientTLS
+	50, // [50:50] is the sub-list for method output_type
+	50, // [50:50] is the sub-list for method input_type
+	50, // [50:50] is the sub-list for extension type_name
+	50, // [50:50] is the sub-list for extension extendee
+	0,  // [0:50] is the sub-list for field type_name
 }
 
 func init() { file_kiln_config_v1_config_proto_init() }
@@ -2631,7 +2742,7 @@ func file_kiln_config_v1_config_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kiln_config_v1_config_proto_rawDesc), len(file_kiln_config_v1_config_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   28,
+			NumMessages:   29,
 			NumExtensions: 0,
 			NumServices:   0,
 		},
