@@ -278,7 +278,7 @@ func TestUpDetached(t *testing.T) {
 	dataDir := filepath.Join(l.Dir, strings.Repeat("deep-", 20))
 	base := labtest.Must(lab.FreeBase())(t)
 	l.OnClose("kiln up", func(ctx context.Context) error { return lab.Down(ctx, dataDir) })
-	out, err := kilnCommand(t, l.Dir, "up", "--detach", "--data-dir", dataDir, "--listen-base", strconv.Itoa(base))
+	out, err := kilnCommand(t, l.Dir, "up", "--detach", "--step-network", "host", "--data-dir", dataDir, "--listen-base", strconv.Itoa(base))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -321,7 +321,7 @@ func TestUpDaemonDoesNotStart(t *testing.T) {
 	}
 	base := labtest.Must(lab.FreeBase())(t)
 	dataDir := filepath.Join(l.Dir, "up")
-	out, err := kilnCommand(t, "", "up", "--data-dir", dataDir, "--listen-base", strconv.Itoa(base), "--buildkitd", broken, "--start-timeout", "30s")
+	out, err := kilnCommand(t, "", "up", "--data-dir", dataDir, "--listen-base", strconv.Itoa(base), "--buildkitd", broken, "--start-timeout", "30s", "--step-network", "host")
 	if err == nil || !strings.Contains(out.Stderr, "buildkitd did not start: exit status 7") || !strings.Contains(out.Stdout, "the reason") {
 		t.Errorf("%v\n%s%s", err, out.Stdout, out.Stderr)
 	}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what BuildKit and the samples need from the distribution, when it is
-# missing: runc (runs the steps of a build) and a static busybox (the base image
-# of the demo and the tests). With "test" also what only the tests start: systemd, the Docker
+# missing: runc (runs the steps of a build), the CNI plugins (connect the steps to a
+# network of their own) and a static busybox (the base image of the demo and the tests). With "test" also what only the tests start: systemd, the Docker
 # Engine and containerd, Prometheus, an emulator of arm64. Prints nothing when all is there.
 set -euo pipefail
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
@@ -33,12 +33,23 @@ else
 	busybox=busybox-static
 	install=()
 fi
+cni_plugins() {
+	local dir
+	for dir in /usr/lib/cni /usr/libexec/cni /opt/cni/bin; do
+		if [ -x "$dir/bridge" ] && [ -x "$dir/host-local" ] && [ -x "$dir/loopback" ]; then return 0; fi
+	done
+	return 1
+}
+plugins=containernetworking-plugins
+if command -v apk >/dev/null; then plugins=cni-plugins; fi
+cni_plugins || packages+=("$plugins")
 static_busybox || packages+=("$busybox")
 # need COMMAND PACKAGE, of Debian.
 need() { command -v "$1" >/dev/null || packages+=("$2"); }
 if [ "${1-}" = test ]; then
 	need systemd-analyze systemd
 	need ip iproute2
+	need nft nftables
 	need curl curl
 	need dockerd docker.io
 	need containerd containerd

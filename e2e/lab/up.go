@@ -18,7 +18,8 @@ type UpOptions struct {
 	// Detach runs it with --detach and ends it with `kiln down`, as scripts do;
 	// else it is a process of the lab.
 	Detach bool
-	// Args are added to its arguments.
+	// Args are added to its arguments. Steps have this host's network unless they say
+	// otherwise: tests share the host, whose packet filter is not theirs to change.
 	Args []string
 	// Env is added to its environment.
 	Env []string
@@ -90,6 +91,7 @@ func (l *Lab) tryUp(ctx context.Context, path string, opts UpOptions) (*Up, erro
 	}
 	args := append([]string{
 		"up", "--data-dir", opts.DataDir, "--listen-base", strconv.Itoa(base), "--buildkitd", buildkitd, "--registry", registry,
+		"--step-network", "host",
 	}, opts.Args...)
 	if opts.Detach {
 		l.OnClose("kiln up", func(ctx context.Context) error { return Down(ctx, opts.DataDir) })

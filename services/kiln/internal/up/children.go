@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -54,6 +55,7 @@ func get(ctx context.Context, client *http.Client, url string) error {
 func (r *runner) newBuildkitd(environ []string) *supervise.Child {
 	// An exporter that buildkitd does not know must not keep it from starting.
 	env := append(childEnv(environ, "buildkitd", r.paths.tmp()), "OTEL_IGNORE_ERROR=true")
+	env = append(env, stepLogs(environ)...)
 	env = append(env, proxyEnv(environ, r.addrs)...)
 	return supervise.New(supervise.Spec{
 		Name: "buildkitd", Path: r.bins.buildkitd, Args: []string{"--config", r.paths.config("buildkitd.toml")},
@@ -100,6 +102,18 @@ func childEnv(environ []string, name, tmp string) []string {
 		}
 	}
 	return append(env, "PATH="+path)
+}
+
+// stepLogs bounds what buildkitd keeps of each stream of a step to 32 MiB, at any
+// speed. Its own bounds, 2 MiB and 200 KiB a second, cut the logs of compilers and
+// test suites; none at all would let a loop that prints fill its memory, for it holds
+// the logs of running builds there. The user's variables win.
+func stepLogs(environ []string) []string {
+	limits := []string{"BUILDKIT_STEP_LOG_MAX_SIZE=33554432", "BUILDKIT_STEP_LOG_MAX_SPEED=-1"}
+	return slices.DeleteFunc(limits, func(limit string) bool {
+		key, _, _ := strings.Cut(limit, "=")
+		return slices.ContainsFunc(environ, func(variable string) bool { return strings.HasPrefix(variable, key+"=") })
+	})
 }
 
 // exportsTraces says whether the environment asks for traces.

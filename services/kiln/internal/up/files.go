@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io/fs"
+	"net/netip"
 	"os"
 	"strings"
 	"text/template"
@@ -22,6 +23,14 @@ var registryText string
 type buildkitdFile struct {
 	Root, Address, TraceSocket string
 	Registries                 []string // host:port, spoken to over HTTP
+	Steps                      *stepsFile
+}
+
+// stepsFile is the part about an isolated network of steps. Nil: the host's.
+type stepsFile struct {
+	CNIConfig, CNIPlugins string
+	PoolSize              int
+	Nameservers           []netip.Addr
 }
 
 // registryFile is what the registry's configuration depends on.
@@ -54,6 +63,7 @@ func (r *runner) writeConfigs() error {
 		Address:     "unix://" + r.paths.buildkitSocket(),
 		TraceSocket: r.paths.traceSocket(),
 		Registries:  r.addrs.registryNames(),
+		Steps:       r.stepsFile(),
 	})
 	if err != nil {
 		return err

@@ -2,6 +2,7 @@ package up
 
 import (
 	"bytes"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"testing"
@@ -20,6 +21,14 @@ func TestConfigFiles(t *testing.T) {
 		}},
 		"buildkitd-odd.toml": {buildkitdText, buildkitdFile{
 			Root: odd, Address: "unix://" + odd, TraceSocket: odd, Registries: []string{"[::1]:5000"},
+		}},
+		"buildkitd-steps.toml": {buildkitdText, buildkitdFile{
+			Root: "/var/lib/kiln/buildkit", Address: "unix:///var/lib/kiln/buildkitd.sock",
+			TraceSocket: "/var/lib/kiln/otel-grpc.sock", Registries: []string{"localhost:5000"},
+			Steps: &stepsFile{
+				CNIConfig: odd + "/cni.conflist", CNIPlugins: "/usr/lib/cni", PoolSize: 8,
+				Nameservers: []netip.Addr{netip.MustParseAddr("10.213.0.1"), netip.MustParseAddr("10.20.0.2")},
+			},
 		}},
 		"registry.yml":     {registryText, registryFile{Root: "/var/lib/kiln/registry", Listen: "127.0.0.1:5000", Events: "http://127.0.0.1:9463/registry-events", Secret: "s3cret"}},
 		"registry-odd.yml": {registryText, registryFile{Root: odd, Listen: "[::1]:5000"}},

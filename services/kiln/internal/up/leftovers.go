@@ -25,7 +25,8 @@ func removeLeftovers(ctx context.Context, p paths, runc string) error {
 	if err := removeContainers(ctx, p, runc); err != nil {
 		return fmt.Errorf("removing containers of builds: %w", err)
 	}
-	if err := unmountBelow(p.buildkit(), p.tmp()); err != nil {
+	// Network namespaces stay: buildkitd gives back their addresses when it starts.
+	if err := unmountBelow(p.namespaces(), p.buildkit(), p.tmp()); err != nil {
 		return fmt.Errorf("unmounting what builds left: %w", err)
 	}
 	entries, err := os.ReadDir(p.tmp())
@@ -78,16 +79,29 @@ func runRunc(ctx context.Context, runc string, args ...string) ([]byte, error) {
 	return out, err
 }
 
+// removeNamespaces removes the network namespaces of steps that a buildkitd which
+// was killed has left, and what the CNI plugins know of them.
+func removeNamespaces(p paths) error {
+	err := errors.Join(unmountBelow("", p.namespaces()), os.RemoveAll(p.namespaces()), os.RemoveAll(p.ipam()))
+	results, globErr := filepath.Glob(filepath.Join(cniResults, bridgeName(p.root)+"-*"))
+	err = errors.Join(err, globErr)
+	for _, result := range results {
+		err = errors.Join(err, os.Remove(result))
+	}
+	return err
+}
+
 // unmountBelow unmounts all that is mounted below the directories, the newest
-// first. The directories themselves may be mount points: somebody's choice.
-func unmountBelow(dirs ...string) error {
+// first, but for what is below keep. The directories themselves may be mount points:
+// somebody's choice.
+func unmountBelow(keep string, dirs ...string) error {
 	points, err := mountPoints("/proc/self/mountinfo")
 	if err != nil {
 		return err
 	}
 	var failures []error
 	for _, point := range slices.Backward(points) {
-		if !slices.ContainsFunc(dirs, func(dir string) bool { return below(point, dir) }) {
+		if keep != "" && below(point, keep) || !slices.ContainsFunc(dirs, func(dir string) bool { return below(point, dir) }) {
 			continue
 		}
 		// Detached, so that a process that still looks inside does not keep it.

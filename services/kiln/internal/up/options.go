@@ -25,9 +25,19 @@ type Options struct {
 	// AllowRoots are the directories that a request may name as its context.
 	// Empty: the working directory.
 	AllowRoots []string
-	// AllowNetworks are networks in CIDR form that sources of builds may come from
-	// although they are not public.
+	// AllowNetworks are networks in CIDR form that sources of builds may come from,
+	// and that steps may reach, although they are not public.
 	AllowNetworks []string
+	// StepNetwork is the network of RUN steps, StepsIsolated or StepsOnHost. Empty:
+	// StepsIsolated.
+	StepNetwork string
+	// StepSubnet is the IPv4 subnet of an isolated network, in CIDR form. Empty: one
+	// that is free.
+	StepSubnet string
+	// StepDNS are the name servers that steps ask. Empty: a forwarder to this host's.
+	StepDNS []string
+	// CNIPlugins is the directory of the CNI plugins. Empty: that of the distribution.
+	CNIPlugins string
 	// Buildkitd and Registry are the binaries. Empty: beside kiln, then $PATH.
 	Buildkitd, Registry string
 	// LogLevel is that of the services. Empty: info.
@@ -35,6 +45,16 @@ type Options struct {
 	// StartTimeout is how long it may take until all serve. 0: 60s.
 	StartTimeout time.Duration
 }
+
+// Networks of RUN steps.
+const (
+	// StepsIsolated is a network of their own: the internet, and nothing of this
+	// host and of private networks but what AllowNetworks says.
+	StepsIsolated = "isolated"
+	// StepsOnHost is this host's network: steps reach all that this host reaches,
+	// the services of Kiln included.
+	StepsOnHost = "host"
+)
 
 const defaultStartTimeout = 60 * time.Second
 

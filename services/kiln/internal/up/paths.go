@@ -31,6 +31,12 @@ func (p paths) janitor() string           { return filepath.Join(p.root, "janito
 func (p paths) eventsSecret() string {
 	return filepath.Join(p.root, "config", "registry-events.secret")
 }
+func (p paths) ipam() string { return filepath.Join(p.root, "step-addresses") }
+func (p paths) cni() string  { return p.config("cni.conflist") }
+
+// namespaces holds the network namespaces of steps. buildkitd makes it and, when it
+// starts, removes what is in it.
+func (p paths) namespaces() string     { return filepath.Join(p.buildkit(), "net") }
 func (p paths) tmp() string            { return filepath.Join(p.root, "buildkit-tmp") }
 func (p paths) buildkitSocket() string { return filepath.Join(p.sockets, "buildkitd.sock") }
 func (p paths) traceSocket() string    { return filepath.Join(p.sockets, "otel-grpc.sock") }

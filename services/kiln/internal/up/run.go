@@ -69,8 +69,11 @@ func Run(ctx context.Context, opts Options, session Session) (err error) {
 	if err := os.MkdirAll(r.paths.sockets, 0o700); err != nil {
 		return err
 	}
-	if err := r.writeConfigs(); err != nil {
+	if err := r.setUpSteps(ctx); err != nil {
 		return err
+	}
+	if err := r.writeConfigs(); err != nil {
+		return errors.Join(err, r.closeSteps())
 	}
 	return r.run(ctx)
 }
@@ -82,6 +85,7 @@ type runner struct {
 	addrs   addresses
 	paths   paths
 	bins    binaries
+	steps   *steps // nil: steps have the host's network
 
 	sayMu sync.Mutex
 }
@@ -108,9 +112,9 @@ func (r *runner) run(ctx context.Context) error {
 				return r.serve(ctx, registry, buildkitd)
 			}},
 			lifecycle.Task{Name: "daemons", Run: func(ctx context.Context) error {
-				err := lifecycle.Run(childCtx,
+				err := lifecycle.Run(childCtx, append(r.stepTasks(),
 					lifecycle.Task{Name: "registry", Run: registry.Run},
-					lifecycle.Task{Name: "buildkitd", Run: buildkitd.Run})
+					lifecycle.Task{Name: "buildkitd", Run: buildkitd.Run})...)
 				if err == nil {
 					<-ctx.Done() // They were told to end: so were we, in a moment.
 				}
@@ -151,7 +155,7 @@ func (r *runner) explain(err error) error {
 func (r *runner) cleanUp(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leftoversTimeout)
 	defer cancel()
-	err := removeLeftovers(ctx, r.paths, r.bins.runc)
+	err := errors.Join(removeLeftovers(ctx, r.paths, r.bins.runc), removeNamespaces(r.paths), r.closeSteps())
 	if r.paths.outside() {
 		return errors.Join(err, os.RemoveAll(r.paths.sockets))
 	}
