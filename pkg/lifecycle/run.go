@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"runtime/debug"
 	"sync"
 )
 
@@ -61,29 +60,4 @@ func outcome(ctx context.Context, task Task) error {
 	default:
 		return fmt.Errorf("%s: %w", task.Name, err)
 	}
-}
-
-// Protect calls run; a panic becomes a *PanicError.
-func Protect(ctx context.Context, run func(context.Context) error) (err error) {
-	defer func() {
-		if value := recover(); value != nil {
-			err = &PanicError{Value: value, Stack: debug.Stack()}
-		}
-	}()
-	return run(ctx)
-}
-
-// PanicError is a panic that was caught. Its text has the stack, so it belongs
-// in logs, not in answers. It unwraps to nothing: a panic with an error is not
-// that error.
-type PanicError struct {
-	// Value is what was thrown.
-	Value any
-	// Stack is where.
-	Stack []byte
-}
-
-// Error is the value and the stack.
-func (e *PanicError) Error() string {
-	return fmt.Sprintf("panic: %v\n%s", e.Value, e.Stack)
 }

@@ -2,6 +2,8 @@ package rpc
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -10,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/kilnbuild/kiln/pkg/auth"
+	"github.com/kilnbuild/kiln/pkg/lifecycle"
 )
 
 // logFailure logs a call that failed. The text of an INVALID_ARGUMENT is left
@@ -17,6 +20,10 @@ import (
 func (g *guard) logFailure(ctx context.Context, method string, id auth.Identity, start time.Time, st *status.Status, cause error) {
 	level := levelOf(st.Code())
 	passedOn := !ours(method)
+	_, panicked := errors.AsType[*lifecycle.PanicError](cause)
+	if panicked {
+		passedOn = false // what broke is Kiln's own
+	}
 	if passedOn && st.Code() != codes.Unavailable {
 		// What fails in a call that is passed on is the business of the two ends,
 		// and its text may quote a user's command lines.
@@ -42,7 +49,7 @@ func (g *guard) logFailure(ctx context.Context, method string, id auth.Identity,
 		}
 	}
 	if st.Code() != codes.InvalidArgument && (!passedOn || st.Code() == codes.Unavailable) {
-		attrs = append(attrs, slog.String("error", cause.Error()))
+		attrs = append(attrs, slog.String("error", causeText(cause)))
 	}
 	g.log.LogAttrs(ctx, level, "call failed", attrs...)
 }
@@ -58,4 +65,13 @@ func levelOf(code codes.Code) slog.Level {
 	default:
 		return slog.LevelWarn
 	}
+}
+
+// causeText is the text of a cause. The stack of a panic was logged when it was
+// recovered.
+func causeText(cause error) string {
+	if p, ok := errors.AsType[*lifecycle.PanicError](cause); ok {
+		return fmt.Sprintf("panic: %v", p.Value)
+	}
+	return cause.Error()
 }

@@ -13,12 +13,14 @@ import (
 
 	"github.com/kilnbuild/kiln/pkg/auth"
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/pkg/lifecycle"
 )
 
 // guard stands around each call: outside, it learns who calls, maps the error
 // and logs; inside, it decides whether the call may be served.
 type guard struct {
 	log      *slog.Logger
+	panicked lifecycle.Reporter
 	access   *access
 	audit    *audit
 	limits   limits
@@ -35,7 +37,7 @@ func ours(method string) bool { return strings.HasPrefix(method, "/kiln.") }
 func (g *guard) outerUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
 	start := time.Now()
 	id, err := g.access.identify(ctx)
-	ctx = auth.NewContext(ctx, id)
+	ctx = auth.NewContext(lifecycle.WithReporter(ctx, g.panicked), id)
 	var resp any
 	if err == nil {
 		resp, err = next(ctx, req)
@@ -70,7 +72,7 @@ func (g *guard) innerUnary(ctx context.Context, req any, info *grpc.UnaryServerI
 func (g *guard) outerStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
 	start := time.Now()
 	id, err := g.access.identify(stream.Context())
-	ctx := auth.NewContext(stream.Context(), id)
+	ctx := auth.NewContext(lifecycle.WithReporter(stream.Context(), g.panicked), id)
 	if info.FullMethod == healthWatch {
 		var cancel context.CancelFunc
 		ctx, cancel = untilClosed(ctx, g.draining)

@@ -5,14 +5,20 @@ import (
 	"crypto/tls"
 	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"time"
+
+	"github.com/kilnbuild/kiln/pkg/lifecycle"
 )
 
-// newHTTPServer is a server whose every wait is bounded.
-func newHTTPServer(handler http.Handler, log *slog.Logger) *http.Server {
+// newHTTPServer is a server whose every wait is bounded, and whose panics go to report.
+func newHTTPServer(handler http.Handler, log *slog.Logger, report lifecycle.Reporter) *http.Server {
 	return &http.Server{
-		Handler:           handler,
+		Handler: lifecycle.Recovering(handler),
+		BaseContext: func(net.Listener) context.Context {
+			return lifecycle.WithReporter(context.Background(), report)
+		},
 		ReadHeaderTimeout: 5 * time.Second,
 		ReadTimeout:       30 * time.Second,
 		WriteTimeout:      60 * time.Second,

@@ -2,7 +2,6 @@ package rpc
 
 import (
 	"context"
-	"runtime/debug"
 
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
 	"google.golang.org/grpc"
@@ -10,11 +9,9 @@ import (
 	"github.com/kilnbuild/kiln/pkg/lifecycle"
 )
 
-// caught makes an error of a panic. The stack goes to the log only: Status says
-// nothing of an error it does not know.
-func caught(_ context.Context, value any) error {
-	return &lifecycle.PanicError{Value: value, Stack: debug.Stack()}
-}
+// caught makes an error of a panic and reports it. The stack goes to the log only:
+// Status says nothing of an error it does not know.
+func caught(ctx context.Context, value any) error { return lifecycle.Recovered(ctx, value) }
 
 func recoverUnary() grpc.UnaryServerInterceptor {
 	return recovery.UnaryServerInterceptor(recovery.WithRecoveryHandlerContext(caught))

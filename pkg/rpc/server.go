@@ -47,6 +47,7 @@ type ServerOptions struct {
 type Server struct {
 	name     string
 	log      *slog.Logger
+	panicked lifecycle.Reporter
 	limits   limits
 	grpc     *grpc.Server
 	mux      *http.ServeMux
@@ -66,12 +67,13 @@ func NewServer(opts ServerOptions) (_ *Server, err error) {
 		tel = telemetry.Discard()
 	}
 	s := &Server{
-		name:    opts.Name,
-		log:     tel.Logger,
-		limits:  limitsOf(opts.Config.GetLimits()),
-		mux:     http.NewServeMux(),
-		ready:   newReadiness(tel.Logger),
-		drained: make(chan struct{}),
+		name:     opts.Name,
+		log:      tel.Logger,
+		panicked: tel.Panicked,
+		limits:   limitsOf(opts.Config.GetLimits()),
+		mux:      http.NewServeMux(),
+		ready:    newReadiness(tel.Logger),
+		drained:  make(chan struct{}),
 	}
 	guard, err := newGuard(opts, s, tel)
 	if err != nil {
@@ -80,7 +82,7 @@ func NewServer(opts ServerOptions) (_ *Server, err error) {
 	s.grpc = grpc.NewServer(append(serverOptions(s.limits, tel, guard.access.tls(), guard), opts.GRPC...)...)
 	healthgrpc.RegisterHealthServer(s.grpc, s.ready.health)
 	reflection.Register(s.grpc)
-	s.http = newHTTPServer(s.mux, tel.Logger)
+	s.http = newHTTPServer(s.mux, tel.Logger, tel.Panicked)
 	s.mux.Handle("GET /metrics", tel.Metrics)
 	s.mux.HandleFunc("GET /healthz", alive)
 	s.mux.HandleFunc("GET /readyz", s.ready.answer)
@@ -105,7 +107,7 @@ func newGuard(opts ServerOptions, s *Server, tel *telemetry.Telemetry) (*guard, 
 	if s.audit, err = newAudit(opts.Name, opts.Config.GetAuditFile(), tel.Logger); err != nil {
 		return nil, fault.Wrap(err, fault.InvalidArgument, "INVALID_FIELD", "the audit log cannot be written", "name a file with server.audit_file that the server's user may write")
 	}
-	return &guard{log: tel.Logger, access: access, audit: s.audit, limits: s.limits, draining: s.ready.draining}, nil
+	return &guard{log: tel.Logger, panicked: tel.Panicked, access: access, audit: s.audit, limits: s.limits, draining: s.ready.draining}, nil
 }
 
 // RegisterService adds a service, and an entry for it in the health service.
@@ -141,6 +143,7 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.httpSide != nil {
 		tasks = append(tasks, lifecycle.Task{Name: s.name + " HTTP server", Run: s.serveHTTP})
 	}
+	ctx = lifecycle.WithReporter(ctx, s.panicked)
 	s.log.InfoContext(ctx, "serving", "grpc", s.Addr(), "http", s.HTTPAddr())
 	err := lifecycle.Run(ctx, tasks...)
 	s.log.InfoContext(ctx, "stopped")

@@ -118,6 +118,7 @@ func run[M proto.Message](cmd *cobra.Command, spec Spec[M], cfg M) (err error) {
 			tel.Logger.Warn("telemetry was lost at the end", "error", lost)
 		}
 	}()
+	ctx = lifecycle.WithReporter(ctx, tel.Panicked)
 	return lifecycle.Protect(ctx, func(ctx context.Context) error { return spec.Run(ctx, cfg, tel) })
 }
 

@@ -54,6 +54,7 @@ type Telemetry struct {
 	// Metrics answers Prometheus scrapes.
 	Metrics http.Handler
 
+	panics  metric.Int64Counter // nil: not counted
 	closers *lifecycle.Stack
 }
 
@@ -82,9 +83,13 @@ func Setup(ctx context.Context, opts Options) (_ *Telemetry, err error) {
 	if err != nil {
 		return nil, err
 	}
+	panics, err := newPanics(ctx, meter)
+	if err != nil {
+		return nil, err
+	}
 	return &Telemetry{
 		Tracer: tracer, Meter: meter, Propagator: newPropagator(), Logger: logger, Metrics: scrape,
-		closers: closers,
+		panics: panics, closers: closers,
 	}, nil
 }
 

@@ -3,11 +3,11 @@ package build
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	"github.com/kilnbuild/kiln/pkg/failpoint"
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/pkg/lifecycle"
 )
 
 // run takes a build from the queue to its end.
@@ -183,7 +183,7 @@ func (s *Service) solve(ctx context.Context, l *live, spec Spec, daemon Daemon) 
 	rec := l.record()
 	defer func() {
 		if p := recover(); p != nil {
-			s.Log.ErrorContext(ctx, "panic in a build", "build", rec.ID, "panic", fmt.Sprint(p))
+			_ = lifecycle.Recovered(ctx, p) // reported; its text is not for callers
 			outcome = Outcome{State: Failed, Failure: failureOf(fault.New(fault.Internal, "INTERNAL",
 				"the builder failed while building", "report it with the trace id of the build"))}
 		}

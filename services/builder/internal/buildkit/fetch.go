@@ -14,11 +14,9 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
+	"github.com/kilnbuild/kiln/services/builder/internal/buildkit/outcome"
 	"github.com/kilnbuild/kiln/services/builder/internal/contextstore"
 )
-
-// fetchStep is how the name of a step begins by which an archive is fetched.
-const fetchStep = "[internal] fetch "
 
 // showFetch is how often a fetch tells how far it has come.
 const showFetch = 250 * time.Millisecond
@@ -43,7 +41,7 @@ func (r *run) fetched(ctx context.Context, project string, c build.Context) (bui
 		return c, nil
 	}
 	started := time.Now()
-	step := client.Vertex{Name: fetchStep + bare(c.HTTP.URL), Digest: digest.FromString(c.HTTP.URL), Started: &started}
+	step := client.Vertex{Name: outcome.FetchStep + bare(c.HTTP.URL), Digest: digest.FromString(c.HTTP.URL), Started: &started}
 	r.update(&client.SolveStatus{Vertexes: []*client.Vertex{&step}})
 	info, err := r.download(ctx, project, *c.HTTP, step.Digest)
 	ended, now := step, time.Now()

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
+	"github.com/kilnbuild/kiln/services/builder/internal/buildkit/outcome"
 	"github.com/kilnbuild/kiln/services/builder/internal/contextstore"
 	"github.com/kilnbuild/kiln/services/builder/internal/guard"
 )
@@ -33,7 +34,7 @@ func fetching(t *testing.T) (*run, *[]build.StepEvent) {
 	events := new([]build.StepEvent)
 	return &run{
 		daemon: &Daemon{opts: Options{Contexts: contexts, Guard: guard.New(guard.Policy{Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}, log)}},
-		hide:   newHider(build.Spec{}), progress: NewProgress(),
+		hide:   newHider(build.Spec{}), progress: outcome.NewProgress(),
 		sink: func(kind any) {
 			if step, ok := kind.(build.StepEvent); ok {
 				*events = append(*events, step)
@@ -81,7 +82,7 @@ func TestFetch(t *testing.T) {
 	}
 	var seen []string
 	for _, e := range *events {
-		seen = append(seen, strings.TrimPrefix(e.Name, fetchStep+strings.TrimPrefix(url, "http://")))
+		seen = append(seen, strings.TrimPrefix(e.Name, outcome.FetchStep+strings.TrimPrefix(url, "http://")))
 		if strings.Contains(e.Name+e.Error, "hidden") {
 			t.Errorf("an event shows the query: %+v", e)
 		}
@@ -97,8 +98,8 @@ func TestFetch(t *testing.T) {
 func TestFetchFails(t *testing.T) {
 	r, events := fetching(t)
 	_, err := r.fetch(t.Context(), build.Spec{Context: build.Context{HTTP: &build.HTTPContext{URL: serveTar(t) + "/missing?token=hidden"}}})
-	f := FailureOf(err, r.progress)
-	if f.Reason != "SOURCE_NOT_FOUND" || f.Class != build.User || !strings.HasPrefix(f.Step, fetchStep) {
+	f := outcome.FailureOf(t.Context(), err, r.progress)
+	if f.Reason != "SOURCE_NOT_FOUND" || f.Class != build.User || !strings.HasPrefix(f.Step, outcome.FetchStep) {
 		t.Errorf("%+v", f)
 	}
 	if last := (*events)[len(*events)-1]; last.State != build.StepFailed || strings.Contains(last.Error+f.Message, "hidden") {

@@ -12,6 +12,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
+	"github.com/kilnbuild/kiln/services/builder/internal/buildkit/outcome"
 )
 
 const canary = "canary\"with\\quotes-0123456789"
@@ -25,7 +26,7 @@ func secretive() build.Spec {
 
 // Whatever BuildKit puts a secret in, nothing of it is told.
 func TestNothingSecretIsTold(t *testing.T) {
-	h, progress := newHider(secretive()), NewProgress()
+	h, progress := newHider(secretive()), outcome.NewProgress()
 	step, now := digest.FromString("step"), time.Now()
 	var told strings.Builder
 	wrote := make(map[bool]string) // by whether it is standard error
@@ -52,7 +53,7 @@ func TestNothingSecretIsTold(t *testing.T) {
 	}
 	progress.Update(h.rest(), sink)
 
-	f := FailureOf(fmt.Errorf("process %q failed", canary), progress)
+	f := outcome.FailureOf(t.Context(), fmt.Errorf("process %q failed", canary), progress)
 	quoted, _ := json.Marshal(map[string]any{"env": []string{"A=" + canary}, "data": base64.StdEncoding.EncodeToString([]byte("FROM " + canary))})
 	f.Location = &build.Location{Snippet: ">>> RUN " + canary}
 	f.Details = append(f.Details, build.Detail{TypeURL: "t", Value: quoted}, build.Detail{TypeURL: "u", Value: []byte("no JSON " + canary)})

@@ -14,7 +14,9 @@ import (
 
 	"github.com/kilnbuild/kiln/pkg/auth"
 	"github.com/kilnbuild/kiln/pkg/cachelease"
+	"github.com/kilnbuild/kiln/pkg/lifecycle"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
+	"github.com/kilnbuild/kiln/services/builder/internal/buildkit/outcome"
 )
 
 // letGo is how long a cancelled solve may take to end in the daemon before its
@@ -33,7 +35,7 @@ func (d *Daemon) Accept(ctx context.Context, spec build.Spec) error {
 
 // Solve implements build.Daemon.
 func (d *Daemon) Solve(ctx context.Context, id string, attempt int, spec build.Spec, sink func(any)) build.Result {
-	r := &run{daemon: d, hide: newHider(spec), progress: NewProgress(), sink: sink}
+	r := &run{daemon: d, hide: newHider(spec), progress: outcome.NewProgress(), sink: sink}
 	started := time.Now()
 	ref := refOf(id, attempt)
 	outputs, err := r.solve(ctx, id, ref, spec)
@@ -47,7 +49,7 @@ func (d *Daemon) Solve(ctx context.Context, id string, attempt int, spec build.S
 	r.progress.Update(r.hide.rest(), sink)
 	result := build.Result{Outputs: outputs, Steps: r.progress.Counts(), Graph: r.progress.Graph(), Times: r.progress.Times(started)}
 	if err != nil {
-		result.Outputs, result.Failure = nil, r.hide.failure(FailureOf(err, r.progress))
+		result.Outputs, result.Failure = nil, r.hide.failure(outcome.FailureOf(ctx, err, r.progress))
 	}
 	return result
 }
@@ -56,7 +58,7 @@ func (d *Daemon) Solve(ctx context.Context, id string, attempt int, spec build.S
 type run struct {
 	daemon   *Daemon
 	hide     *hider
-	progress *Progress
+	progress *outcome.Progress
 	sink     func(any)
 }
 
@@ -85,7 +87,11 @@ func (r *run) solve(ctx context.Context, id, ref string, spec build.Spec) ([]bui
 	statuses := make(chan *client.SolveStatus, 64)
 	done, giveUp := make(chan answer, 1), make(chan struct{})
 	go func() {
-		outputs, err := j.run(ctx, statuses, giveUp)
+		var outputs []build.OutputResult
+		err := lifecycle.Protect(ctx, func(ctx context.Context) (err error) {
+			outputs, err = j.run(ctx, statuses, giveUp)
+			return err
+		})
 		r.forget(ctx, j)
 		done <- answer{outputs, err}
 	}()

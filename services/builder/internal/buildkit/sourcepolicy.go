@@ -19,6 +19,7 @@ import (
 
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
+	"github.com/kilnbuild/kiln/services/builder/internal/buildkit/outcome"
 	"github.com/kilnbuild/kiln/services/builder/internal/guard"
 )
 
@@ -84,10 +85,10 @@ func (p *sourcePolicy) explain(err error) error {
 	}
 	switch text := err.Error(); {
 	case strings.Contains(text, guard.Refusal): // By the egress proxy, as git tells it.
-		return fault.Wrap(errors.New(message(err)), fault.PermissionDenied, "POLICY_DENIED", "a host that the daemon was led to is refused",
+		return fault.Wrap(errors.New(outcome.Message(err)), fault.PermissionDenied, "POLICY_DENIED", "a host that the daemon was led to is refused",
 			"take the source from another host, and its submodules too")
 	case strings.Contains(text, "digest mismatch") && p.pinned():
-		return fault.Wrap(errors.New(message(err)), fault.FailedPrecondition, "DIGEST_MISMATCH",
+		return fault.Wrap(errors.New(outcome.Message(err)), fault.FailedPrecondition, "DIGEST_MISMATCH",
 			"an HTTP source gave the daemon other content than the builder, or than its checksum says",
 			"take it from a URL whose content stays, or fetch what changes with each request in a RUN step")
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/pkg/lifecycle"
 )
 
 // Bounds of the proxy.
@@ -52,7 +53,7 @@ func (g *Guard) ServeProxy(ctx context.Context, listener net.Listener) error {
 	p := g.newProxy()
 	serving, stop := context.WithCancel(ctx)
 	server := &http.Server{
-		Handler:           p,
+		Handler:           lifecycle.Recovering(p),
 		BaseContext:       func(net.Listener) context.Context { return serving },
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,

@@ -209,7 +209,7 @@ func (o *options) explain(ctx context.Context, err error, stderr io.Writer) erro
 		return errors.New(fault.Line(own))
 	}
 	for _, source := range errdefs.Sources(err) {
-		if printErr := source.Print(stderr); printErr != nil {
+		if printErr := printSource(stderr, source); printErr != nil {
 			return printErr
 		}
 	}

@@ -64,9 +64,20 @@ func (r *runner) newServices(ctx context.Context) (_ []part, _ *lifecycle.Stack,
 			return nil, nil, err
 		}
 		made.Push(kind.name, func(context.Context) error { return service.Close() })
-		parts = append(parts, part{kind.name, kind.log, service})
+		parts = append(parts, part{kind.name, kind.log, reporting{service, tel}})
 	}
 	return parts, telemetries, nil
+}
+
+// reporting is a service whose panics go to its own telemetry.
+type reporting struct {
+	service
+	tel *telemetry.Telemetry
+}
+
+// Run implements service.
+func (r reporting) Run(ctx context.Context) error {
+	return r.service.Run(lifecycle.WithReporter(ctx, r.tel.Panicked))
 }
 
 // newTelemetry makes the telemetry of a service, which logs to a file of its own.

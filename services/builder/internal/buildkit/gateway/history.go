@@ -8,8 +8,9 @@ import (
 	"github.com/moby/buildkit/client"
 	"google.golang.org/grpc"
 
+	"github.com/kilnbuild/kiln/pkg/lifecycle"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
-	"github.com/kilnbuild/kiln/services/builder/internal/buildkit"
+	"github.com/kilnbuild/kiln/services/builder/internal/buildkit/outcome"
 )
 
 // settle is how long the daemon may take to tell the rest of a build whose Solve
@@ -19,7 +20,7 @@ const settle = 3 * time.Second
 // history is what the daemon says of a build. The builder asks for it by a Status
 // of its own, so that a build has its history whatever its client asks for.
 type history struct {
-	progress *buildkit.Progress
+	progress *outcome.Progress
 	started  time.Time
 	cancel   context.CancelFunc
 	done     chan struct{}
@@ -30,10 +31,10 @@ type history struct {
 func follow(ctx context.Context, conn *grpc.ClientConn, ref string, sink func(any)) *history {
 	// The end of a build that is cancelled is told too.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	h := &history{progress: buildkit.NewProgress(), started: time.Now(), cancel: cancel, done: make(chan struct{})}
+	h := &history{progress: outcome.NewProgress(), started: time.Now(), cancel: cancel, done: make(chan struct{})}
 	go func() {
 		defer close(h.done)
-		h.read(ctx, conn, ref, sink)
+		_ = lifecycle.Protect(ctx, func(ctx context.Context) error { h.read(ctx, conn, ref, sink); return nil }) // reported
 	}()
 	return h
 }

@@ -17,6 +17,7 @@ import (
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 	"github.com/kilnbuild/kiln/services/builder/internal/buildkit"
+	"github.com/kilnbuild/kiln/services/builder/internal/buildkit/outcome"
 	"github.com/kilnbuild/kiln/services/builder/internal/rawcodec"
 )
 
@@ -84,11 +85,11 @@ func (g *Gateway) build(down grpc.ServerStream, upstream Upstream, request *rawc
 	defer unbind()
 	// A panic, which ends this call only, leaves neither a slot taken nor a build
 	// without an end.
-	defer func() { observed.End(ctx, buildkit.FailureOf(errBroke, nil), build.Result{}) }()
+	defer func() { observed.End(ctx, outcome.FailureOf(ctx, errBroke, nil), build.Result{}) }()
 	release, err := g.admit(ctx, req, s, observed)
 	if err != nil {
 		cancel(err)
-		observed.End(ctx, buildkit.FailureOf(err, nil), build.Result{})
+		observed.End(ctx, outcome.FailureOf(ctx, err, nil), build.Result{})
 		return whyEnded(ctx)
 	}
 	defer release()
@@ -103,7 +104,7 @@ func (g *Gateway) build(down grpc.ServerStream, upstream Upstream, request *rawc
 		if ctx.Err() != nil { // before End, which ends it
 			answer = whyEnded(ctx)
 		}
-		observed.End(ctx, buildkit.FailureOf(grpcerrors.FromGRPC(err), told.progress), result)
+		observed.End(ctx, outcome.FailureOf(ctx, grpcerrors.FromGRPC(err), told.progress), result)
 		return answer
 	}
 	result.Outputs = outputsOf(response, tags)

@@ -1,7 +1,9 @@
-package buildkit
+// Package outcome tells how a solve went: what happens in it, from BuildKit's statuses,
+// and why it failed, from BuildKit's errors.
+package outcome
 
 import (
-	"bytes"
+	"context"
 	"errors"
 	"strings"
 
@@ -10,32 +12,44 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/pkg/lifecycle"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )
 
 // maxMessage bounds the message of a failure, which BuildKit fills with whole
-// command lines; maxSnippetLines bounds the snippet.
-const (
-	maxMessage      = 2048
-	maxSnippetLines = 20
-)
+// command lines.
+const maxMessage = 2048
+
+// errBroke stands for a panic, whose text is for the log only.
+var errBroke = fault.New(fault.Internal, "INTERNAL", "the builder failed while building", "report it with the trace id of the build")
 
 // FailureOf says why a solve failed, from the typed details that BuildKit sends
-// with its error. progress may be nil.
-func FailureOf(err error, progress *Progress) *build.Failure {
-	f := &build.Failure{Location: location(err), Details: details(err)}
-	addStep(f, err, progress)
+// with its error. progress may be nil. The details are data of the build's own
+// client and frontend, and BuildKit's code reads them: when that panics, the panic is
+// reported and the failure lacks them.
+func FailureOf(ctx context.Context, err error, progress *Progress) *build.Failure {
+	f := new(build.Failure)
+	for _, read := range []func(){
+		func() { f.Location = location(err) },
+		func() { f.Details = details(err) },
+		func() { addStep(f, err, progress) },
+	} {
+		_ = lifecycle.Protect(ctx, func(context.Context) error { read(); return nil }) // reported
+	}
+	if _, panicked := errors.AsType[*lifecycle.PanicError](err); panicked {
+		err = errBroke
+	}
 	if own, ok := errors.AsType[*fault.Error](err); ok {
 		f.Kind, f.Reason, f.Message, f.Remedy, f.Class = own.Kind, own.Reason, own.Error(), own.Remedy, classOf(own)
 		return f
 	}
-	f.Message = message(err)
+	f.Message = Message(err)
 	classify(f, err)
 	return f
 }
 
-// message is what BuildKit says, without the words that every failure begins with.
-func message(err error) string {
+// Message is what BuildKit says, without the words that every failure begins with.
+func Message(err error) string {
 	text := err.Error()
 	for _, prefix := range []string{"failed to solve: ", "rpc error: code = Unknown desc = ", "failed to solve: "} {
 		text = strings.TrimPrefix(text, prefix)
@@ -44,39 +58,6 @@ func message(err error) string {
 		text = text[:maxMessage] + "…"
 	}
 	return strings.ToValidUTF8(text, "\uFFFD")
-}
-
-// location is the innermost place that BuildKit names.
-func location(err error) *build.Location {
-	sources := errdefs.Sources(err)
-	for i := len(sources) - 1; i >= 0; i-- {
-		source := sources[i]
-		if source.Info == nil || len(source.Ranges) == 0 || source.Ranges[0].GetStart() == nil {
-			continue
-		}
-		at := &build.Location{File: source.Info.Filename, StartLine: int(source.Ranges[0].Start.Line)}
-		for _, r := range source.Ranges {
-			at.StartLine = min(at.StartLine, int(r.GetStart().GetLine()))
-			at.EndLine = max(at.EndLine, int(r.GetStart().GetLine()), int(r.GetEnd().GetLine()))
-		}
-		var snippet bytes.Buffer
-		if source.Print(&snippet) == nil {
-			at.Snippet = trimSnippet(snippet.String())
-		}
-		return at
-	}
-	return nil
-}
-
-// trimSnippet keeps the numbered lines of BuildKit's rendering, and not too many.
-func trimSnippet(text string) string {
-	var lines []string
-	for line := range strings.Lines(text) {
-		if strings.Contains(line, " | ") && len(lines) < maxSnippetLines {
-			lines = append(lines, line)
-		}
-	}
-	return strings.Join(lines, "")
 }
 
 // addStep names the step that failed, its exit code and its last output.

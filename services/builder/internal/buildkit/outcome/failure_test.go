@@ -1,4 +1,4 @@
-package buildkit
+package outcome
 
 import (
 	"context"
@@ -73,7 +73,7 @@ func TestClassify(t *testing.T) {
 				progress.Update(&client.SolveStatus{Vertexes: []*client.Vertex{{Digest: id, Name: tc.step, Error: err.Error()}}}, func(any) {})
 				err = errdefs.WrapVertex(err, id)
 			}
-			f := FailureOf(err, progress)
+			f := FailureOf(t.Context(), err, progress)
 			if f.Reason != tc.reason || f.Kind != tc.kind || f.Class != tc.class || f.Remedy == "" || f.Message == "" {
 				t.Errorf("%s, %s, class %d (%q); want %s, %s, class %d and a remedy", f.Reason, f.Kind, f.Class, f.Message, tc.reason, tc.kind, tc.class)
 			}
@@ -85,7 +85,7 @@ func TestClassify(t *testing.T) {
 func TestStepFailureIsTheUsers(t *testing.T) {
 	for _, command := range []string{"curl: 403 Forbidden", "is not allowed", "no space left on device", "failed to push a: connection refused", "secret x: not found"} {
 		err := &gatewaypb.ExitError{ExitCode: 1, Err: fmt.Errorf("process %q did not complete successfully: exit code: 1", command)}
-		if f := FailureOf(err, nil); f.Reason != "STEP_FAILED" || f.Class != build.User || *f.ExitCode != 1 {
+		if f := FailureOf(t.Context(), err, nil); f.Reason != "STEP_FAILED" || f.Class != build.User || *f.ExitCode != 1 {
 			t.Errorf("%s: %s, class %d", command, f.Reason, f.Class)
 		}
 	}

@@ -1,4 +1,4 @@
-package buildkit
+package outcome
 
 import (
 	"bytes"
@@ -16,6 +16,9 @@ const (
 	tailLines     = 20
 	tailLineBytes = 4096
 )
+
+// FetchStep is how the name of a step begins by which the builder fetches an archive.
+const FetchStep = "[internal] fetch "
 
 // Progress tells the events of a solve from BuildKit's statuses, and keeps what
 // its outcome needs.
@@ -201,7 +204,7 @@ func (p *Progress) Times(started time.Time) build.PhaseTimes {
 			end = now
 		}
 		switch {
-		case s.name == "[internal] load build context", strings.HasPrefix(s.name, "[internal] load git context"), strings.HasPrefix(s.name, fetchStep):
+		case s.name == "[internal] load build context", strings.HasPrefix(s.name, "[internal] load git context"), strings.HasPrefix(s.name, FetchStep):
 			t.Context = max(t.Context, end.Sub(s.start))
 		case isExport(s.name):
 			if exportStart.IsZero() || s.start.Before(exportStart) {

@@ -1,4 +1,4 @@
-package buildkit
+package outcome
 
 import (
 	"encoding/json"
