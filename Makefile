@@ -16,7 +16,7 @@ ONLY ?=
 BREAKING_AGAINST ?=
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 
-MODULES := proto pkg services/builder services/cachemanager services/janitor services/kiln examples/go-client e2e
+MODULES := proto pkg pkg/buildkitd services/builder services/cachemanager services/janitor services/kiln examples/go-client e2e
 # The generators stand outside the workspace: what they need, no service gets.
 ALL_MODULES := $(MODULES) tools/gen
 UNIT_PACKAGES := $(addprefix ./,$(addsuffix /...,$(filter-out e2e,$(MODULES))))

@@ -61,6 +61,7 @@ require (
 	github.com/in-toto/attestation v1.2.0 // indirect
 	github.com/in-toto/in-toto-golang v0.11.0 // indirect
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
+	github.com/kilnbuild/kiln/pkg/buildkitd v0.0.0 // indirect
 	github.com/mattn/go-isatty v0.0.24 // indirect
 	github.com/moby/locker v1.0.1 // indirect
 	github.com/moby/patternmatcher v0.6.1 // indirect
@@ -126,5 +127,7 @@ require (
 replace github.com/kilnbuild/kiln/proto => ../proto
 
 replace github.com/kilnbuild/kiln/pkg => ../pkg
+
+replace github.com/kilnbuild/kiln/pkg/buildkitd => ../pkg/buildkitd
 
 replace github.com/kilnbuild/kiln/services/builder => ../services/builder

@@ -39,6 +39,7 @@ func TestLayering(t *testing.T) {
 	}{
 		{"proto", append([]string{ours + "pkg", ours + "services"}, heavy...)},
 		{"pkg", append([]string{ours + "services"}, heavy...)},
+		{"pkg/buildkitd", []string{ours + "services", "github.com/google/go-containerregistry", "github.com/distribution/distribution"}},
 		{"examples/go-client", append([]string{ours + "pkg", ours + "services"}, heavy...)},
 		{"services/builder", services("builder")},
 		{"services/cachemanager", services("cachemanager")},
@@ -89,7 +90,7 @@ func TestDependenciesAreExplained(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	modules := []string{"proto", "pkg", "services/builder", "services/cachemanager", "services/janitor", "services/kiln", "examples/go-client", "e2e", "tools/gen"}
+	modules := []string{"proto", "pkg", "pkg/buildkitd", "services/builder", "services/cachemanager", "services/janitor", "services/kiln", "examples/go-client", "e2e", "tools/gen"}
 	for _, module := range modules {
 		text, err := os.ReadFile(filepath.Join("..", module, "go.mod"))
 		if err != nil {

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/protobuf/reflect/protoreflect"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/pkg/protocodec"
 )
 
 // Limits bounds one message with all messages in it.
@@ -29,12 +30,12 @@ var Default = Limits{Elements: 500_000, Depth: 64}
 // may be an item of eight bytes.
 const packedItems = 16
 
-// Unmarshal checks data and decodes it into m.
+// Unmarshal checks data and decodes it into m, as protocodec does.
 func Unmarshal(data []byte, m proto.Message, limits Limits) error {
 	if _, err := Check(data, m.ProtoReflect().Descriptor(), limits); err != nil {
 		return err
 	}
-	return proto.Unmarshal(data, m)
+	return protocodec.Unmarshal(data, m)
 }
 
 // Check counts the elements of an encoded message of the type desc and returns their

@@ -6,11 +6,14 @@ replace github.com/kilnbuild/kiln/proto => ../../proto
 
 replace github.com/kilnbuild/kiln/pkg => ../../pkg
 
+replace github.com/kilnbuild/kiln/pkg/buildkitd => ../../pkg/buildkitd
+
 require (
 	github.com/containerd/containerd/v2 v2.4.2
 	github.com/google/go-cmp v0.7.0
 	github.com/google/uuid v1.6.0
 	github.com/kilnbuild/kiln/pkg v0.0.0
+	github.com/kilnbuild/kiln/pkg/buildkitd v0.0.0
 	github.com/kilnbuild/kiln/proto v0.0.0
 	github.com/moby/buildkit v0.34.2
 	github.com/opencontainers/go-digest v1.0.0

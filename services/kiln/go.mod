@@ -6,6 +6,8 @@ replace github.com/kilnbuild/kiln/proto => ../../proto
 
 replace github.com/kilnbuild/kiln/pkg => ../../pkg
 
+replace github.com/kilnbuild/kiln/pkg/buildkitd => ../../pkg/buildkitd
+
 replace github.com/kilnbuild/kiln/services/builder => ../builder
 
 replace github.com/kilnbuild/kiln/services/cachemanager => ../cachemanager
@@ -19,6 +21,7 @@ require (
 	github.com/docker/go-units v0.5.0
 	github.com/google/uuid v1.6.0
 	github.com/kilnbuild/kiln/pkg v0.0.0
+	github.com/kilnbuild/kiln/pkg/buildkitd v0.0.0
 	github.com/kilnbuild/kiln/proto v0.0.0
 	github.com/kilnbuild/kiln/services/builder v0.0.0-00010101000000-000000000000
 	github.com/kilnbuild/kiln/services/cachemanager v0.0.0-00010101000000-000000000000

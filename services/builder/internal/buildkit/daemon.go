@@ -9,18 +9,14 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"strings"
 	"sync/atomic"
-	"time"
 
 	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/client"
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
 
-	"github.com/kilnbuild/kiln/pkg/auth"
-	"github.com/kilnbuild/kiln/pkg/rpc"
+	"github.com/kilnbuild/kiln/pkg/buildkitd"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
@@ -85,38 +81,24 @@ const (
 	ConnectionWindow = 16 << 20
 )
 
-// Dial prepares the connections to a daemon; they are made when first used.
-// There are two, so that what clients send through the gateway does not stand in
-// the way of the builder's own solves. Neither pings more often than buildkitd
-// allows, which is every five minutes.
+// Dial returns a daemon without waiting for the connections to it. There are two, so that
+// the messages of the gateway's clients do not delay the builder's own solves.
 func Dial(ctx context.Context, cfg *configv1.DaemonConfig, options Options, tel *telemetry.Telemetry) (*Daemon, error) {
-	opts := []client.ClientOpt{
-		client.WithTracerProvider(tel.Tracer),
-		// A daemon that starts again is used again within seconds; gRPC would wait
-		// up to two minutes.
-		client.WithGRPCDialOption(grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 2 * time.Second},
-		})),
-	}
-	if cfg.GetTls() != nil {
-		creds, err := auth.ClientCredentials(cfg.GetTls(), tel.Logger)
-		if err != nil {
-			return nil, fmt.Errorf("daemon %q: %w", cfg.GetName(), err)
-		}
-		opts = append(opts, client.WithGRPCDialOption(grpc.WithTransportCredentials(creds)))
-	}
-	bk, err := client.New(ctx, cfg.GetAddress(), opts...)
+	address, err := buildkitd.ParseAddress(cfg.GetAddress())
 	if err != nil {
 		return nil, fmt.Errorf("daemon %q: %w", cfg.GetName(), err)
 	}
-	conn, err := rpc.Dial(strings.TrimPrefix(cfg.GetAddress(), "tcp://"), rpc.ClientOptions{
-		TLS: cfg.GetTls(), Telemetry: tel,
-		GRPC: []grpc.DialOption{grpc.WithStaticStreamWindowSize(StreamWindow), grpc.WithStaticConnWindowSize(ConnectionWindow)},
+	bk, err := buildkitd.Client(ctx, buildkitd.Options{Daemon: cfg, Telemetry: tel})
+	if err != nil {
+		return nil, err
+	}
+	conn, err := buildkitd.Conn(buildkitd.Options{
+		Daemon: cfg, Telemetry: tel, StreamWindow: StreamWindow, ConnectionWindow: ConnectionWindow,
 	})
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("daemon %q: %w", cfg.GetName(), err), bk.Close())
+		return nil, errors.Join(err, bk.Close())
 	}
-	plain := cfg.GetTls() == nil && !rpc.IsLocal(strings.TrimPrefix(cfg.GetAddress(), "tcp://"))
+	plain := cfg.GetTls() == nil && !address.Local()
 	return &Daemon{plain: plain, log: tel.Logger, name: cfg.GetName(), address: cfg.GetAddress(), opts: options, client: bk, conn: conn}, nil
 }
 

@@ -7,11 +7,11 @@ import (
 	"fmt"
 
 	"google.golang.org/grpc/encoding"
-	grpcproto "google.golang.org/grpc/encoding/proto"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/protoadapt"
 
+	"github.com/kilnbuild/kiln/pkg/protocodec"
 	"github.com/kilnbuild/kiln/pkg/protolimit"
 )
 
@@ -23,37 +23,23 @@ type Frame struct {
 // FrameOf makes a frame of bytes that must not change any more.
 func FrameOf(data []byte) *Frame { return &Frame{Data: mem.BufferSlice{mem.SliceBuffer(data)}} }
 
-// Codec passes frames on untouched and codes all other messages as protobuf. A
-// server that has the gateway must force it, also because BuildKit registers,
-// in every process that links its client, a "proto" codec that does not reset
-// messages before it reads them.
+// Codec passes frames on untouched. It encodes all other messages by protocodec, and
+// decodes them within the bounds of protolimit. A server with the gateway must force it.
 type Codec struct{}
 
 var _ encoding.CodecV2 = Codec{}
 
 // Name is that of the protobuf codec: on the wire there is no difference.
-func (Codec) Name() string { return grpcproto.Name }
+func (Codec) Name() string { return protocodec.Codec{}.Name() }
 
 // Marshal implements encoding.CodecV2.
 func (Codec) Marshal(v any) (mem.BufferSlice, error) {
 	switch m := v.(type) {
 	case *Frame:
 		return m.Data, nil
-	case proto.Message:
-		return marshal(m)
-	case protoadapt.MessageV1:
-		return marshal(protoadapt.MessageV2Of(m))
 	default:
-		return nil, fmt.Errorf("cannot encode a %T", v)
+		return protocodec.Codec{}.Marshal(v)
 	}
-}
-
-func marshal(m proto.Message) (mem.BufferSlice, error) {
-	raw, err := proto.Marshal(m)
-	if err != nil {
-		return nil, err
-	}
-	return mem.BufferSlice{mem.SliceBuffer(raw)}, nil
 }
 
 // Unmarshal implements encoding.CodecV2. A frame keeps the buffers, which gRPC

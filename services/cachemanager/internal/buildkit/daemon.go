@@ -9,11 +9,9 @@ import (
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/util/grpcerrors"
 	"go.opentelemetry.io/otel/trace"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/codes"
 
-	"github.com/kilnbuild/kiln/pkg/auth"
+	"github.com/kilnbuild/kiln/pkg/buildkitd"
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
@@ -29,32 +27,11 @@ type Daemon struct {
 	lock          lock
 }
 
-// Dial prepares the connection to a daemon; it is made, and made again, when it
-// is needed. It sends no keepalive pings: buildkitd closes connections that ping
-// more often than every five minutes.
+// Dial returns a daemon without waiting for the connection to it.
 func Dial(ctx context.Context, cfg *configv1.DaemonConfig, tel *telemetry.Telemetry) (*Daemon, error) {
-	opts := []client.ClientOpt{
-		// The spans of the daemon join the trace of the call.
-		client.WithTracerProvider(tel.Tracer),
-		// gRPC's own back-off grows to two minutes: too long for a daemon that is back.
-		client.WithGRPCDialOption(grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 3 * time.Second},
-			MinConnectTimeout: 5 * time.Second,
-		})),
-	}
-	if cfg.GetTls() != nil {
-		creds, err := auth.ClientCredentials(cfg.GetTls(), tel.Logger)
-		if err != nil {
-			return nil, fmt.Errorf("daemon %q: %w", cfg.GetName(), err)
-		}
-		opts = append(opts, client.WithGRPCDialOption(grpc.WithTransportCredentials(creds)))
-		if name := cfg.GetTls().GetServerName(); name != "" {
-			opts = append(opts, client.WithGRPCDialOption(grpc.WithAuthority(name)))
-		}
-	}
-	bk, err := client.New(ctx, cfg.GetAddress(), opts...)
+	bk, err := buildkitd.Client(ctx, buildkitd.Options{Daemon: cfg, Telemetry: tel})
 	if err != nil {
-		return nil, fmt.Errorf("daemon %q: %w", cfg.GetName(), err)
+		return nil, err
 	}
 	return &Daemon{name: cfg.GetName(), address: cfg.GetAddress(), root: cfg.GetRoot(), client: bk, lock: lock{since: time.Now()}}, nil
 }

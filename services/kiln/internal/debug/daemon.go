@@ -10,7 +10,8 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/moby/buildkit/client"
+	"github.com/kilnbuild/kiln/pkg/buildkitd"
+	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 )
 
 // socketCheck looks at the socket of buildkitd: that it is there, and that its group may use it.
@@ -64,7 +65,7 @@ const oldestMinor = 15
 
 // daemonCheck asks buildkitd itself: that it answers, its version and its workers.
 func (o *options) daemonCheck(ctx context.Context) []Finding {
-	c, err := client.New(ctx, o.daemon)
+	c, err := buildkitd.Client(ctx, buildkitd.Options{Daemon: &configv1.DaemonConfig{Address: o.daemon}})
 	if err != nil {
 		return unknown("%v", err)
 	}

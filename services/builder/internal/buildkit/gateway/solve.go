@@ -12,9 +12,9 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/pkg/protocodec"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 	"github.com/kilnbuild/kiln/services/builder/internal/buildkit"
 	"github.com/kilnbuild/kiln/services/builder/internal/buildkit/outcome"
@@ -186,7 +186,7 @@ func project(ctx context.Context) string {
 // outputsOf reads what the daemon answers to a Solve.
 func outputsOf(response rawcodec.Frame, tags []string) []build.OutputResult {
 	var res controlapi.SolveResponse
-	if proto.Unmarshal(response.Data.Materialize(), &res) != nil {
+	if protocodec.Unmarshal(response.Data.Materialize(), &res) != nil {
 		return nil
 	}
 	image := buildkit.ImageOf(res.GetExporterResponse(), tags)

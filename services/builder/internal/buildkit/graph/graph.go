@@ -12,9 +12,9 @@ import (
 
 	"github.com/moby/buildkit/solver/pb"
 	"google.golang.org/protobuf/encoding/protowire"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/pkg/protocodec"
 	"github.com/kilnbuild/kiln/pkg/protolimit"
 )
 
@@ -69,7 +69,7 @@ func (w *walker) op(raw []byte, depth int) error {
 		return unreadable(err)
 	}
 	w.elements += n
-	if err := proto.Unmarshal(shell, &op); err != nil {
+	if err := protocodec.Unmarshal(shell, &op); err != nil {
 		return unreadable(err)
 	}
 	if err := w.visit(&op); err != nil {
