@@ -128,7 +128,6 @@ func TestWalk_ReturnsErrors(t *testing.T) {
 	for name, raw := range map[string][]byte{
 		"a cut tag":              {0x80},
 		"a cut nested operation": protowire.AppendBytes(protowire.AppendTag(nil, 5, protowire.BytesType), []byte{0x1a, 0x7f}),
-		"a field of bad UTF-8":   encodedBadUTF8(),
 	} {
 		err := graph.Walk(&pb.Definition{Def: [][]byte{raw}}, graph.Default, func(*pb.Op) error { return nil })
 		if fault.KindOf(err) != fault.InvalidArgument {
@@ -137,10 +136,18 @@ func TestWalk_ReturnsErrors(t *testing.T) {
 	}
 }
 
-// encodedBadUTF8 is a source whose identifier is not UTF-8, which protobuf refuses.
-func encodedBadUTF8() []byte {
-	identifier := protowire.AppendBytes(protowire.AppendTag(nil, 1, protowire.BytesType), []byte("\xff"))
-	return protowire.AppendBytes(protowire.AppendTag(nil, 3, protowire.BytesType), identifier)
+// buildkitd does not ask that strings are UTF-8: a path is whatever bytes the file system has.
+func TestWalk_KeepsStringsThatAreNotUTF8(t *testing.T) {
+	identifier := protowire.AppendBytes(protowire.AppendTag(nil, 1, protowire.BytesType), []byte("local://\xff"))
+	raw := protowire.AppendBytes(protowire.AppendTag(nil, 3, protowire.BytesType), identifier)
+	var got string
+	err := graph.Walk(&pb.Definition{Def: [][]byte{raw}}, graph.Default, func(op *pb.Op) error {
+		got = op.GetSource().GetIdentifier()
+		return nil
+	})
+	if err != nil || got != "local://\xff" {
+		t.Errorf("%q, %v", got, err)
+	}
 }
 
 // FuzzWalk compares with decoding level by level, as buildkitd does.
