@@ -1,63 +1,68 @@
 package aip
 
 import (
-	"encoding/base64"
-	"encoding/json"
-
-	"github.com/kilnbuild/kiln/pkg/fault"
+	"google.golang.org/protobuf/proto"
 )
 
-// Token writes what a page token holds (AIP-158). Callers take it as it is.
-func Token(place any) string {
-	data, err := json.Marshal(place)
-	if err != nil {
-		return "" // not of what is put into one
-	}
-	return base64.RawURLEncoding.EncodeToString(data)
-}
-
-// ReadToken reads a page token into place, which stays as it is for the first page. One
-// that no service gave is an INVALID_ARGUMENT fault.
-func ReadToken(text string, place any) error {
-	if text == "" {
-		return nil
-	}
-	data, err := base64.RawURLEncoding.DecodeString(text)
-	if err == nil {
-		err = json.Unmarshal(data, place)
-	}
-	if err != nil {
-		return fault.Invalid("page_token", text, "is not one that this service gave", "send the next_page_token of the page before, or none for the first page")
-	}
-	return nil
-}
-
-// Offset reads the token of a list that is counted from its beginning.
-func Offset(text string) (int, error) {
-	from := 0
-	if err := ReadToken(text, &from); err != nil {
-		return 0, err
-	}
-	return max(0, from), nil
-}
-
-// Page is a part of a list, and the token of the next one; empty on the last.
-func Page[T any](all []T, from, size int) ([]T, string) {
-	from = min(from, len(all))
-	to := min(from+size, len(all))
-	if to == len(all) {
-		return all[from:to], ""
-	}
-	return all[from:to], Token(to)
-}
-
-// DefaultPageSize is the size of a page for who names none.
+// DefaultPageSize is the size of a page for a caller that names none.
 const DefaultPageSize = 50
 
-// PageSize is the size of a page that was asked for.
+// PageSize returns the size of a page that was asked for.
 func PageSize(asked int32) int {
-	if asked == 0 {
+	if asked <= 0 {
 		return DefaultPageSize
 	}
 	return int(asked)
+}
+
+// MaxPageBytes bounds the items of a page. gRPC clients refuse messages of more than
+// 4 MiB unless they are told otherwise; the rest is for what frames the items.
+const MaxPageBytes = 3 << 20
+
+// Room is what is left of a page: a number of items, and bytes.
+type Room struct {
+	items, bytes int
+	taken        bool
+}
+
+// NewRoom returns the room of a page of the size that was asked for. Bytes that the
+// answer holds beside its items are reserved.
+func NewRoom(asked int32, beside ...proto.Message) *Room {
+	r := &Room{items: PageSize(asked), bytes: MaxPageBytes}
+	r.bytes -= sizeOf(beside)
+	return r
+}
+
+// Take takes room for one item, which is in the answer as these messages, and reports
+// false when the page is full: that item begins the next page. The first item always
+// has room, so that a list goes on; whoever makes items bounds the size of each.
+func (r *Room) Take(item ...proto.Message) bool {
+	bytes := sizeOf(item)
+	if r.items == 0 || r.taken && bytes > r.bytes {
+		return false
+	}
+	r.items, r.bytes, r.taken = r.items-1, r.bytes-bytes, true
+	return true
+}
+
+func sizeOf(messages []proto.Message) (bytes int) {
+	const frame = 6 // a tag and a length
+	for _, m := range messages {
+		bytes += proto.Size(m) + frame
+	}
+	return bytes
+}
+
+// Page returns the items of a list from an offset on that have room, and the offset of
+// the next page; 0 on the last one.
+func Page[T any, M proto.Message](room *Room, all []T, from int, message func(T) M) (page []M, next int) {
+	from = min(max(0, from), len(all))
+	for n, one := range all[from:] {
+		m := message(one)
+		if !room.Take(m) {
+			return page, from + n
+		}
+		page = append(page, m)
+	}
+	return page, 0
 }

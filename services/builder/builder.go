@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/kilnbuild/kiln/pkg/aip"
 	"github.com/kilnbuild/kiln/pkg/lifecycle"
 	"github.com/kilnbuild/kiln/pkg/rpc"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
@@ -41,6 +42,7 @@ type Service struct {
 	store     build.Store
 	contexts  *contextstore.Store
 	artifacts *artifacts.Store
+	pages     *aip.Tokens
 	guard     *guard.Guard
 	caches    cachemanagerv1.CacheManagerServiceClient // nil: there is no cache manager
 	pruner    *pruner                                  // nil: no run is asked for
@@ -121,6 +123,9 @@ func (s *Service) openStores(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if s.pages, err = aip.OpenTokens(dir.dir); err != nil {
+		return err
+	}
 	if s.store, err = sqlite.Open(ctx, dir.database()); err != nil {
 		return err
 	}
@@ -147,7 +152,7 @@ func (s *Service) serve(translate grpcapi.Translator, rules *policy.Policy, tel 
 		return err
 	}
 	s.parts.Push("server", func(context.Context) error { return s.server.Close() })
-	builderv1.RegisterBuilderServiceServer(s.server, grpcapi.NewServer(s.builds, s.fleet, translate, s.contexts, s.artifacts))
+	builderv1.RegisterBuilderServiceServer(s.server, grpcapi.NewServer(s.builds, s.fleet, translate, s.contexts, s.artifacts, s.pages))
 	s.server.Depend("buildkitd "+s.cfg.GetDaemons()[0].GetName(), readyEvery, s.fleet.Ready)
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/uuid"
 
+	"github.com/kilnbuild/kiln/pkg/aip"
 	"github.com/kilnbuild/kiln/pkg/clock"
 	"github.com/kilnbuild/kiln/pkg/lifecycle"
 	"github.com/kilnbuild/kiln/pkg/rpc"
@@ -36,6 +37,7 @@ type Service struct {
 	server   *rpc.Server
 	schedule *enforce.Schedule
 	daemons  fleet
+	pages    *aip.Tokens
 	parts    *lifecycle.Stack // what is closed when all has ended
 }
 
@@ -86,7 +88,7 @@ func New(ctx context.Context, cfg *configv1.CacheManagerConfig, tel *telemetry.T
 	}
 	s.parts.Push("server", func(context.Context) error { return s.server.Close() })
 	cachemanagerv1.RegisterCacheManagerServiceServer(s.server, grpcapi.NewServer(grpcapi.Options{
-		Engine: engine, State: store, Directories: directories, NewID: uuid.NewString, Now: clock.Now,
+		Engine: engine, State: store, Directories: directories, NewID: uuid.NewString, Now: clock.Now, Pages: s.pages,
 	}))
 	s.server.Depend("buildkitd", readyEvery, s.daemons.ready)
 	s.schedule = enforce.NewSchedule(engine, cfg.GetInterval().AsDuration())
@@ -102,6 +104,9 @@ func (s *Service) openState(ctx context.Context, cfg *configv1.CacheManagerConfi
 	}
 	dir, err := statedir.Open(cfg.GetStateDir(), "cache manager", s.parts)
 	if err != nil {
+		return nil, err
+	}
+	if s.pages, err = aip.OpenTokens(dir); err != nil {
 		return nil, err
 	}
 	store, err := state.Open(ctx, filepath.Join(dir, "cache.db"))

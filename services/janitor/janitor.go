@@ -59,7 +59,7 @@ func New(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.Teleme
 	}
 	janitorv1.RegisterJanitorServiceServer(s.server, grpcapi.NewServer(grpcapi.Options{
 		Address: p.client.Address(), Names: lastuse.Registry{Address: p.client.Address(), Names: cfg.GetRegistryNames()}, Checker: s.watch, Surveyor: p.surveyor,
-		Engine: p.engine, Schedule: p.schedule, Verified: verified, State: p.store, Life: life, NewID: uuid.NewString, Now: clock.Now,
+		Engine: p.engine, Schedule: p.schedule, Verified: verified, State: p.store, Life: life, NewID: uuid.NewString, Now: clock.Now, Pages: p.pages,
 	}))
 	s.server.Depend("registry "+p.client.Address(), interval, p.client.Ping)
 	if p.storage != nil {

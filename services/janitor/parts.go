@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/kilnbuild/kiln/pkg/aip"
 	"github.com/kilnbuild/kiln/pkg/clock"
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/pkg/lifecycle"
@@ -38,6 +39,7 @@ type parts struct {
 	client   *registry.Client
 	storage  *storage.Storage // nil: out of reach
 	store    *state.Store
+	pages    *aip.Tokens
 	gauges   *metrics.Registry
 	checker  *check.Checker
 	surveyor *usage.Surveyor
@@ -139,6 +141,9 @@ func (p *parts) openState(ctx context.Context, cfg *configv1.JanitorConfig) erro
 	}
 	dir, err := statedir.Open(cfg.GetStateDir(), "janitor", &p.undo)
 	if err != nil {
+		return err
+	}
+	if p.pages, err = aip.OpenTokens(dir); err != nil {
 		return err
 	}
 	if p.store, err = state.Open(ctx, filepath.Join(dir, "janitor.db")); err != nil {

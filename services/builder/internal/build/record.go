@@ -1,6 +1,7 @@
 package build
 
 import (
+	"slices"
 	"time"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
@@ -75,6 +76,31 @@ func (r Record) Tenant() string {
 		return r.Caller
 	}
 	return r.Project
+}
+
+// maxListedTags bounds the tags of a record in a list.
+const maxListedTags = 100
+
+// Summary returns the record as lists have it: without what makes a record large, the
+// typed details and the log of a failure, and all but the first of many tags.
+func (r Record) Summary() Record {
+	r.Tags = r.Tags[:min(len(r.Tags), maxListedTags)]
+	if r.Outcome == nil {
+		return r
+	}
+	outcome := *r.Outcome
+	outcome.Outputs = slices.Clone(outcome.Outputs)
+	for i := range outcome.Outputs {
+		tags := outcome.Outputs[i].Tags
+		outcome.Outputs[i].Tags = tags[:min(len(tags), maxListedTags)]
+	}
+	if outcome.Failure != nil {
+		failure := *outcome.Failure
+		failure.Details, failure.LogTail = nil, nil
+		outcome.Failure = &failure
+	}
+	r.Outcome = &outcome
+	return r
 }
 
 // Failure is why a build did not succeed.

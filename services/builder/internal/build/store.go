@@ -38,9 +38,10 @@ type Store interface {
 	// bytes than maxBytes, and at least one when there is one. It returns
 	// ErrUnknown when there is no such build.
 	Frames(ctx context.Context, id string, from uint64, maxBytes int) ([]Frame, error)
-	// List returns at most size records that fit the query, and the token of the
-	// next page, empty on the last one. A page token that is not one of the same
-	// query is an INVALID_ARGUMENT fault.
+	// List returns summaries of at most size records that fit the query, and the token
+	// of the next page, empty on the last one. A page token that is not one of the
+	// same query is an INVALID_ARGUMENT fault. The token tells what the last record
+	// holds: it is not for callers to see.
 	List(ctx context.Context, query Query, size int, token string) ([]Record, string, error)
 	// Unended returns the builds that have not ended, oldest first.
 	Unended(ctx context.Context) ([]Record, error)
@@ -63,6 +64,9 @@ var (
 type Query struct {
 	Filter aip.Filter  // nil: all
 	Order  []aip.Order // empty: newest first
+	// Fits ends a page before a record for which it returns false; it is asked once for
+	// each record, in order. nil: a page has no bound but its size.
+	Fits func(summary Record) bool
 }
 
 // The fields of a query.

@@ -8,10 +8,10 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/kilnbuild/kiln/pkg/aip"
 	"github.com/kilnbuild/kiln/pkg/auth"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
-	"github.com/kilnbuild/kiln/services/builder/internal/filter"
 	"github.com/kilnbuild/kiln/services/builder/internal/pool"
 	"github.com/kilnbuild/kiln/services/builder/internal/wire"
 )
@@ -30,11 +30,15 @@ type Server struct {
 	translate Translator
 	contexts  Contexts
 	artifacts Artifacts
+	pages     *aip.Tokens
 }
 
-// NewServer returns a server of the builds that the service takes.
-func NewServer(builds *build.Service, fleet Fleet, translate Translator, contexts Contexts, artifacts Artifacts) *Server {
-	return &Server{builds: builds, fleet: fleet, translate: translate, contexts: contexts, artifacts: artifacts}
+// NewServer returns a server of the builds that the service takes. pages seals the tokens
+// of its lists.
+func NewServer(
+	builds *build.Service, fleet Fleet, translate Translator, contexts Contexts, artifacts Artifacts, pages *aip.Tokens,
+) *Server {
+	return &Server{builds: builds, fleet: fleet, translate: translate, contexts: contexts, artifacts: artifacts, pages: pages}
 }
 
 // Caller says who makes a call, and in which trace.
@@ -124,37 +128,6 @@ func (s *Server) GetBuild(ctx context.Context, req *builderv1.GetBuildRequest) (
 		return nil, err
 	}
 	return &builderv1.GetBuildResponse{Build: wire.Record(rec)}, nil
-}
-
-// defaultPageSize is used when a request names none.
-const defaultPageSize = 50
-
-// ListBuilds implements the RPC.
-func (s *Server) ListBuilds(ctx context.Context, req *builderv1.ListBuildsRequest) (*builderv1.ListBuildsResponse, error) {
-	var query build.Query
-	var err error
-	if query.Filter, err = filter.Parse(req.GetFilter()); err != nil {
-		return nil, err
-	}
-	if query.Order, err = filter.ParseOrder(req.GetOrderBy()); err != nil {
-		return nil, err
-	}
-	size := int(req.GetPageSize())
-	if size == 0 {
-		size = defaultPageSize
-	}
-	records, next, err := s.builds.List(ctx, query, size, req.GetPageToken())
-	if err != nil {
-		return nil, err
-	}
-	res := &builderv1.ListBuildsResponse{NextPageToken: next, Builds: make([]*builderv1.BuildRecord, 0, len(records))}
-	may := auth.GrantOf(ctx)
-	for _, rec := range records {
-		if may.Unbounded() || may.Project(rec.Project) { // a page may have fewer than its size
-			res.Builds = append(res.Builds, wire.Record(rec))
-		}
-	}
-	return res, nil
 }
 
 // ListDaemons implements the RPC.

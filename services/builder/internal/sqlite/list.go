@@ -11,7 +11,6 @@ import (
 	"strings"
 
 	"github.com/kilnbuild/kiln/pkg/aip"
-	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )
 
@@ -47,17 +46,18 @@ func (s *Store) List(ctx context.Context, query build.Query, size int, token str
 		return nil, "", explain(err)
 	}
 	defer rows.Close()
-	return readPage(rows, size, cursor{Of: of, Place: make([]any, len(keys))})
+	return readPage(rows, size, query.Fits, cursor{Of: of, Place: make([]any, len(keys))})
 }
 
-// readPage reads at most size records, and makes of the place of the last one the
-// token of the next page when there are more.
-func readPage(rows *sql.Rows, size int, at cursor) ([]build.Record, string, error) {
+// readPage reads at most size records that fit, and makes of the place of the last one
+// the token of the next page when there are more.
+func readPage(rows *sql.Rows, size int, fits func(build.Record) bool, at cursor) ([]build.Record, string, error) {
 	var all []build.Record
 	var record sql.RawBytes
+	place := make([]any, len(at.Place))
 	targets := []any{&record}
-	for i := range at.Place {
-		targets = append(targets, &at.Place[i])
+	for i := range place {
+		targets = append(targets, &place[i])
 	}
 	for rows.Next() {
 		if len(all) == size {
@@ -70,7 +70,12 @@ func readPage(rows *sql.Rows, size int, at cursor) ([]build.Record, string, erro
 		if err != nil {
 			return nil, "", err
 		}
+		rec = rec.Summary()
+		if fits != nil && !fits(rec) {
+			return all, at.token(), nil
+		}
 		all = append(all, rec)
+		copy(at.Place, place)
 	}
 	return all, "", explain(rows.Err())
 }
@@ -88,6 +93,9 @@ func (k key) direction() string {
 	return ""
 }
 
+// seqColumn is the order of coming, which is different for each build.
+const seqColumn = "seq"
+
 // keysOf are the columns of an order, with that which makes every place in it
 // one of its own: newest first.
 func keysOf(order []aip.Order) ([]key, error) {
@@ -101,7 +109,7 @@ func keysOf(order []aip.Order) ([]key, error) {
 			return nil, badQuery("builds have no order by %q", o.Field)
 		}
 	}
-	return append(keys, key{column: "seq", desc: true}), nil
+	return append(keys, key{column: seqColumn, desc: true}), nil
 }
 
 // after adds the condition that a row comes after a place in the order: beyond it
@@ -118,6 +126,9 @@ func (c *condition) after(keys []key, place []any) {
 			c.args = append(c.args, place[j])
 		}
 		switch {
+		case k.column == seqColumn: // which is never NULL, so that its index bounds the scan
+			fmt.Fprintf(&c.text, "%s < ?", k.column)
+			c.args = append(c.args, place[i])
 		case place[i] == nil && k.desc:
 			c.text.WriteString("0")
 		case place[i] == nil:
@@ -181,5 +192,5 @@ func parseCursor(token, of string, keys int) (cursor, error) {
 }
 
 func badToken() error {
-	return fault.Invalid("page_token", "", "is not a token of this list", "pass next_page_token of the page before with the same filter and order, or leave it out")
+	return aip.NotOfTheList()
 }

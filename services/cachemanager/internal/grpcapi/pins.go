@@ -3,6 +3,7 @@ package grpcapi
 import (
 	"context"
 	"fmt"
+	"slices"
 
 	"github.com/kilnbuild/kiln/pkg/aip"
 	"github.com/kilnbuild/kiln/pkg/fault"
@@ -67,7 +68,11 @@ func (s *Server) ListPins(ctx context.Context, req *cachemanagerv1.ListPinsReque
 	if err != nil {
 		return nil, err
 	}
-	from, err := aip.Offset(req.GetPageToken())
+	list, err := s.opts.Pages.Query(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	from, err := list.Offset()
 	if err != nil {
 		return nil, err
 	}
@@ -75,13 +80,10 @@ func (s *Server) ListPins(ctx context.Context, req *cachemanagerv1.ListPinsReque
 	if err != nil {
 		return nil, err
 	}
-	var all []*cachemanagerv1.Pin
-	for _, p := range pins {
-		if pin := wire.PinProto(p); aip.Fits(filter, pinFields(pin)) {
-			all = append(all, pin)
-		}
-	}
+	pins = slices.DeleteFunc(pins, func(p policy.Pin) bool { return !aip.Fits(filter, pinFields(wire.PinProto(p))) })
 	res := &cachemanagerv1.ListPinsResponse{}
-	res.Pins, res.NextPageToken = aip.Page(all, from, aip.PageSize(req.GetPageSize()))
+	var next int
+	res.Pins, next = aip.Page(aip.NewRoom(req.GetPageSize()), pins, from, wire.PinProto)
+	res.NextPageToken = list.OffsetToken(next)
 	return res, nil
 }

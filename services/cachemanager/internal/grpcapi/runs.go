@@ -21,11 +21,15 @@ func (s *Server) ListRuns(ctx context.Context, req *cachemanagerv1.ListRunsReque
 	if err != nil {
 		return nil, err
 	}
-	var at runPlace
-	if err := aip.ReadToken(req.GetPageToken(), &at); err != nil {
+	list, err := s.opts.Pages.Query(ctx, req)
+	if err != nil {
 		return nil, err
 	}
-	size := aip.PageSize(req.GetPageSize())
+	var at runPlace
+	if err := list.Read(&at); err != nil {
+		return nil, err
+	}
+	room := aip.NewRoom(req.GetPageSize())
 	res := &cachemanagerv1.ListRunsResponse{}
 	for {
 		var before time.Time
@@ -37,14 +41,15 @@ func (s *Server) ListRuns(ctx context.Context, req *cachemanagerv1.ListRunsReque
 			return nil, err
 		}
 		for _, r := range runs {
-			if len(res.GetRuns()) == size {
-				res.NextPageToken = aip.Token(at)
-				return res, nil
+			out := wire.RunProto(r)
+			if aip.Fits(filter, runFields(out)) {
+				if !room.Take(out) {
+					res.NextPageToken = list.Token(at)
+					return res, nil
+				}
+				res.Runs = append(res.Runs, out)
 			}
 			at = runPlace{r.Started.UnixNano(), r.ID}
-			if run := wire.RunProto(r); aip.Fits(filter, runFields(run)) {
-				res.Runs = append(res.Runs, run)
-			}
 		}
 		if len(runs) < readAtOnce {
 			return res, nil
@@ -57,7 +62,11 @@ const readAtOnce = 200
 
 // GetRun implements the RPC.
 func (s *Server) GetRun(ctx context.Context, req *cachemanagerv1.GetRunRequest) (*cachemanagerv1.GetRunResponse, error) {
-	from, err := aip.Offset(req.GetPageToken())
+	list, err := s.opts.Pages.Query(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	from, err := list.Offset()
 	if err != nil {
 		return nil, err
 	}
@@ -71,12 +80,9 @@ func (s *Server) GetRun(ctx context.Context, req *cachemanagerv1.GetRunRequest) 
 		return nil, err
 	}
 	res := &cachemanagerv1.GetRunResponse{Run: wire.RunProto(r)}
-	if len(verdicts) > size {
-		verdicts = verdicts[:size]
-		res.NextPageToken = aip.Token(from + size)
-	}
-	for _, v := range verdicts {
-		res.Verdicts = append(res.Verdicts, wire.VerdictProto(v))
+	var next int
+	if res.Verdicts, next = aip.Page(aip.NewRoom(req.GetPageSize(), res), verdicts, 0, wire.VerdictProto); next > 0 {
+		res.NextPageToken = list.Token(from + next)
 	}
 	return res, nil
 }

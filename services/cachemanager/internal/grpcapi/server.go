@@ -6,6 +6,7 @@ import (
 	"context"
 	"time"
 
+	"github.com/kilnbuild/kiln/pkg/aip"
 	"github.com/kilnbuild/kiln/pkg/auth"
 	"github.com/kilnbuild/kiln/pkg/growth"
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
@@ -42,6 +43,7 @@ type Options struct {
 	State       State
 	Directories []*local.Directory
 	NewID       func() string
+	Pages       *aip.Tokens      // seals the tokens of lists
 	Now         func() time.Time // that ages are counted to
 }
 

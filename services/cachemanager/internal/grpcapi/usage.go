@@ -15,6 +15,7 @@ import (
 	"github.com/kilnbuild/kiln/pkg/rpc"
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/plan"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/policy"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/run"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/usage"
@@ -197,7 +198,11 @@ func (s *Server) ListRecords(ctx context.Context, req *cachemanagerv1.ListRecord
 	if err != nil {
 		return nil, err
 	}
-	from, err := aip.Offset(req.GetPageToken())
+	list, err := s.opts.Pages.Query(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	from, err := list.Offset()
 	if err != nil {
 		return nil, err
 	}
@@ -217,36 +222,52 @@ func (s *Server) ListRecords(ctx context.Context, req *cachemanagerv1.ListRecord
 		return cmp.Or(less(a, b), wire.Ref(a.GetCache()).Compare(wire.Ref(b.GetCache())), cmp.Compare(a.GetId(), b.GetId()))
 	})
 	res := &cachemanagerv1.ListRecordsResponse{}
-	res.Records, res.NextPageToken = aip.Page(all, from, aip.PageSize(req.GetPageSize()))
 	for _, m := range missed {
 		res.Missed = append(res.Missed, wire.MissedProto(m))
 	}
-	if req.GetWithVerdicts() {
-		err = s.addVerdicts(ctx, req, res)
+	var next int
+	if !req.GetWithVerdicts() {
+		res.Records, next = aip.Page(aip.NewRoom(req.GetPageSize(), res), all, from, same)
+	} else if next, err = s.withVerdicts(ctx, req, res, all, from); err != nil {
+		return nil, err
 	}
-	return res, err
+	res.NextPageToken = list.OffsetToken(next)
+	return res, nil
 }
 
-// addVerdicts says what the policy has in mind for each record of a page.
-func (s *Server) addVerdicts(ctx context.Context, req *cachemanagerv1.ListRecordsRequest, res *cachemanagerv1.ListRecordsResponse) error {
+func same[T any](one T) T { return one }
+
+// withVerdicts fills a page with records and what the policy has in mind for each, and
+// returns the offset of the next page.
+func (s *Server) withVerdicts(
+	ctx context.Context, req *cachemanagerv1.ListRecordsRequest, res *cachemanagerv1.ListRecordsResponse,
+	all []*cachemanagerv1.Record, from int,
+) (next int, _ error) {
 	p, err := s.opts.Engine.Plan(ctx, planAsk(req.GetCaches()))
 	if err != nil {
-		return err
+		return 0, err
 	}
 	type name struct {
 		cache cache.Ref
 		id    string
 	}
-	verdicts := map[name]*cachemanagerv1.Verdict{}
-	for _, v := range p.Verdicts {
-		verdicts[name{v.Cache, v.Record.ID}] = wire.VerdictProto(v)
+	verdicts := make(map[name]*plan.Verdict, len(p.Verdicts))
+	for i := range p.Verdicts {
+		v := &p.Verdicts[i]
+		verdicts[name{v.Cache, v.Record.ID}] = v
 	}
-	for _, r := range res.GetRecords() {
-		v := verdicts[name{wire.Ref(r.GetCache()), r.GetId()}]
-		if v == nil { // gone between the two listings
-			v = &cachemanagerv1.Verdict{Record: r, Reason: cachemanagerv1.VerdictReason_VERDICT_REASON_GONE}
+	room := aip.NewRoom(req.GetPageSize(), res)
+	from = min(from, len(all))
+	for n, r := range all[from:] {
+		// One that is gone between the two listings has no verdict.
+		verdict := &cachemanagerv1.Verdict{Record: r, Reason: cachemanagerv1.VerdictReason_VERDICT_REASON_GONE}
+		if v := verdicts[name{wire.Ref(r.GetCache()), r.GetId()}]; v != nil {
+			verdict = wire.VerdictProto(*v)
 		}
-		res.Verdicts = append(res.Verdicts, v)
+		if !room.Take(r, verdict) {
+			return from + n, nil
+		}
+		res.Records, res.Verdicts = append(res.Records, r), append(res.Verdicts, verdict)
 	}
-	return nil
+	return 0, nil
 }

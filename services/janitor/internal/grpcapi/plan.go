@@ -16,13 +16,14 @@ type planPlace struct {
 	Digest string
 	From   int
 	Kept   bool
-	Size   int
+	Size   int32
 }
 
 // PlanRun implements the RPC.
 func (s *Server) PlanRun(ctx context.Context, req *janitorv1.PlanRunRequest) (*janitorv1.PlanRunResponse, error) {
-	at := planPlace{Kept: req.GetWithKept(), Size: aip.PageSize(req.GetPageSize())}
-	if err := aip.ReadToken(req.GetPageToken(), &at); err != nil {
+	at := planPlace{Kept: req.GetWithKept(), Size: req.GetPageSize()}
+	list := s.Pages.Kept(ctx, req)
+	if err := list.Read(&at); err != nil {
 		return nil, err
 	}
 	p, err := s.planAt(ctx, req, at)
@@ -34,12 +35,9 @@ func (s *Server) PlanRun(ctx context.Context, req *janitorv1.PlanRunRequest) (*j
 		shown = p.Removals()
 	}
 	res := &janitorv1.PlanRunResponse{Plan: wire.PlanProto(p)}
-	part, next := aip.Page(shown, max(0, at.From), max(1, at.Size))
-	for _, v := range part {
-		res.Verdicts = append(res.Verdicts, wire.VerdictProto(v))
-	}
-	if next != "" {
-		res.NextPageToken = aip.Token(planPlace{p.Digest, at.From + len(part), at.Kept, at.Size})
+	var next int
+	if res.Verdicts, next = aip.Page(aip.NewRoom(at.Size, res), shown, at.From, wire.VerdictProto); next > 0 {
+		res.NextPageToken = list.Token(planPlace{p.Digest, next, at.Kept, at.Size})
 	}
 	return res, nil
 }

@@ -26,7 +26,11 @@ func (s *Server) filtered(ctx context.Context, text string) (all []quarantine.En
 
 // ListQuarantine implements the RPC.
 func (s *Server) ListQuarantine(ctx context.Context, req *janitorv1.ListQuarantineRequest) (*janitorv1.ListQuarantineResponse, error) {
-	from, err := aip.Offset(req.GetPageToken())
+	list, err := s.Pages.Query(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	from, err := list.Offset()
 	if err != nil {
 		return nil, err
 	}
@@ -35,11 +39,9 @@ func (s *Server) ListQuarantine(ctx context.Context, req *janitorv1.ListQuaranti
 		return nil, err
 	}
 	res := &janitorv1.ListQuarantineResponse{Total: wire.EntriesProto(all)}
-	part, next := aip.Page(all, from, aip.PageSize(req.GetPageSize()))
-	for _, e := range part {
-		res.Entries = append(res.Entries, wire.EntryProto(e))
-	}
-	res.NextPageToken = next
+	var next int
+	res.Entries, next = aip.Page(aip.NewRoom(req.GetPageSize(), res), all, from, wire.EntryProto)
+	res.NextPageToken = list.OffsetToken(next)
 	return res, nil
 }
 

@@ -141,7 +141,11 @@ func (s *Server) now(r run.Run) run.Run {
 
 // GetRun implements the RPC.
 func (s *Server) GetRun(ctx context.Context, req *janitorv1.GetRunRequest) (*janitorv1.GetRunResponse, error) {
-	from, err := aip.Offset(req.GetPageToken())
+	list, err := s.Pages.Query(ctx, req)
+	if err != nil {
+		return nil, err
+	}
+	from, err := list.Offset()
 	if err != nil {
 		return nil, err
 	}
@@ -155,12 +159,9 @@ func (s *Server) GetRun(ctx context.Context, req *janitorv1.GetRunRequest) (*jan
 		return nil, err
 	}
 	res := &janitorv1.GetRunResponse{Run: wire.RunProto(s.now(r))}
-	if len(verdicts) > size {
-		verdicts = verdicts[:size]
-		res.NextPageToken = aip.Token(from + size)
-	}
-	for _, v := range verdicts {
-		res.Verdicts = append(res.Verdicts, wire.VerdictProto(v))
+	var next int
+	if res.Verdicts, next = aip.Page(aip.NewRoom(req.GetPageSize(), res), verdicts, 0, wire.VerdictProto); next > 0 {
+		res.NextPageToken = list.Token(from + next)
 	}
 	return res, nil
 }
@@ -180,11 +181,15 @@ func (s *Server) ListRuns(ctx context.Context, req *janitorv1.ListRunsRequest) (
 	if err != nil {
 		return nil, err
 	}
-	var at runPlace
-	if err := aip.ReadToken(req.GetPageToken(), &at); err != nil {
+	list, err := s.Pages.Query(ctx, req)
+	if err != nil {
 		return nil, err
 	}
-	size := aip.PageSize(req.GetPageSize())
+	var at runPlace
+	if err := list.Read(&at); err != nil {
+		return nil, err
+	}
+	room := aip.NewRoom(req.GetPageSize())
 	res := &janitorv1.ListRunsResponse{}
 	for {
 		var before time.Time
@@ -196,14 +201,15 @@ func (s *Server) ListRuns(ctx context.Context, req *janitorv1.ListRunsRequest) (
 			return nil, err
 		}
 		for _, r := range runs {
-			if len(res.GetRuns()) == size {
-				res.NextPageToken = aip.Token(at)
-				return res, nil
-			}
-			at = runPlace{r.Started.UnixNano(), r.ID}
-			if out := wire.RunProto(s.now(r)); aip.Fits(filter, runFields(out)) {
+			out := wire.RunProto(s.now(r))
+			if aip.Fits(filter, runFields(out)) {
+				if !room.Take(out) {
+					res.NextPageToken = list.Token(at)
+					return res, nil
+				}
 				res.Runs = append(res.Runs, out)
 			}
+			at = runPlace{r.Started.UnixNano(), r.ID}
 		}
 		if len(runs) < readAtOnce {
 			return res, nil

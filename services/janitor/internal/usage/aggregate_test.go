@@ -91,44 +91,36 @@ func TestTagUsagesAreBounded(t *testing.T) {
 	}
 }
 
-func TestPages(t *testing.T) {
+func TestChoose_RepositoriesByPattern(t *testing.T) {
 	snapshot := Snapshot{Time: time.Unix(7, 8)}
 	for _, name := range []string{"a", "b/1", "b/2", "b/3", "c"} {
 		snapshot.Repositories = append(snapshot.Repositories, RepositoryUsage{Name: name})
 	}
-	q := Query{Repositories: []string{"b/*", "c"}, Size: 3}
-	var names []string
-	offset := 0
-	for {
-		p, err := page(snapshot, q, offset)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, r := range p.Repositories {
-			names = append(names, r.Name)
-		}
-		if p.Next == "" {
-			break
-		}
-		c, err := parseCursor(p.Next, q.Repositories)
-		if err != nil || c.taken != snapshot.Time.UnixNano() {
-			t.Fatalf("%+v, %v", c, err)
-		}
-		offset = c.offset
-		if _, err := parseCursor(p.Next, []string{"b/*"}); fault.KindOf(err) != fault.InvalidArgument {
-			t.Errorf("token of another request: %v", err)
-		}
+	chosen, err := choose(snapshot, []string{"b/*", "c"})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]string{"b/1", "b/2", "b/3", "c"}, names); diff != "" {
+	var names []string
+	for _, r := range chosen.Repositories {
+		names = append(names, r.Name)
+	}
+	if diff := cmp.Diff([]string{"b/1", "b/2", "b/3", "c"}, names); diff != "" || len(snapshot.Repositories) != 5 {
 		t.Error(diff)
 	}
-	if _, err := page(snapshot, Query{Repositories: []string{"zz"}, Size: 1}, 0); fault.KindOf(err) != fault.NotFound {
+	if _, err := choose(snapshot, []string{"zz"}); fault.KindOf(err) != fault.NotFound {
 		t.Errorf("unknown repository: %v", err)
 	}
-	for _, token := range []string{"%", "aGVsbG8", cursor{1, -1}.token(nil)} {
-		if _, err := parseCursor(token, nil); fault.KindOf(err) != fault.InvalidArgument {
-			t.Errorf("token %q: %v", token, err)
-		}
+}
+
+func TestChosen_GoesOnWithASurveyThatIsKept(t *testing.T) {
+	kept := Snapshot{Time: time.Now(), Repositories: []RepositoryUsage{{Name: "a"}}}
+	s := &Surveyor{recent: []Snapshot{kept}}
+	got, err := s.Chosen(t.Context(), nil, kept.Time.UnixNano())
+	if err != nil || len(got.Repositories) != 1 || !got.Time.Equal(kept.Time) {
+		t.Errorf("%v, %v", got, err)
+	}
+	if _, err := s.Chosen(t.Context(), nil, 7); fault.KindOf(err) != fault.InvalidArgument {
+		t.Errorf("a survey that nobody made: %v", err)
 	}
 }
 

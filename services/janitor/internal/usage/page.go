@@ -2,122 +2,60 @@ package usage
 
 import (
 	"context"
-	"encoding/base64"
 	"fmt"
-	"hash/fnv"
 	"strings"
 	"time"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
 )
 
-// Query asks for a page of the repositories.
-type Query struct {
-	// Repositories are names, or prefixes with "*" at the end. Empty: all.
-	Repositories []string
-	// Size is the most repositories of a page, more than 0.
-	Size int
-	// Token is Page.Next of the page before. Empty: the first page of a new survey.
-	Token string
-}
-
-// Page is a page of repositories, with the snapshot that it is of.
-type Page struct {
-	Snapshot
-	Next string // token of the next page; empty on the last one
-}
-
-// Page answers a query. The first page looks at the registry as it is now; those
-// that follow are of the same look.
-func (s *Surveyor) Page(ctx context.Context, q Query) (Page, error) {
-	var at cursor
-	var snapshot Snapshot
-	var err error
-	if q.Token == "" {
-		snapshot, err = s.Survey(ctx)
-	} else if at, err = parseCursor(q.Token, q.Repositories); err == nil {
-		snapshot, err = s.recall(at.taken)
+// Chosen returns the snapshot of a survey with the repositories that fit one of the
+// patterns: names, or prefixes with "*" at the end; none: all. survey is the time of a
+// snapshot that Chosen returned before, as nanoseconds since 1970, for a list that goes
+// on; 0 looks at the registry as it is now.
+func (s *Surveyor) Chosen(ctx context.Context, patterns []string, survey int64) (Snapshot, error) {
+	snapshot, ok := s.recall(survey)
+	if !ok && survey != 0 {
+		return Snapshot{}, fault.Invalid("page_token", "", "is of a survey that is no longer kept",
+			"ask for the first page again, without page_token")
 	}
-	if err != nil {
-		return Page{}, err
+	if !ok {
+		var err error
+		if snapshot, err = s.Survey(ctx); err != nil {
+			return Snapshot{}, err
+		}
 	}
-	return page(snapshot, q, at.offset)
+	return choose(snapshot, patterns)
 }
 
-// recall is the snapshot of a page token.
-func (s *Surveyor) recall(taken int64) (Snapshot, error) {
+// recall is a snapshot that is kept.
+func (s *Surveyor) recall(survey int64) (Snapshot, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, snapshot := range s.recent {
-		if snapshot.Time.UnixNano() == taken && time.Since(snapshot.Time) < keptFor {
-			return snapshot, nil
+		if snapshot.Time.UnixNano() == survey && time.Since(snapshot.Time) < keptFor {
+			return snapshot, true
 		}
 	}
-	return Snapshot{}, badToken("its pages are no longer kept")
+	return Snapshot{}, false
 }
 
-// page cuts a page out of a snapshot.
-func page(snapshot Snapshot, q Query, offset int) (Page, error) {
+// choose leaves the repositories that fit the patterns in a snapshot.
+func choose(snapshot Snapshot, patterns []string) (Snapshot, error) {
 	var chosen []RepositoryUsage
 	found := map[string]bool{}
 	for _, r := range snapshot.Repositories {
-		if matches(q.Repositories, r.Name) {
+		if matches(patterns, r.Name) {
 			chosen = append(chosen, r)
 			found[r.Name] = true
 		}
 	}
-	for _, name := range q.Repositories {
+	for _, name := range patterns {
 		if !strings.HasSuffix(name, "*") && !found[name] {
-			return Page{}, fault.New(fault.NotFound, "NOT_FOUND", fmt.Sprintf("there is no repository %q in the registry", name),
+			return Snapshot{}, fault.New(fault.NotFound, "NOT_FOUND", fmt.Sprintf("there is no repository %q in the registry", name),
 				"leave repositories out to see them all")
 		}
 	}
-	start := min(offset, len(chosen))
-	end := min(start+q.Size, len(chosen))
-	p := Page{Snapshot: snapshot}
-	p.Repositories = chosen[start:end]
-	if end < len(chosen) {
-		p.Next = cursor{taken: snapshot.Time.UnixNano(), offset: end}.token(q.Repositories)
-	}
-	return p, nil
-}
-
-// cursor is what a page token holds: the time of the snapshot, and how many
-// repositories came before.
-type cursor struct {
-	taken  int64
-	offset int
-}
-
-func (c cursor) token(patterns []string) string {
-	return base64.RawURLEncoding.EncodeToString(fmt.Appendf(nil, "%d.%d.%d", c.taken, c.offset, sum(patterns)))
-}
-
-func parseCursor(token string, patterns []string) (cursor, error) {
-	text, err := base64.RawURLEncoding.DecodeString(token)
-	if err != nil {
-		return cursor{}, badToken("it is none that the janitor gave")
-	}
-	var c cursor
-	var of uint32
-	if _, err := fmt.Sscanf(string(text), "%d.%d.%d", &c.taken, &c.offset, &of); err != nil || c.offset < 0 {
-		return cursor{}, badToken("it is none that the janitor gave")
-	}
-	if of != sum(patterns) {
-		return cursor{}, badToken("it belongs to a request with other repositories")
-	}
-	return c, nil
-}
-
-// sum tells the requests that tokens belong to apart.
-func sum(patterns []string) uint32 {
-	h := fnv.New32a()
-	for _, p := range patterns {
-		_, _ = h.Write([]byte(p + "\n")) // Never fails.
-	}
-	return h.Sum32()
-}
-
-func badToken(why string) error {
-	return fault.Invalid("page_token", "", why, "ask for the first page again, without page_token")
+	snapshot.Repositories = chosen
+	return snapshot, nil
 }

@@ -85,10 +85,13 @@ type BuilderServiceClient interface {
 	// Lists builds, newest first or as order_by says, those that came through the
 	// BuildKit gateway included.
 	//
+	// Only builds of projects that the caller's rules allow are looked at. A page has
+	// fewer than page_size records where more would not fit a message of 4 MiB. The
+	// log tail and the daemon's details of a failure, and all but the first 100 tags,
+	// are left out; GetBuild has them.
+	//
 	// Errors: INVALID_ARGUMENT for a filter, an order or a page token that cannot be
-	// read, or a token of another filter or order.
-	// Builds of projects that the rules of the caller do not allow are left out, so
-	// that a page may have fewer than page_size.
+	// read, or a token of another caller, filter or order.
 	ListBuilds(ctx context.Context, in *ListBuildsRequest, opts ...grpc.CallOption) (*ListBuildsResponse, error)
 	// Cancels a build: its solve stops in the daemon and its state becomes
 	// CANCELLED. A build that has ended stays as it is.
@@ -337,10 +340,13 @@ type BuilderServiceServer interface {
 	// Lists builds, newest first or as order_by says, those that came through the
 	// BuildKit gateway included.
 	//
+	// Only builds of projects that the caller's rules allow are looked at. A page has
+	// fewer than page_size records where more would not fit a message of 4 MiB. The
+	// log tail and the daemon's details of a failure, and all but the first 100 tags,
+	// are left out; GetBuild has them.
+	//
 	// Errors: INVALID_ARGUMENT for a filter, an order or a page token that cannot be
-	// read, or a token of another filter or order.
-	// Builds of projects that the rules of the caller do not allow are left out, so
-	// that a page may have fewer than page_size.
+	// read, or a token of another caller, filter or order.
 	ListBuilds(context.Context, *ListBuildsRequest) (*ListBuildsResponse, error)
 	// Cancels a build: its solve stops in the daemon and its state becomes
 	// CANCELLED. A build that has ended stays as it is.

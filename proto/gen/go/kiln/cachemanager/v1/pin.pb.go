@@ -349,7 +349,8 @@ type ListPinsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The pins.
 	Pins []*Pin `protobuf:"bytes,1,rep,name=pins,proto3" json:"pins,omitempty"`
-	// Token of the next page. Empty on the last one.
+	// Token of the next page, for the same caller. Empty on the last one. A page may
+	// have fewer than page_size items, where more would not fit a message of 4 MiB.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

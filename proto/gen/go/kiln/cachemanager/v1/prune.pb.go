@@ -169,7 +169,8 @@ type PlanPruneResponse struct {
 	// The verdicts: what goes, in the order of its going, then what stays, the
 	// longest unused first.
 	Verdicts []*Verdict `protobuf:"bytes,2,rep,name=verdicts,proto3" json:"verdicts,omitempty"`
-	// Token of the next page. Empty on the last one.
+	// Token of the next page, for the same caller. Empty on the last one. A page may
+	// have fewer than page_size items, where more would not fit a message of 4 MiB.
 	NextPageToken string `protobuf:"bytes,3,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -343,7 +343,8 @@ type PlanRunResponse struct {
 	// The verdicts: what goes, in the order of its going, then what stays, by
 	// repository and digest.
 	Verdicts []*Verdict `protobuf:"bytes,2,rep,name=verdicts,proto3" json:"verdicts,omitempty"`
-	// Token of the next page. Empty on the last one.
+	// Token of the next page, for the same caller. Empty on the last one. A page may
+	// have fewer than page_size items, where more would not fit a message of 4 MiB.
 	NextPageToken string `protobuf:"bytes,3,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -778,7 +779,8 @@ type GetRunResponse struct {
 	Run *Run `protobuf:"bytes,1,opt,name=run,proto3" json:"run,omitempty"`
 	// What became of each item of its plan, in the order of the plan.
 	Verdicts []*Verdict `protobuf:"bytes,2,rep,name=verdicts,proto3" json:"verdicts,omitempty"`
-	// Token of the next page. Empty on the last one.
+	// Token of the next page, for the same caller. Empty on the last one. A page may
+	// have fewer than page_size items, where more would not fit a message of 4 MiB.
 	NextPageToken string `protobuf:"bytes,3,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -905,7 +907,8 @@ type ListRunsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The runs.
 	Runs []*Run `protobuf:"bytes,1,rep,name=runs,proto3" json:"runs,omitempty"`
-	// Token of the next page. Empty on the last one.
+	// Token of the next page, for the same caller. Empty on the last one. A page may
+	// have fewer than page_size items, where more would not fit a message of 4 MiB.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

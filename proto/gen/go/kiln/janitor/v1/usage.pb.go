@@ -119,7 +119,8 @@ type GetUsageResponse struct {
 	Total *RegistryUsage `protobuf:"bytes,2,opt,name=total,proto3" json:"total,omitempty"`
 	// The repositories, the largest own_bytes first, then by name.
 	Repositories []*RepositoryUsage `protobuf:"bytes,3,rep,name=repositories,proto3" json:"repositories,omitempty"`
-	// Token of the next page. Empty on the last one.
+	// Token of the next page, for the same caller. Empty on the last one. A page may
+	// have fewer than page_size items, where more would not fit a message of 4 MiB.
 	NextPageToken string `protobuf:"bytes,4,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	// What each rule of the policy would free now, in the order of the rules.
 	Rules         []*RuleAmount `protobuf:"bytes,5,rep,name=rules,proto3" json:"rules,omitempty"`
