@@ -69,7 +69,9 @@ func Environ() []string {
 			env = append(env, kv)
 		}
 	}
-	return append(env, "DOCKER_CONFIG=/nonexistent", "PATH="+os.Getenv("PATH")+":/usr/local/sbin:/usr/sbin:/sbin")
+	// What other stacks run on this machine is none of a test's business.
+	profiles := fmt.Sprintf("KILN_RUN_DIR=%s/kiln-lab-run-%d", os.TempDir(), os.Getpid())
+	return append(env, profiles, "DOCKER_CONFIG=/nonexistent", "PATH="+os.Getenv("PATH")+":/usr/local/sbin:/usr/sbin:/sbin")
 }
 
 // Run starts a command as a part of the lab: in its own process group, killed

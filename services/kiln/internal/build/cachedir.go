@@ -18,11 +18,7 @@ func (o *options) leaseCacheDir(ctx context.Context, opt *client.SolveOpt, tel *
 		return func() {}, nil
 	}
 	from := client.CacheOptionsEntry{Type: "local", Attrs: map[string]string{"src": o.cacheDir, "tag": o.project}}
-	conn := connect.Flags{
-		To: connect.CacheManager, Address: o.cacheManager,
-		CA: o.conn.CA, Cert: o.conn.Cert, Key: o.conn.Key, Token: o.conn.Token, Insecure: o.conn.Insecure,
-	}
-	cc, err := conn.Connect()
+	cc, err := o.conn.For(connect.CacheManager, o.cacheManager).Connect()
 	if err != nil {
 		return nil, err
 	}

@@ -5,7 +5,6 @@
 package build
 
 import (
-	"cmp"
 	"fmt"
 	"os"
 	"slices"
@@ -44,8 +43,6 @@ type options struct {
 	cacheDir        string
 	cacheManager    string
 }
-
-const defaultCacheRepository = "localhost:5000/cache"
 
 // Command is `kiln build`.
 func Command() *cobra.Command {
@@ -98,6 +95,9 @@ func command(registryCache bool, cmd *cobra.Command) *cobra.Command {
 			return err
 		}
 		cmd.SilenceUsage = true
+		if err := o.findServices(); err != nil {
+			return err
+		}
 		return run(cmd.Context(), o, cmd.OutOrStdout(), cmd.ErrOrStderr())
 	}
 	return cmd
@@ -119,14 +119,13 @@ func (o *options) addFlags(cmd *cobra.Command) {
 	flags.BoolVar(&o.load, "load", false, "load the image into the local Docker Engine")
 	flags.StringVar(&o.cacheDir, "cache-dir", os.Getenv("KILN_CACHE_DIR"),
 		"`directory` of this host to read steps from before and to write all steps to afterwards, under the project's name (or KILN_CACHE_DIR)")
-	flags.StringVar(&o.cacheManager, "cache-manager", cmp.Or(os.Getenv("KILN_CACHE_MANAGER"), "127.0.0.1:50052"),
-		"`address` of the cache manager that keeps the directory (or KILN_CACHE_MANAGER)")
+	connect.AddAddress(flags, connect.CacheManager, &o.cacheManager)
 	flags.BoolVar(&o.detach, "detach", false, "start the build, print its ID, and do not wait for it")
 	flags.StringVar(&o.progress, "progress", "auto", "progress on standard error: "+strings.Join(progress.Modes, ", "))
 	flags.StringVar(&o.format, "format", "text", "outcome on standard output: text or json")
 	if o.registryCache {
-		flags.StringVar(&o.cacheRepository, "cache-repository", cmp.Or(os.Getenv("KILN_CACHE_REPOSITORY"), defaultCacheRepository),
-			"repository below which the project's cache lives (or KILN_CACHE_REPOSITORY)")
+		flags.StringVar(&o.cacheRepository, "cache-repository", os.Getenv("KILN_CACHE_REPOSITORY"),
+			"repository below which the project's cache lives (or KILN_CACHE_REPOSITORY; default: cache in the profile's registry)")
 		flags.StringVar(&o.cacheScope, "cache-scope", "latest", "tag of the project's cache, for example a branch")
 	}
 	for name, values := range map[string][]string{"progress": progress.Modes, "format": {"text", "json"}} {

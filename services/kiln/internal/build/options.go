@@ -70,6 +70,25 @@ func (o *options) complete(args []string) error {
 	return nil
 }
 
+// findServices finds the builder and the repository of the cache in the profile.
+func (o *options) findServices() error {
+	if err := o.conn.Resolve(); err != nil {
+		return err
+	}
+	if !o.registryCache || o.cacheRepository != "" {
+		return nil
+	}
+	p, err := o.conn.InUse()
+	if err != nil {
+		return err
+	}
+	if p.Registry.Address == "" {
+		return fmt.Errorf("profile %s (%s) names no registry; add registry.address there, or use --cache-repository", p.Name, p.Path)
+	}
+	o.cacheRepository = p.Registry.Address + "/cache"
+	return nil
+}
+
 func directory(what, path string) (string, error) {
 	info, err := os.Stat(path)
 	switch {

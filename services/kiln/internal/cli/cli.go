@@ -11,6 +11,7 @@ import (
 	"github.com/kilnbuild/kiln/services/kiln/internal/certs"
 	"github.com/kilnbuild/kiln/services/kiln/internal/debug"
 	"github.com/kilnbuild/kiln/services/kiln/internal/janitor"
+	"github.com/kilnbuild/kiln/services/kiln/internal/profile"
 	"github.com/kilnbuild/kiln/services/kiln/internal/token"
 	"github.com/kilnbuild/kiln/services/kiln/internal/up"
 )
@@ -23,7 +24,9 @@ func New() *cobra.Command {
 		Long: `Kiln is a build system over BuildKit.
 
 "kiln up" runs all of it on this machine: a registry, buildkitd and the three
-services. The other commands are clients of a builder, wherever it runs.`,
+services. The other commands are clients of a builder, wherever it runs. They
+find it, its registry and their credentials by a profile, which "kiln up" writes:
+see "kiln profile".`,
 		Version:       service.Version(),
 		SilenceUsage:  true,
 		SilenceErrors: true,
@@ -39,6 +42,7 @@ services. The other commands are clients of a builder, wherever it runs.`,
 		janitor.Command,
 		certs.Command,
 		token.Command,
+		profile.Command,
 		debug.Command,
 		debug.WorkersCommand,
 		up.Command,

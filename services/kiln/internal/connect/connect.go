@@ -3,7 +3,6 @@
 package connect
 
 import (
-	"cmp"
 	"fmt"
 	"os"
 	"strings"
@@ -17,6 +16,7 @@ import (
 
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/proto/client"
+	"github.com/kilnbuild/kiln/services/kiln/internal/profile"
 )
 
 // Service is one of Kiln's services.
@@ -29,16 +29,28 @@ const (
 	Janitor
 )
 
-// names are how a service is called, its flag, its variable and its usual address.
-func (s Service) names() (name, flag, variable, address string) {
+// names returns the name of a service, its flag and its variable.
+func (s Service) names() (name, flag, variable string) {
 	switch s {
 	case CacheManager:
-		return "cache manager", "cache-manager", "KILN_CACHE_MANAGER", "127.0.0.1:50052"
+		return "cache manager", "cache-manager", "KILN_CACHE_MANAGER"
 	case Janitor:
-		return "janitor", "janitor", "KILN_JANITOR", "127.0.0.1:50053"
+		return "janitor", "janitor", "KILN_JANITOR"
 	case Builder:
 	}
-	return "builder", "builder", "KILN_BUILDER", "127.0.0.1:50051"
+	return "builder", "builder", "KILN_BUILDER"
+}
+
+// in returns what a profile says of the service.
+func (s Service) in(p *profile.Profile) profile.Service {
+	switch s {
+	case CacheManager:
+		return p.CacheManager
+	case Janitor:
+		return p.Janitor
+	case Builder:
+	}
+	return p.Builder
 }
 
 // patience is how long a command follows a builder that does not answer: a
@@ -49,7 +61,10 @@ const patience = 30 * time.Second
 type Flags struct {
 	// To is what is reached. The zero value is a builder.
 	To Service
-	// Address is host:port or unix:///path.
+	// Profile is the name or the path of the profile that the rest comes from. Empty:
+	// see profile.Select.
+	Profile string
+	// Address is host:port or unix:///path. Empty until Resolve: the profile's.
 	Address string
 	// CA is the file with the authorities of its certificate. Empty, when
 	// any of the others is set: those of the system.
@@ -62,12 +77,33 @@ type Flags struct {
 	Token string
 	// Insecure allows plain text to another host.
 	Insecure bool
+
+	given *Flags // as they were before Resolve; nil: as they are
 }
 
 // Add adds the flags to those of a command.
 func (f *Flags) Add(flags *pflag.FlagSet) {
-	name, flag, variable, address := f.To.names()
-	flags.StringVar(&f.Address, flag, cmp.Or(os.Getenv(variable), address), fmt.Sprintf("`address` of the %s, host:port or unix:///path (or %s)", name, variable))
+	name, flag, variable := f.To.names()
+	AddProfile(flags, &f.Profile)
+	flags.StringVar(&f.Address, flag, os.Getenv(variable),
+		fmt.Sprintf("`address` of the %s, host:port or unix:///path (or %s; default: the profile's)", name, variable))
+	f.addCredentials(flags, name)
+}
+
+// AddAddress adds the flag with the address of a service that is called beside
+// another one, whose flags have the credentials.
+func AddAddress(flags *pflag.FlagSet, to Service, address *string) {
+	name, flag, variable := to.names()
+	flags.StringVar(address, flag, os.Getenv(variable), fmt.Sprintf("`address` of the %s (or %s; default: the profile's)", name, variable))
+}
+
+// AddProfile adds --profile to the flags of a command.
+func AddProfile(flags *pflag.FlagSet, name *string) {
+	flags.StringVar(name, "profile", os.Getenv("KILN_PROFILE"),
+		"`name` or path of the profile with addresses and credentials (or KILN_PROFILE; default: the running kiln up, else /etc/kiln/profile.yaml)")
+}
+
+func (f *Flags) addCredentials(flags *pflag.FlagSet, name string) {
 	flags.StringVar(&f.CA, "tls-ca", os.Getenv("KILN_TLS_CA"), "`file` with the authorities of the "+name+"'s certificate (or KILN_TLS_CA; default: the system's)")
 	flags.StringVar(&f.Cert, "tls-cert", os.Getenv("KILN_TLS_CERT"), "`file` with your certificate (or KILN_TLS_CERT)")
 	flags.StringVar(&f.Key, "tls-key", os.Getenv("KILN_TLS_KEY"), "`file` with its private key (or KILN_TLS_KEY)")
@@ -85,12 +121,18 @@ func (f *Flags) TLS() bool { return f.CA+f.Cert+f.Key+f.ServerName != "" }
 
 // Dial makes a client of the builder. Options win over the flags.
 func (f *Flags) Dial(opts ...client.Option) (*client.Client, error) {
+	if err := f.Resolve(); err != nil {
+		return nil, err
+	}
 	c, err := client.Dial(f.Address, append(f.options(), opts...)...)
 	return c, f.explainDial(err)
 }
 
 // Connect makes a connection to the service.
 func (f *Flags) Connect() (*grpc.ClientConn, error) {
+	if err := f.Resolve(); err != nil {
+		return nil, err
+	}
 	conn, err := client.Connect(f.Address, f.options()...)
 	return conn, f.explainDial(err)
 }
@@ -134,7 +176,7 @@ func (f *Flags) explainDial(err error) error {
 	if !f.TLS() {
 		remedy = "give --tls-ca, --tls-cert and --tls-key, or --insecure in a closed network"
 	}
-	name, _, _, _ := f.To.names()
+	name, _, _ := f.To.names()
 	return fault.Wrap(err, fault.InvalidArgument, "", "the "+name+"'s address or certificates", remedy)
 }
 
@@ -145,7 +187,7 @@ func (f *Flags) Explain(err error) error {
 	if err == nil || !ok {
 		return err
 	}
-	name, flag, _, _ := f.To.names()
+	name, flag, _ := f.To.names()
 	switch {
 	case client.Reason(err) != "":
 		remedy := client.Remedy(err)

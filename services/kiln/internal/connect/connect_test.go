@@ -25,8 +25,8 @@ func parse(t *testing.T, args ...string) *Flags {
 }
 
 func TestFlagsAndVariables(t *testing.T) {
-	t.Setenv("KILN_BUILDER", "")
-	if f := parse(t); f.Address != "127.0.0.1:50051" || f.TLS() {
+	isolate(t)
+	if f := resolved(t); f.Address != "127.0.0.1:50051" || f.TLS() {
 		t.Errorf("nothing set: %+v", f)
 	}
 	t.Setenv("KILN_BUILDER", "build.example.org:1")

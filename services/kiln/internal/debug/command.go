@@ -3,7 +3,6 @@
 package debug
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -28,6 +27,7 @@ import (
 type options struct {
 	conn                  connect.Flags // of the builder
 	cacheManager, janitor string
+	profile               string // what the parts were found by
 	daemon, daemonConfig  string
 	daemonRoot            string
 	registry, registryCA  string
@@ -49,7 +49,8 @@ func Command() *cobra.Command {
 		Long: `Looks at all that a build needs: buildkitd's socket, group and version, the directory of
 caches, the registry and how buildkitd is told to speak to it, Kiln's services, certificates,
 clocks, disk, cgroups, overlayfs, runc and emulators; and at the last build of a project, to say
-why it did not use the cache. For each finding it says what it saw and the command that mends it.
+why it did not use the cache. The parts are those of the profile in use: of the running kiln up,
+unless --profile or flags say otherwise. For each finding it says what it saw and the command that mends it.
 
 With --fix it mends what is safe: owners and modes of the socket and of the directory of caches.
 With --bundle it writes an archive for whoever helps, with logs and configurations and without
@@ -68,18 +69,18 @@ secrets: look at it before you send it. Ends with 1 when something fails.`,
 	}
 	flags := cmd.Flags()
 	o.conn.Add(flags)
-	flags.StringVar(&o.cacheManager, "cache-manager", cmp.Or(os.Getenv("KILN_CACHE_MANAGER"), "127.0.0.1:50052"), "`address` of the cache manager (or KILN_CACHE_MANAGER)")
-	flags.StringVar(&o.janitor, "janitor", cmp.Or(os.Getenv("KILN_JANITOR"), "127.0.0.1:50053"), "`address` of the janitor (or KILN_JANITOR)")
-	flags.StringVar(&o.daemon, "daemon", "", "`address` of buildkitd (default: the builder's, else unix:///run/buildkit/buildkitd.sock)")
-	flags.StringVar(&o.daemonConfig, "daemon-config", "/etc/buildkit/buildkitd.toml", "buildkitd's configuration `file`")
-	flags.StringVar(&o.daemonRoot, "daemon-root", "", "`directory` of buildkitd's state")
-	flags.StringVar(&o.registry, "registry", "localhost:5000", "`host:port` of the registry")
-	flags.StringVar(&o.registryCA, "registry-ca", "", "`file` with the authorities of its certificate")
-	flags.StringVar(&o.cacheDir, "cache-dir", cmp.Or(os.Getenv("KILN_CACHE_DIR"), "/var/cache/buildkit-cache"), "`directory` of type=local caches (or KILN_CACHE_DIR)")
+	connect.AddAddress(flags, connect.CacheManager, &o.cacheManager)
+	connect.AddAddress(flags, connect.Janitor, &o.janitor)
+	flags.StringVar(&o.daemon, "daemon", "", "`address` of buildkitd (default: the profile's, else the builder's, else unix:///run/buildkit/buildkitd.sock)")
+	flags.StringVar(&o.daemonConfig, "daemon-config", "", "buildkitd's configuration `file` (default: the profile's)")
+	flags.StringVar(&o.daemonRoot, "daemon-root", "", "`directory` of buildkitd's state (default: the profile's)")
+	flags.StringVar(&o.registry, "registry", "", "`host:port` of the registry (default: the profile's)")
+	flags.StringVar(&o.registryCA, "registry-ca", "", "`file` with the authorities of its certificate (default: the profile's)")
+	flags.StringVar(&o.cacheDir, "cache-dir", os.Getenv("KILN_CACHE_DIR"), "`directory` of type=local caches (or KILN_CACHE_DIR; default: the profile's, else /var/cache/buildkit-cache)")
 	flags.StringVar(&o.group, "group", "buildkit", "`group` that may use buildkitd and the caches")
-	flags.StringVar(&o.certsDir, "certs-dir", cmp.Or(os.Getenv("KILN_CERTS_DIR"), "/etc/kiln/certs"), "`directory` of certificates (or KILN_CERTS_DIR)")
-	flags.StringVar(&o.dataDir, "data-dir", "/var/lib/kiln", "`directory` of kiln up, for the logs in the bundle")
-	flags.StringSliceVar(&o.metrics, "metrics", []string{"127.0.0.1:9461", "127.0.0.1:9462", "127.0.0.1:9463"}, "`addresses` of the services' HTTP, for the bundle")
+	flags.StringVar(&o.certsDir, "certs-dir", os.Getenv("KILN_CERTS_DIR"), "`directory` of certificates (or KILN_CERTS_DIR; default: the profile's, else /etc/kiln/certs)")
+	flags.StringVar(&o.dataDir, "data-dir", "", "`directory` of kiln up, for the logs in the bundle (default: the profile's)")
+	flags.StringSliceVar(&o.metrics, "metrics", nil, "`addresses` of the services' HTTP, for the bundle (default: the profile's)")
 	flags.StringVar(&o.project, "project", "", "look at the last build of this `project`")
 	flags.StringVar(&o.build, "build", "", "look at this build: the beginning of its `ID`")
 	flags.BoolVar(&o.fix, "fix", false, "mend what is safe")
@@ -99,11 +100,14 @@ func (o *options) checks() []check {
 }
 
 func (o *options) run(ctx context.Context, stdout, stderr io.Writer) error {
+	if err := o.resolve(); err != nil {
+		return err
+	}
 	if o.daemon == "" {
 		o.daemon = o.daemonOfBuilder(ctx)
 	}
 	term := table.TerminalOf(stderr)
-	report := Report{Time: time.Now(), Version: service.Version()}
+	report := Report{Time: time.Now(), Version: service.Version(), Profile: o.profile}
 	report.Host, _ = os.Hostname() // empty will do
 	report.Findings = look(ctx, o.checks(), func(check string) {
 		if term.Width > 0 {

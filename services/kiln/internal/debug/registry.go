@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -24,6 +25,9 @@ func gidOf(name string) (int, error) {
 	return strconv.Atoi(group.Gid)
 }
 
+// errNoRegistry says that neither the profile nor a flag names a registry.
+var errNoRegistry = errors.New("the profile names no registry")
+
 // answer is what the registry said to GET /v2/.
 type answer struct {
 	scheme string
@@ -35,6 +39,9 @@ type answer struct {
 
 // askRegistry asks by HTTPS, and then by HTTP.
 func (o *options) askRegistry(ctx context.Context) (a answer, err error) {
+	if o.registry == "" {
+		return a, errNoRegistry
+	}
 	roots, _ := x509.SystemCertPool()
 	if o.registryCA != "" {
 		if pem, err := os.ReadFile(o.registryCA); err == nil {
@@ -84,6 +91,9 @@ func (o *options) askRegistry(ctx context.Context) (a answer, err error) {
 // registryCheck asks the registry whether it is there, and how it wants to be spoken to.
 func (o *options) registryCheck(ctx context.Context) []Finding {
 	a, err := o.askRegistry(ctx)
+	if errors.Is(err, errNoRegistry) {
+		return unknown("the profile names no registry: add registry.address there, or use --registry")
+	}
 	if err != nil {
 		return []Finding{{
 			State: Fail, Message: "the registry " + o.registry + " does not answer", Evidence: []string{err.Error()},

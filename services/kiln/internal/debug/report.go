@@ -37,9 +37,11 @@ type Finding struct {
 
 // Report is all that was found.
 type Report struct {
-	Time     time.Time `json:"time"`
-	Host     string    `json:"host"`
-	Version  string    `json:"version"`
+	Time    time.Time `json:"time"`
+	Host    string    `json:"host"`
+	Version string    `json:"version"`
+	// Profile is the name of the profile that the parts were found by.
+	Profile  string    `json:"profile"`
 	Findings []Finding `json:"findings"`
 }
 

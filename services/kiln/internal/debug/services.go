@@ -22,10 +22,7 @@ import (
 
 // serviceChecks ask each of Kiln's services for its health.
 func (o *options) serviceChecks(ctx context.Context) (all []Finding) {
-	for _, service := range []struct {
-		name, unit string
-		conn       *connect.Flags
-	}{{"builder", "kiln-builder", &o.conn}, {"cache manager", "kiln-cachemanager", o.to(connect.CacheManager, o.cacheManager)}, {"janitor", "kiln-janitor", o.to(connect.Janitor, o.janitor)}} {
+	for _, service := range o.parts() {
 		f := Finding{State: OK, Message: fmt.Sprintf("the %s at %s serves", service.name, service.conn.Address)}
 		if err := healthOf(ctx, service.conn); err != nil {
 			f.State, f.Message = Fail, fmt.Sprintf("the %s at %s is not well", service.name, service.conn.Address)
@@ -35,13 +32,6 @@ func (o *options) serviceChecks(ctx context.Context) (all []Finding) {
 		all = append(all, f)
 	}
 	return all
-}
-
-// to reaches another service as the builder is reached.
-func (o *options) to(service connect.Service, address string) *connect.Flags {
-	flags := o.conn
-	flags.To, flags.Address = service, address
-	return &flags
 }
 
 func healthOf(ctx context.Context, flags *connect.Flags) error {

@@ -155,7 +155,7 @@ func (r *runner) explain(err error) error {
 func (r *runner) cleanUp(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leftoversTimeout)
 	defer cancel()
-	err := errors.Join(removeLeftovers(ctx, r.paths, r.bins.runc), removeNamespaces(r.paths), r.closeSteps())
+	err := errors.Join(removeLeftovers(ctx, r.paths, r.bins.runc), removeNamespaces(r.paths), r.closeSteps(), r.profile().Withdraw())
 	if r.paths.outside() {
 		return errors.Join(err, os.RemoveAll(r.paths.sockets))
 	}
@@ -235,6 +235,7 @@ func (r *runner) announce(ctx context.Context, pending []wait) error {
 		}
 	}
 	if ctx.Err() == nil {
+		r.publishProfile()
 		r.session.Ready(r.summary(all))
 	}
 	<-ctx.Done()

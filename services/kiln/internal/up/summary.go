@@ -3,6 +3,8 @@ package up
 import (
 	"fmt"
 	"strings"
+
+	"github.com/kilnbuild/kiln/services/kiln/internal/profile"
 )
 
 // summary says what listens where, and what to try next.
@@ -26,15 +28,16 @@ func (r *runner) summary(parts []wait) string {
 	fmt.Fprintf(&b, "  %-14s %s (logs in logs/)\n", "state", r.paths.root)
 	fmt.Fprintf(&b, "  %-14s %s\n", "contexts from", strings.Join(r.opts.AllowRoots, ", "))
 
-	builder := ""
-	if r.opts.ListenBase != 0 {
-		builder = "--builder " + r.addrs.builder + " "
+	use := ""
+	if name := r.profile().Name; name != profile.Local {
+		use = "--profile " + name + " "
 	}
+	fmt.Fprintf(&b, "  %-14s %s\n", "profile", r.profile().Name)
 	fmt.Fprintf(&b, `
 Try:
   kiln build %s--push . . %s/hello:dev
   buildctl --addr tcp://%s du
   grpcurl -plaintext %s list
-`, builder, r.addrs.registryName(), r.addrs.builder, r.addrs.builder)
+`, use, r.addrs.registryName(), r.addrs.builder, r.addrs.builder)
 	return b.String()
 }
