@@ -19,9 +19,11 @@ type Observation struct {
 type Observed struct {
 	service *Service
 	live    *live
-	turn    Turn
 	queued  time.Duration
 	once    sync.Once // of the end
+
+	mu   sync.Mutex
+	turn Turn // the one of Resume after Yield
 }
 
 // Observe remembers a build that begins through the gateway. The context that it
@@ -58,7 +60,7 @@ func (s *Service) Observe(ctx context.Context, o Observation) (context.Context, 
 // Wait waits for the build's turn. notify is told where it stands while it waits;
 // so are those who watch the build. It ends with the cause of ctx.
 func (o *Observed) Wait(ctx context.Context, notify func(Waiting)) error {
-	err := o.turn.Wait(ctx, func(w Waiting) {
+	err := o.service.await(ctx, o.turn, func(w Waiting) {
 		o.live.waiting(w)
 		notify(w)
 	})
@@ -89,7 +91,7 @@ func (o *Observed) End(ctx context.Context, failure *Failure, result Result) {
 }
 
 func (o *Observed) end(ctx context.Context, failure *Failure, result Result) {
-	o.turn.Release()
+	o.Yield()
 	o.live.graph = result.Graph
 	outcome := Outcome{State: Succeeded, Failure: failure, Outputs: result.Outputs, Steps: result.Steps, Times: result.Times}
 	if failure != nil {

@@ -33,6 +33,9 @@ func (s *Service) finish(l *live, outcome Outcome) {
 // conclude writes the outcome.
 func (s *Service) conclude(l *live, outcome Outcome) {
 	now := time.Now()
+	if outcome.Failure != nil && l.record().Origin == OriginGateway {
+		outcome.Failure.Remedy = clientRemedy(outcome.Failure.Reason, outcome.Failure.Remedy)
+	}
 	outcome.Times.Total = now.Sub(l.record().Created)
 	failpoint.Hit(failOutcome)
 	l.push(outcome, func(rec *Record) {
@@ -64,7 +67,7 @@ func (s *Service) settle(l *live, outcome Outcome) {
 // build that fails and its policy says so. It reports whether the build goes on
 // when the builder is back.
 func (s *Service) attempts(l *live, spec Spec, turn Turn) (_ Outcome, goesOn bool) {
-	err := turn.Wait(l.ctx, l.waiting)
+	err := s.await(l.ctx, turn, l.waiting)
 	if err != nil || l.ctx.Err() != nil {
 		outcome := s.ended(l)
 		return outcome, outcome.State == Interrupted && s.resumes(l) // not one that was cancelled just before

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
@@ -110,11 +111,15 @@ type Service struct {
 	mu       sync.Mutex
 	live     map[string]*live // builds that have not ended, by id
 	runs     sync.WaitGroup   // the goroutines of builds
+	waiting  atomic.Int64     // builds that wait for a slot
 	stopping bool             // no build begins any more
 
 	// open ends when running builds are interrupted, with the cause that they get.
 	open      context.Context //nolint:containedctx // it is the service's own, and no call's
 	interrupt context.CancelCauseFunc
+	// draining ends when no build begins any more.
+	draining context.Context //nolint:containedctx // like open
+	drain    context.CancelFunc
 }
 
 // NewService returns a service that builds on the daemons of the pool. Recover
@@ -122,6 +127,7 @@ type Service struct {
 func NewService(opts Options) *Service {
 	s := &Service{Options: opts, live: make(map[string]*live)}
 	s.open, s.interrupt = context.WithCancelCause(context.Background())
+	s.draining, s.drain = context.WithCancel(context.Background())
 	return s
 }
 
@@ -145,6 +151,7 @@ func (s *Service) stop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.stopping = true
+	s.drain()
 	s.Queue.Close()
 	for _, l := range s.live {
 		if l.record().State == Queued {
