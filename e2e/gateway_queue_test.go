@@ -138,11 +138,11 @@ func TestSessionsOfOthersAreOutOfReach(t *testing.T) {
 	if err := bareSolve(ctx, ann, id, s.ref("anns")); err != nil {
 		t.Errorf("ann's own build: %v", err)
 	}
-	if err := bareSolve(ctx, eve, id, s.ref("eves")); status.Code(err) != codes.PermissionDenied {
+	if err := bareSolve(ctx, eve, id, s.ref("eves")); status.Code(err) != codes.NotFound {
 		t.Errorf("eve's build with ann's session: %v", err)
 	}
 	own := openSession(ctx, t, eve, s.dir(t, map[string]string{"Dockerfile": "FROM scratch\n"}))
-	if err := bareSolve(ctx, eve, own, s.ref("eves"), "local-sessionid:context", id); status.Code(err) != codes.PermissionDenied {
+	if err := bareSolve(ctx, eve, own, s.ref("eves"), "local-sessionid:context", id); status.Code(err) != codes.NotFound {
 		t.Errorf("eve's build with ann's files: %v", err)
 	}
 	if err := bareSolve(ctx, ann, id, s.ref("anns")); err != nil {

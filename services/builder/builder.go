@@ -144,7 +144,9 @@ func (s *Service) openStores(ctx context.Context) error {
 
 // serve binds the addresses.
 func (s *Service) serve(translate grpcapi.Translator, rules *policy.Policy, tel *telemetry.Telemetry) (err error) {
-	passOn := gateway.New(s.fleet.upstream, s.builds, rules, grpcapi.Caller)
+	passOn := gateway.New(gateway.Options{
+		Daemons: daemons{s.fleet}, Builds: s.builds, Policy: rules, Caller: grpcapi.Caller, Log: tel.Logger,
+	})
 	s.server, err = rpc.NewServer(rpc.ServerOptions{
 		Name: "kiln-builder", Config: s.cfg.GetServer(), Telemetry: tel, GRPC: passOn.ServerOptions(),
 	})

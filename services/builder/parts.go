@@ -20,7 +20,12 @@ type fleet struct {
 
 func (f fleet) Pick(ctx context.Context) (build.Daemon, error) { return f.Pool.Pick(ctx) }
 
-func (f fleet) upstream(ctx context.Context) (gateway.Upstream, error) { return f.Current(ctx) }
+// daemons gives the gateway its view of the pool.
+type daemons struct{ fleet }
+
+func (d daemons) Pick(ctx context.Context) (gateway.Daemon, error) { return d.Pool.Pick(ctx) }
+
+func (d daemons) Current(ctx context.Context) (gateway.Daemon, error) { return d.Pool.Current(ctx) }
 
 // turns gives the domain its view of the queue.
 type turns struct{ *queue.Queue }

@@ -12,20 +12,13 @@ import (
 	"github.com/kilnbuild/kiln/services/builder/internal/buildkit"
 )
 
-// check holds a request to the policy, and takes the sessions that it names until
-// release is called. Its errors are PERMISSION_DENIED and INVALID_ARGUMENT faults.
+// check holds a request to the policy and to the rules of its caller. Its errors are
+// PERMISSION_DENIED and INVALID_ARGUMENT faults.
 //
-// A frontend that a Dockerfile names in its first lines is read by the daemon, and
-// not seen here: allowedRepositories of its gateway.v0 frontend holds that.
-func (g *Gateway) check(ctx context.Context, req proto.Message) (release func(), err error) {
-	if err := asked(req, project(ctx)).Check(ctx, g.policy); err != nil {
-		return nil, err
-	}
-	ids, err := sessionsOf(req)
-	if err != nil {
-		return nil, err
-	}
-	return g.sessions.claim(g.caller(ctx).Identity, ids)
+// The daemon reads a frontend that the first lines of a Dockerfile name, which is not
+// seen here: allowedRepositories of its gateway.v0 frontend holds that.
+func (g *Gateway) check(ctx context.Context, req proto.Message) error {
+	return asked(req, project(ctx)).Check(ctx, g.policy)
 }
 
 // asked returns what policy and rules judge of a request.

@@ -1,13 +1,16 @@
-// Package gateway passes BuildKit's own API on to a daemon, message for message,
-// so that unmodified BuildKit clients build through the builder. Their builds are
-// builds like all others: they wait for their turn, are held to the policy, and
-// leave a record and events.
+// Package gateway serves BuildKit's own API, so that unmodified BuildKit clients
+// build through the builder. Their builds are builds like all others: they wait for
+// a slot, are held to the policy, and leave a record and events.
+//
+// Every call finds its route first (the build or session that it names; see route),
+// then the caller's right to it, then the daemon. methods.go lists every method of
+// BuildKit's services and what is done with it; what is not listed is not served.
 package gateway
 
 import (
 	"context"
 	"errors"
-	"strings"
+	"log/slog"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -23,50 +26,39 @@ import (
 // project of its build.
 const ProjectKey = "kiln-project"
 
-// The methods that are more than passed on.
-const (
-	controlMethods = "/moby.buildkit.v1.Control/"
-	bridgeMethods  = "/moby.buildkit.v1.frontend.LLBBridge/"
-	methodSolve    = controlMethods + "Solve"
-	methodStatus   = controlMethods + "Status"
-	methodSession  = controlMethods + "Session"
-	methodPing     = bridgeMethods + "Ping"
-)
-
-// services are those of buildkitd that clients need. Its health and reflection
-// are answered by the builder for itself.
-var services = map[string]bool{
-	"moby.buildkit.v1.Control":                            true,
-	"moby.buildkit.v1.frontend.LLBBridge":                 true,
-	"containerd.services.content.v1.Content":              true,
-	"opentelemetry.proto.collector.trace.v1.TraceService": true,
+// Options is what a gateway needs.
+type Options struct {
+	Daemons Daemons
+	Builds  *build.Service
+	Policy  buildkit.Policy
+	// Caller says who makes a call.
+	Caller func(context.Context) build.Caller
+	Log    *slog.Logger
 }
 
-// Upstream is a daemon that calls are passed on to.
-type Upstream interface {
-	Name() string
-	Conn() *grpc.ClientConn
-}
-
-// Gateway passes calls on.
+// Gateway serves BuildKit's API.
 type Gateway struct {
-	pick   func(context.Context) (Upstream, error)
-	builds *build.Service
-	policy buildkit.Policy
-	caller func(context.Context) build.Caller
+	daemons Daemons
+	builds  *build.Service
+	policy  buildkit.Policy
+	caller  func(context.Context) build.Caller
+	log     *slog.Logger
 
-	solves   *solves
-	sessions *sessions
-	pongs    *pongs
+	routes *routes
+	pongs  *pongs
+	queue  *contention
+	blobs  *blobs
 }
 
-// New returns a gateway to the daemons that pick returns, whose builds are taken
-// by builds and held to the policy. caller says who makes a call.
-func New(pick func(context.Context) (Upstream, error), builds *build.Service, policy buildkit.Policy, caller func(context.Context) build.Caller) *Gateway {
-	return &Gateway{pick: pick, builds: builds, policy: policy, caller: caller, solves: newSolves(), sessions: newSessions(), pongs: newPongs()}
+// New returns a gateway.
+func New(o Options) *Gateway {
+	return &Gateway{
+		daemons: o.Daemons, builds: o.Builds, policy: o.Policy, caller: o.Caller, log: o.Log,
+		routes: newRoutes(), pongs: newPongs(), queue: newContention(o.Builds.Waiting), blobs: newBlobs(),
+	}
 }
 
-// ServerOptions are what a server needs that has the gateway.
+// ServerOptions returns what a server needs to have the gateway.
 func (g *Gateway) ServerOptions() []grpc.ServerOption {
 	return []grpc.ServerOption{
 		grpc.UnknownServiceHandler(g.Handle),
@@ -79,31 +71,24 @@ func (g *Gateway) ServerOptions() []grpc.ServerOption {
 // Handle serves every method that the server does not know by itself; see
 // grpc.UnknownServiceHandler.
 func (g *Gateway) Handle(_ any, down grpc.ServerStream) error {
-	method, _ := grpc.MethodFromServerStream(down)
-	service, _, _ := strings.Cut(strings.TrimPrefix(method, "/"), "/")
-	if !services[service] {
-		return status.Errorf(codes.Unimplemented, "unknown method %s", method)
+	name, _ := grpc.MethodFromServerStream(down)
+	method, ok := methods[name]
+	if !ok {
+		return status.Errorf(codes.Unimplemented, "unknown method %s", name)
 	}
-	upstream, err := g.pick(down.Context())
-	if err != nil {
-		return withRemedy(err)
-	}
-	switch {
-	case method == methodSolve:
-		err = g.solve(down, upstream)
-	case method == methodStatus:
-		err = g.status(down, upstream.Conn())
-	case method == methodSession:
-		err = g.session(down, upstream.Conn())
-	case strings.HasPrefix(method, bridgeMethods):
-		err = g.bridge(method, down, upstream)
-	default:
-		err = pass(down.Context(), upstream.Conn(), method, down, nil)
-	}
-	return withRemedy(err)
+	return withRemedy(method(g, &call{ServerStream: down, method: name, owner: g.ownerOf(down.Context())}))
 }
 
-// withRemedy puts the remedy of a fault into its message: BuildKit's clients show
+// current returns a daemon for a call that belongs to no build.
+func (g *Gateway) current(ctx context.Context) (*upstream, error) {
+	daemon, err := g.daemons.Current(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &upstream{daemon}, nil
+}
+
+// withRemedy adds the remedy of a fault to its message: BuildKit's clients show
 // nothing else.
 func withRemedy(err error) error {
 	own, ok := errors.AsType[*fault.Error](err)

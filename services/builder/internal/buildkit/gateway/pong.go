@@ -14,8 +14,9 @@ import (
 	"github.com/kilnbuild/kiln/services/builder/internal/rawcodec"
 )
 
-// Ping is the first call of a client's frontend: its answer says what the daemon
-// can do. The daemon answers for builds that it has only.
+// Ping is the first call of a client's frontend: its answer says what the daemon can
+// do. The daemon answers only for builds that it has, and a build gets its daemon when
+// it gets its slot; a client waits 15 seconds for the answer.
 const (
 	// pongFor is how long an answer holds: a daemon may be of another version then.
 	pongFor = time.Minute
@@ -38,21 +39,24 @@ type pong struct {
 
 func newPongs() *pongs { return &pongs{known: make(map[string]pong)} }
 
-// pong answers a Ping for a build that the daemon does not have yet, with what it
-// has answered for another.
-func (g *Gateway) pong(down grpc.ServerStream, upstream Upstream) error {
-	var request rawcodec.Frame
-	if err := down.RecvMsg(&request); err != nil {
+// pong answers the Ping of a build that waits for a slot, with what a daemon has
+// answered for another build.
+func (g *Gateway) pong(c *call) error {
+	if _, err := c.frame(); err != nil {
 		return err
 	}
-	answer, err := g.pongs.of(down.Context(), upstream)
+	up, err := g.current(c.Context())
 	if err != nil {
 		return err
 	}
-	return down.SendMsg(rawcodec.FrameOf(answer))
+	answer, err := g.pongs.of(c.Context(), up)
+	if err != nil {
+		return err
+	}
+	return c.SendMsg(rawcodec.FrameOf(answer))
 }
 
-func (p *pongs) of(ctx context.Context, upstream Upstream) ([]byte, error) {
+func (p *pongs) of(ctx context.Context, upstream *upstream) ([]byte, error) {
 	p.mu.Lock()
 	known := p.known[upstream.Name()]
 	p.mu.Unlock()

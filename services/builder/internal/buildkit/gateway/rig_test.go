@@ -43,7 +43,12 @@ func (g *gate) Enter(build.Entry) (build.Turn, error) {
 	return &turn{gate: g, open: g.open}, nil
 }
 
-func (g *gate) Readmit(build.Entry) build.Turn { panic("not in these tests") }
+func (g *gate) Readmit(build.Entry) build.Turn {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.turns++
+	return &turn{gate: g, open: g.open}
+}
 
 func (g *gate) Close() {}
 
@@ -177,10 +182,14 @@ func (strict) Cache(kind string, _ map[string]string) error {
 	return fault.New(fault.PermissionDenied, "POLICY_DENIED", "the cache is not granted", "leave it out")
 }
 
-type upstream struct{ conn *grpc.ClientConn }
+// backend is the daemon as the gateway sees it.
+type backend struct{ conn *grpc.ClientConn }
 
-func (upstream) Name() string             { return "d1" }
-func (u upstream) Conn() *grpc.ClientConn { return u.conn }
+func (backend) Name() string             { return "d1" }
+func (b backend) Conn() *grpc.ClientConn { return b.conn }
+
+func (b backend) Pick(context.Context) (Daemon, error)    { return b, nil }
+func (b backend) Current(context.Context) (Daemon, error) { return b, nil }
 
 // identityKey is the metadata by which the tests' callers say who they are.
 const identityKey = "test-identity"
@@ -195,7 +204,7 @@ type rig struct {
 	addr    string
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t *testing.T, change ...func(*build.Options)) *rig {
 	t.Helper()
 	manager, err := session.NewManager()
 	if err != nil {
@@ -208,24 +217,28 @@ func newRig(t *testing.T) *rig {
 	}
 	r.gate.hold()()
 	var nothing noMetrics
-	r.builds = build.NewService(build.Options{
+	options := build.Options{
 		Pool: nothing, Store: r.store, Queue: r.gate, Metrics: nothing, Log: telemetry.Discard().Logger, Encode: nothing.encode,
-	})
-	backend := grpc.NewServer()
-	controlapi.RegisterControlServer(backend, r.daemon)
-	gatewaypb.RegisterLLBBridgeServer(backend, bridgeServer{daemon: r.daemon})
-	conn, err := rpc.Dial(serve(t, backend), rpc.ClientOptions{})
+	}
+	for _, c := range change {
+		c(&options)
+	}
+	r.builds = build.NewService(options)
+	server := grpc.NewServer()
+	controlapi.RegisterControlServer(server, r.daemon)
+	gatewaypb.RegisterLLBBridgeServer(server, bridgeServer{daemon: r.daemon})
+	conn, err := rpc.Dial(serve(t, server), rpc.ClientOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	r.gateway = New(func(context.Context) (Upstream, error) { return upstream{conn}, nil }, r.builds, strict{}, func(ctx context.Context) build.Caller {
+	r.gateway = New(Options{Daemons: backend{conn}, Builds: r.builds, Policy: strict{}, Log: telemetry.Discard().Logger, Caller: func(ctx context.Context) build.Caller {
 		var who build.Caller
 		if named := metadata.ValueFromIncomingContext(ctx, identityKey); len(named) > 0 {
 			who.Identity = named[0]
 		}
 		return who
-	})
+	}})
 	r.serve(t)
 	return r
 }

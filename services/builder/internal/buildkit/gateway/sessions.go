@@ -1,163 +1,170 @@
 package gateway
 
 import (
-	"strings"
+	"context"
+	"errors"
 	"sync"
-
-	controlapi "github.com/moby/buildkit/api/services/control"
-	gatewaypb "github.com/moby/buildkit/frontend/gateway/pb"
-	"github.com/moby/buildkit/solver/pb"
-	spb "github.com/moby/buildkit/sourcepolicy/pb"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/metadata"
-	"google.golang.org/protobuf/proto"
+	"time"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
-	"github.com/kilnbuild/kiln/services/builder/internal/buildkit/graph"
+	"github.com/kilnbuild/kiln/services/builder/internal/buildkit/relay"
 )
 
-// sessionKey is the metadata in which a Session has its id; see
-// session/grpchijack of BuildKit.
-const sessionKey = "x-docker-expose-session-uuid"
-
-// sessions keeps callers out of one another's sessions, through which a daemon
-// reads a caller's files, secrets and credentials. A session belongs to the
-// identity that names it first, in Session or in a Solve, for as long as any call
-// names it: nobody else can open it or use it in that time. So a caller who names
-// the session of another is refused when that is open, and one who named it before
-// keeps the other from opening it. It guarantees nothing among callers without an
-// identity, who are all one to the builder; and of graphs that the daemon itself
-// reads, from a frontend or a file, it sees nothing: that ids are random holds there.
-type sessions struct {
-	mu   sync.Mutex
-	byID map[string]*holding
-}
-
-// holding says whose a session is, and how many calls name it.
-type holding struct {
+// sessionRoute is a session as the calls that name it see it. Through a session, a daemon
+// reads its client's files, secrets and credentials, so no caller may use that of
+// another. A session belongs to the identity that names it first, in a Session call
+// or in a build, while any call names it. Callers without an identity are all one.
+//
+// Of graphs that the daemon itself reads, from a frontend or a file, the gateway sees
+// nothing: there, only the randomness of ids protects a session.
+type sessionRoute struct {
+	id       string
 	identity string
-	calls    int
+	calls    int // that name it; guarded by routes.mu
+
+	mu     sync.Mutex
+	client *relay.Client // nil while the client has not opened it
+	key    string        // under which daemons keep its local files
+	links  map[string]*relay.Link
+	wanted map[string]*upstream // where builds were placed that name it; both by the daemon's name
 }
 
-func newSessions() *sessions { return &sessions{byID: make(map[string]*holding)} }
+// claim takes sessions for a call of an identity, all or none of them, until release
+// is called. A session of another identity is told in BuildKit's words for one that
+// does not exist.
+func (t *routes) claim(identity string, ids []string) (claimed []*sessionRoute, release func(), err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, id := range ids {
+		if s := t.sessions[id]; s != nil && s.identity != identity {
+			return nil, nil, noSession(id)
+		}
+	}
+	for _, id := range ids {
+		s := t.sessions[id]
+		if s == nil {
+			s = &sessionRoute{id: id, identity: identity}
+			t.sessions[id] = s
+		}
+		s.calls++
+		claimed = append(claimed, s)
+	}
+	return claimed, func() { t.release(claimed) }, nil
+}
 
-// claim takes sessions for a call of an identity, all or none of them, until
-// release is called. It returns a PERMISSION_DENIED fault when one is another's.
-func (s *sessions) claim(identity string, ids []string) (release func(), err error) {
+func (t *routes) release(claimed []*sessionRoute) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, s := range claimed {
+		if s.calls--; s.calls == 0 {
+			delete(t.sessions, s.id)
+		}
+	}
+}
+
+// noSession is what BuildKit says of a session that it does not know; see
+// session/manager.go.
+func noSession(id string) error {
+	return fault.New(fault.NotFound, "NOT_FOUND", "no active session for "+id, "name only sessions that the same caller opens")
+}
+
+// openWithin bounds how long a daemon may take to accept a session.
+const openWithin = 10 * time.Second
+
+// arrive notes that the client has opened the session, and opens it at the daemons
+// where builds wait for it. It returns false when the session is open already.
+func (s *sessionRoute) arrive(ctx context.Context, client *relay.Client, key string) (first bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, id := range ids {
-		if h := s.byID[id]; h != nil && h.identity != identity {
-			return nil, fault.New(fault.PermissionDenied, "DENIED", "the session that the call names belongs to another caller",
-				"name sessions only that the same caller opens")
-		}
+	if s.client != nil {
+		return false, nil
 	}
-	for _, id := range ids {
-		h := s.byID[id]
-		if h == nil {
-			h = &holding{identity: identity}
-			s.byID[id] = h
-		}
-		h.calls++
+	s.client, s.key, s.links = client, key, make(map[string]*relay.Link)
+	var errs []error
+	for _, up := range s.wanted {
+		errs = append(errs, s.open(ctx, up))
 	}
-	return func() { s.release(ids) }, nil
+	return true, errors.Join(errs...)
 }
 
-func (s *sessions) release(ids []string) {
+// leave notes that the client's session has ended. It may be opened again.
+func (s *sessionRoute) leave() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, id := range ids {
-		h := s.byID[id]
-		if h.calls--; h.calls == 0 {
-			delete(s.byID, id)
-		}
+	s.client, s.links = nil, nil
+}
+
+// at opens the session at the daemon of a build that names it, or has it opened there
+// when the client's Session call comes, which may be later than the build.
+func (s *sessionRoute) at(ctx context.Context, up *upstream) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.wanted == nil {
+		s.wanted = make(map[string]*upstream)
+	}
+	s.wanted[up.Name()] = up
+	if s.client == nil || closed(s.client.Done()) {
+		return nil // the daemon says so when it needs the session
+	}
+	return s.open(ctx, up)
+}
+
+func (s *sessionRoute) open(ctx context.Context, up *upstream) error {
+	if l := s.links[up.Name()]; l != nil && !closed(l.Done()) {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, openWithin)
+	defer cancel()
+	l, err := s.client.Open(ctx, up.Conn(), relay.OpenOptions{SharedKey: s.key})
+	if err != nil {
+		return err
+	}
+	s.links[up.Name()] = l
+	return nil
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }
 
-// session passes a Session on.
-func (g *Gateway) session(down grpc.ServerStream, conn *grpc.ClientConn) error {
-	ctx := down.Context()
-	release, err := g.sessions.claim(g.caller(ctx).Identity, metadata.ValueFromIncomingContext(ctx, sessionKey))
+// openAt opens the sessions that a build names at its daemon.
+func openAt(ctx context.Context, sessions []*sessionRoute, up *upstream) error {
+	for _, s := range sessions {
+		if err := s.at(ctx, up); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// session ends a client's session in the builder. It is opened at a daemon when a
+// build that names it gets one, so it may wait as long as the build does.
+func (g *Gateway) session(c *call) error {
+	ctx := c.Context()
+	client, err := relay.Accept(ctx, c.ServerStream, relay.Options{})
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	claimed, release, err := g.routes.claim(c.owner.identity, []string{client.ID()})
 	if err != nil {
 		return err
 	}
 	defer release()
-	return pass(ctx, conn, methodSession, down, nil)
-}
-
-// sessionsOf returns the sessions that a request names, in its fields, in the
-// attributes of its frontend, and in the sources of its graphs.
-func sessionsOf(req proto.Message) ([]string, error) {
-	var found named
-	switch r := req.(type) {
-	case *controlapi.SolveRequest:
-		found.add(r.GetSession(), r.GetSourcePolicySession())
-		found.attributes(r.GetFrontendAttrs())
-		found.policies(r.GetSourcePolicy())
-		found.graph(r.GetDefinition())
-		for _, def := range r.GetFrontendInputs() {
-			found.graph(def)
-		}
-	case *gatewaypb.SolveRequest:
-		found.attributes(r.GetFrontendOpt())
-		found.policies(r.GetSourcePolicies()...)
-		found.graph(r.GetDefinition())
-		for _, def := range r.GetFrontendInputs() {
-			found.graph(def)
-		}
-	case *gatewaypb.ResolveImageConfigRequest:
-		found.add(r.GetSessionID())
-	case *gatewaypb.ResolveSourceMetaRequest:
-		found.source(r.GetSource())
-		found.policies(r.GetSourcePolicies()...)
+	s := claimed[0]
+	first, err := s.arrive(ctx, client, client.SharedKey())
+	if !first {
+		return fault.New(fault.AlreadyExists, "ALREADY_EXISTS", "the session "+client.ID()+" is open", "give each session an id of its own")
 	}
-	return found.ids, found.err
-}
-
-// named gathers ids of sessions.
-type named struct {
-	ids []string
-	err error
-}
-
-func (n *named) add(ids ...string) {
-	for _, id := range ids {
-		if id != "" {
-			n.ids = append(n.ids, id)
-		}
+	defer s.leave()
+	if err != nil {
+		return err
 	}
-}
-
-// attributes reads those of the Dockerfile frontend; see frontend/dockerui of
-// BuildKit.
-func (n *named) attributes(attrs map[string]string) {
-	for name, value := range attrs {
-		if strings.HasPrefix(name, "local-sessionid:") {
-			n.add(value)
-		}
-	}
-}
-
-// graph reads the sources of a graph, those of nested graphs included.
-func (n *named) graph(def *pb.Definition) {
-	err := graph.Walk(def, graph.Default, func(op *pb.Op) error {
-		n.source(op.GetSource())
-		return nil
-	})
-	if n.err == nil {
-		n.err = err
-	}
-}
-
-// policies reads the rules by which the daemon changes sources before it reads them.
-func (n *named) policies(policies ...*spb.Policy) {
-	for _, policy := range policies {
-		for _, rule := range policy.GetRules() {
-			n.source(&pb.SourceOp{Attrs: rule.GetUpdates().GetAttrs()})
-		}
-	}
-}
-
-func (n *named) source(source *pb.SourceOp) {
-	n.add(source.GetAttrs()[pb.AttrLocalSessionID], source.GetAttrs()[pb.AttrOCILayoutSessionID])
+	<-client.Done()
+	return client.Err()
 }

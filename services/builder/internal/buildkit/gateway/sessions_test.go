@@ -18,7 +18,7 @@ func TestSessionsBelongToOne(t *testing.T) {
 		release  func()
 	}
 	rapid.Check(t, func(t *rapid.T) {
-		s := newSessions()
+		s := newRoutes()
 		var open []call
 		t.Repeat(map[string]func(*rapid.T){
 			"claim": func(t *rapid.T) {
@@ -29,8 +29,8 @@ func TestSessionsBelongToOne(t *testing.T) {
 				free := !slices.ContainsFunc(open, func(other call) bool {
 					return other.identity != c.identity && slices.ContainsFunc(other.ids, func(id string) bool { return slices.Contains(c.ids, id) })
 				})
-				release, err := s.claim(c.identity, c.ids)
-				if free != (err == nil) || err != nil && fault.KindOf(err) != fault.PermissionDenied {
+				_, release, err := s.claim(c.identity, c.ids)
+				if free != (err == nil) || err != nil && fault.KindOf(err) != fault.NotFound {
 					t.Fatalf("%v claims, with %v open: %v", c, open, err)
 				}
 				if c.release = release; err == nil {
@@ -46,7 +46,7 @@ func TestSessionsBelongToOne(t *testing.T) {
 				open = slices.Delete(open, at, at+1)
 			},
 			"": func(t *rapid.T) {
-				for id := range s.byID {
+				for id := range s.sessions {
 					if !slices.ContainsFunc(open, func(c call) bool { return slices.Contains(c.ids, id) }) {
 						t.Fatalf("session %s is kept, and no call names it", id)
 					}

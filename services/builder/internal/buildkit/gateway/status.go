@@ -3,151 +3,159 @@ package gateway
 import (
 	"context"
 	"errors"
-	"fmt"
 	"time"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
-	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/timestamppb"
-
-	"github.com/kilnbuild/kiln/services/builder/internal/build"
-	"github.com/kilnbuild/kiln/services/builder/internal/rawcodec"
 )
-
-// errHeld ends the daemon's search for a build that it does not get at once.
-var errHeld = errors.New("the daemon does not have the build")
 
 // askAgain is how long after its answer that it does not know a build the daemon is
 // asked again.
 const askAgain = 100 * time.Millisecond
 
-// status passes the Status of a build on. The daemon has it at once when the build
-// runs or is in its history; for one that waits for its turn, the daemon is asked
-// when the turn has come, and the client sees until then why it waits. Whether a
-// build is one that is still to come is known only when its Solve comes. One that
-// has come and that the daemon does not know is still on its way there.
-func (g *Gateway) status(down grpc.ServerStream, conn *grpc.ClientConn) error {
+// comeWithin is how long a Status waits for the Solve of its build. It is longer than
+// a daemon looks for a build: of many builds at once, a Solve may come late.
+const comeWithin = 30 * time.Second
+
+// status passes the Status of a build on: that of a build under way once its daemon
+// has it, and until then its place in the queue; that of a past build from the
+// daemon's history. It is the caller's own build, or an administrator asks.
+func (g *Gateway) status(c *call) error {
 	var req controlapi.StatusRequest
-	if _, err := receive(down, &req); err != nil {
+	if _, err := c.receive(&req); err != nil {
 		return err
 	}
-	raw, err := proto.Marshal(&req)
-	if err != nil {
-		return err
-	}
-	s := g.solves.enter(req.GetRef())
-	defer g.solves.leave(s)
-	client := &oneHeader{ServerStream: down}
-	for {
-		if s.waiting() {
-			if err := showQueue(s, client); err != nil {
-				return err
-			}
-		}
-		if s.wasRefused() {
-			return nil // its client gets the reason as the answer to its Solve
-		}
-		err := statusOf(s, conn, client, raw)
-		switch {
-		case errors.Is(err, errHeld):
-		case status.Code(err) != codes.NotFound || s.expected():
+	r := g.routes.enter(req.GetRef())
+	defer g.routes.leave(r)
+	client := &oneHeader{ServerStream: c.ServerStream}
+	s, _ := r.now()
+	if s.phase == expected {
+		past, err := g.past(c, r, client, &req)
+		if past || err != nil {
 			return err
-		case s.ended():
-			return nil // as it was on its way; its client gets the reason as the answer to its Solve
-		default:
-			select {
-			case <-time.After(askAgain):
-			case <-down.Context().Done():
-			}
+		}
+		ctx, cancel := context.WithTimeoutCause(c.Context(), comeWithin, noBuild(r.ref))
+		defer cancel()
+		if s, err = r.await(ctx, waiting); err != nil {
+			return err
+		}
+	}
+	if s.owner.identity != c.owner.identity && !administers(c.Context()) {
+		return noBuild(r.ref)
+	}
+	s, err := shown(c.Context(), r, client)
+	if err != nil || s.daemon == nil {
+		return err // a build that was refused has no status: its Solve says why
+	}
+	return current(c.Context(), r, s.daemon, client, &req)
+}
+
+// past passes on the status of a build that has no route, from the daemon's history.
+// It returns false when there is no such build, or its Solve has come meanwhile.
+func (g *Gateway) past(c *call, r *route, client *oneHeader, req *controlapi.StatusRequest) (is bool, err error) {
+	ctx := c.Context()
+	own, err := g.mine(ctx, c, r.ref)
+	if err != nil || !own {
+		return false, err
+	}
+	up, err := g.current(ctx)
+	if err != nil {
+		return false, err
+	}
+	// The daemon looks for a build that it does not know for seconds, in which the
+	// Solve of this one may come.
+	asking, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	go func() {
+		if _, err := r.await(asking, waiting); err == nil {
+			cancel(errCome)
+		}
+	}()
+	err = statusOf(asking, up, client, req)
+	if errors.Is(context.Cause(asking), errCome) || status.Code(err) == codes.NotFound {
+		return false, nil
+	}
+	return true, err
+}
+
+// errCome ends the search of a daemon for a build whose Solve has come.
+var errCome = errors.New("the Solve of the build has come")
+
+// shown waits until a build has a daemon or has ended. While it waits for a slot, the
+// client sees that as a step of the build.
+func shown(ctx context.Context, r *route, client *oneHeader) (state, error) {
+	s, err := r.until(ctx, func(s state) bool { return s.queued() || s.phase >= placed })
+	if err != nil || !s.queued() {
+		return s, err
+	}
+	// Like the daemon, which sends its clock first.
+	if err := client.SendHeader(metadata.Pairs(timestampKey, time.Now().Format(time.RFC3339Nano))); err != nil {
+		return s, err
+	}
+	step := newQueueStep(r.ref)
+	for {
+		place := s.place
+		if err := client.SendMsg(step.waiting(place)); err != nil {
+			return s, err
+		}
+		s, err = r.until(ctx, func(s state) bool { return s.place != place || s.phase >= placed })
+		if err != nil {
+			return s, err
+		}
+		if s.phase >= placed {
+			return s, client.SendMsg(step.done())
 		}
 	}
 }
 
-// statusOf asks the daemon. It returns errHeld when it turns out, while the daemon
-// looks for the build, that it waits for its turn or was refused.
-func statusOf(s *solve, conn *grpc.ClientConn, down grpc.ServerStream, request []byte) error {
-	ctx, cancel := context.WithCancelCause(outgoing(down.Context()))
+// current passes on the status of a build under way. The daemon may not have it yet,
+// as long as its Solve has not ended.
+func current(ctx context.Context, r *route, up *upstream, client *oneHeader, req *controlapi.StatusRequest) error {
+	asking, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	if s.held.Err() == nil {
-		defer context.AfterFunc(s.held, func() { cancel(errHeld) })()
-	}
-	up, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, methodStatus, callOptions()...)
-	if err != nil {
-		return err
-	}
-	if err := up.SendMsg(rawcodec.FrameOf(request)); err == nil {
-		_ = up.CloseSend() // its error is that of the stream, which sendDown gets
-	}
-	err = sendDown(up, down)
-	if cause := context.Cause(ctx); errors.Is(cause, errHeld) {
-		return cause
-	}
-	return err
-}
-
-// showQueue shows, as a step of the build, that it waits for its turn, until it no
-// longer does.
-func showQueue(s *solve, down grpc.ServerStream) error {
-	// Like the daemon, which sends its clock first.
-	if err := down.SendHeader(metadata.Pairs(timestampKey, time.Now().Format(time.RFC3339Nano))); err != nil {
-		return err
-	}
-	step := queueStep{ref: s.ref, started: timestamppb.Now()}
+	go func() { // its Solve says why the daemon never had it
+		if _, err := r.until(asking, func(s state) bool { return s.lost }); err == nil {
+			cancel(errLost)
+		}
+	}()
 	for {
-		place, changed := s.standing()
-		if err := down.SendMsg(step.waiting(place)); err != nil {
+		err := statusOf(asking, up, client, req)
+		s, _ := r.now()
+		switch {
+		case s.lost:
+			return nil
+		case status.Code(err) != codes.NotFound || s.phase == ended:
 			return err
 		}
 		select {
-		case <-changed:
-		case <-s.sent:
-			return down.SendMsg(step.done())
-		case <-down.Context().Done():
-			return context.Cause(down.Context())
+		case <-time.After(askAgain):
+		case <-asking.Done():
 		}
 	}
+}
+
+// errLost ends the search of a daemon for a build that it never had.
+var errLost = errors.New("the daemon never had the build")
+
+// statusOf asks the daemon for the status of a build.
+func statusOf(ctx context.Context, up *upstream, down grpc.ServerStream, req *controlapi.StatusRequest) error {
+	request, err := encoded(req)
+	if err != nil {
+		return err
+	}
+	stream, err := up.ask(ctx, methodStatus, request)
+	if err != nil {
+		return err
+	}
+	return sendDown(stream, down)
 }
 
 // timestampKey is the metadata in which BuildKit sends its clock; see
 // control/control.go.
 const timestampKey = "buildkit-current-timestamp"
-
-// queueStep is the step of a build that it waits for its turn, in BuildKit's terms.
-type queueStep struct {
-	ref     string
-	started *timestamppb.Timestamp
-	name    string
-}
-
-// waiting tells where the build stands. A terminal shows the name of the step,
-// which changes; plain progress prints a name once, and then what a step logs.
-func (q *queueStep) waiting(w build.Waiting) *controlapi.StatusResponse {
-	first := q.name == ""
-	where := fmt.Sprintf("place %d: %s", w.Position, w.Reason)
-	q.name = "[internal] waiting for a build slot (" + where + ")"
-	res := &controlapi.StatusResponse{Vertexes: []*controlapi.Vertex{q.vertex()}}
-	if !first {
-		res.Logs = []*controlapi.VertexLog{{Vertex: q.digest(), Stream: 1, Msg: []byte(where + "\n"), Timestamp: timestamppb.Now()}}
-	}
-	return res
-}
-
-func (q *queueStep) done() *controlapi.StatusResponse {
-	v := q.vertex()
-	v.Completed = timestamppb.Now()
-	return &controlapi.StatusResponse{Vertexes: []*controlapi.Vertex{v}}
-}
-
-func (q *queueStep) vertex() *controlapi.Vertex {
-	return &controlapi.Vertex{Digest: q.digest(), Name: q.name, Started: q.started}
-}
-
-func (q *queueStep) digest() string { return digest.FromString("kiln queue " + q.ref).String() }
 
 // oneHeader is a stream whose header is sent once, though several calls to the
 // daemon stand behind it.
@@ -156,6 +164,7 @@ type oneHeader struct {
 	sent bool
 }
 
+// SendHeader implements grpc.ServerStream.
 func (s *oneHeader) SendHeader(md metadata.MD) error {
 	if s.sent {
 		return nil

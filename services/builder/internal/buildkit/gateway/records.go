@@ -1,0 +1,61 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"regexp"
+
+	"github.com/kilnbuild/kiln/pkg/auth"
+	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/services/builder/internal/build"
+)
+
+// The builder's records say whose a ref is, also after a restart: the ref of a build
+// through the gateway is its id, and that of a build by RPC is its id, with a number
+// for each further attempt.
+
+// attempts are what the builder appends to the id of a build by RPC; see refOf and
+// Solve of package buildkit.
+var attempts = regexp.MustCompile(`^(.+?)(-[0-9]+)?(-again-[0-9]+)?$`)
+
+// record returns the record of the build that a ref belongs to. ok is false when the
+// builder has none.
+func (g *Gateway) record(ctx context.Context, ref string) (rec build.Record, ok bool, err error) {
+	if rec, ok, err = g.find(ctx, ref); ok || err != nil {
+		return rec, ok, err
+	}
+	m := attempts.FindStringSubmatch(ref)
+	if m == nil || m[1] == ref {
+		return rec, false, nil
+	}
+	rec, ok, err = g.find(ctx, m[1])
+	return rec, ok && rec.Origin == build.OriginAPI, err
+}
+
+func (g *Gateway) find(ctx context.Context, id string) (build.Record, bool, error) {
+	rec, err := g.builds.Get(ctx, id)
+	if own, known := errors.AsType[*fault.Error](err); known && own.Kind == fault.NotFound {
+		return rec, false, nil
+	}
+	return rec, err == nil, err
+}
+
+// mine reports whether what a ref left belongs to the caller: the builder has its
+// record, the caller made it, and the caller's rules allow its project. Everything
+// belongs to administrators.
+func (g *Gateway) mine(ctx context.Context, c *call, ref string) (bool, error) {
+	if administers(ctx) {
+		return true, nil
+	}
+	rec, ok, err := g.record(ctx, ref)
+	return ok && rec.Caller == c.owner.identity && auth.GrantOf(ctx).Project(rec.Project), err
+}
+
+// reserved returns an error when a ref is, or could become, that of a build by RPC.
+func (g *Gateway) reserved(ctx context.Context, ref string) error {
+	rec, ok, err := g.record(ctx, ref)
+	if err == nil && ok && rec.ID != ref {
+		return refTaken(ref)
+	}
+	return err
+}
