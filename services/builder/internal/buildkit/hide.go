@@ -14,9 +14,10 @@ import (
 	"github.com/kilnbuild/kiln/services/builder/internal/mask"
 )
 
-// hider keeps the secrets of a build out of all that its solve tells.
-type hider struct {
-	mask    *mask.Masker // nil: there is nothing to hide
+// Hider keeps the secrets of a build out of all that its solve tells. It is of one
+// goroutine.
+type Hider struct {
+	set     *mask.Set
 	streams map[stream]*mask.Stream
 }
 
@@ -26,62 +27,93 @@ type stream struct {
 	number int
 }
 
-func newHider(spec build.Spec) *hider {
-	values := spec.Sensitive()
-	for _, value := range values {
-		// As errors quote what they are about.
-		quoted := strconv.Quote(string(value))
-		values = append(values, []byte(quoted[1:len(quoted)-1]))
-	}
-	return &hider{mask: mask.New(values), streams: make(map[stream]*mask.Stream)}
+// NewHider returns a hider of the values in a set, also of those that AddSecret adds
+// later.
+func NewHider(set *mask.Set) *Hider { return &Hider{set: set, streams: make(map[stream]*mask.Stream)} }
+
+// maxMasker bounds the memory for the secrets of one client, in bytes: enough for a
+// value of 500 KB, the longest that BuildKit passes to a step, and 30 KB of others.
+const maxMasker = 24 << 20
+
+// NewSecrets returns a set for the secrets that a client gives to the daemon.
+func NewSecrets() *mask.Set { return mask.NewSet(maxMasker) }
+
+// AddSecret adds a secret to a set, and the form in which errors quote it.
+func AddSecret(set *mask.Set, value []byte) { set.Add(value, quoted(value)) }
+
+func quoted(value []byte) []byte {
+	text := strconv.Quote(string(value))
+	return []byte(text[1 : len(text)-1])
 }
 
-// hides reports whether the build has secrets.
-func (h *hider) hides() bool { return h.mask != nil }
+func hiderOf(spec build.Spec) *Hider {
+	set, values := new(mask.Set), spec.Sensitive()
+	for _, value := range values {
+		values = append(values, quoted(value))
+	}
+	set.Add(values...)
+	return NewHider(set)
+}
 
-// status hides what is secret in a status, before anything else sees it. What a
+// Hides reports whether the build has secrets, as far as is known.
+func (h *Hider) Hides() bool { return h.set.Masker() != nil || h.set.Full() }
+
+// withheld stands for what cannot be masked.
+const withheld = "[withheld: the build has more secrets than can be masked]"
+
+// Status hides what is secret in a status, before anything else sees it. What a
 // step wrote may come later than it was written: its end may begin a secret.
-func (h *hider) status(s *client.SolveStatus) *client.SolveStatus {
-	if h.mask == nil {
+func (h *Hider) Status(s *client.SolveStatus) *client.SolveStatus {
+	masker := h.set.Masker()
+	if masker == nil && !h.set.Full() {
 		return s
 	}
 	logs := make([]*client.VertexLog, 0, len(s.Logs))
 	for _, l := range s.Logs {
 		key := stream{l.Vertex, l.Stream}
-		if h.streams[key] == nil {
-			h.streams[key] = h.mask.Stream()
+		if h.set.Full() {
+			continue
 		}
+		h.streams[key] = masker.Resume(h.streams[key])
 		l.Data = h.streams[key].Write(l.Data)
 		if len(l.Data) > 0 {
 			logs = append(logs, l)
 		}
 	}
 	for _, v := range s.Vertexes {
-		v.Name, v.Error = h.mask.Text(v.Name), h.mask.Text(v.Error)
+		v.Name, v.Error = h.text(v.Name), h.text(v.Error)
 		if v.Completed != nil {
 			logs = append(logs, h.flush(func(key stream) bool { return key.step == v.Digest })...)
 		}
 	}
 	for _, status := range s.Statuses {
-		status.ID, status.Name = h.mask.Text(status.ID), h.mask.Text(status.Name)
+		status.ID, status.Name = h.text(status.ID), h.text(status.Name)
 	}
 	for _, w := range s.Warnings {
-		w.Short = []byte(h.mask.Text(string(w.Short)))
+		w.Short = []byte(h.text(string(w.Short)))
 		for i, line := range w.Detail {
-			w.Detail[i] = []byte(h.mask.Text(string(line)))
+			w.Detail[i] = []byte(h.text(string(line)))
 		}
 	}
 	s.Logs = logs
 	return s
 }
 
-// rest is what is still held back at the end of a solve.
-func (h *hider) rest() *client.SolveStatus {
+// text hides what is secret in a text that is whole.
+func (h *Hider) text(text string) string {
+	if h.set.Full() {
+		return withheld
+	}
+	return h.set.Masker().Text(text)
+}
+
+// Rest is what is still held back at the end of a solve.
+func (h *Hider) Rest() *client.SolveStatus {
 	return &client.SolveStatus{Logs: h.flush(func(stream) bool { return true })}
 }
 
 // flush ends the streams that are meant, and returns what was held back of them.
-func (h *hider) flush(which func(stream) bool) []*client.VertexLog {
+func (h *Hider) flush(which func(stream) bool) []*client.VertexLog {
 	var logs []*client.VertexLog
 	for key, held := range h.streams {
 		if !which(key) {
@@ -98,15 +130,15 @@ func (h *hider) flush(which func(stream) bool) []*client.VertexLog {
 	return logs
 }
 
-// failure hides what is secret in a failure. Its step and last lines come from
-// statuses that hide has seen.
-func (h *hider) failure(f *build.Failure) *build.Failure {
-	if h.mask == nil {
+// Failure hides what is secret in a failure. Its step and last lines come from
+// statuses that Status has seen.
+func (h *Hider) Failure(f *build.Failure) *build.Failure {
+	if !h.Hides() {
 		return f
 	}
-	f.Message, f.Reference = h.mask.Text(f.Message), h.mask.Text(f.Reference)
+	f.Message, f.Reference = h.text(f.Message), h.text(f.Reference)
 	if f.Location != nil {
-		f.Location.Snippet = h.mask.Text(f.Location.Snippet)
+		f.Location.Snippet = h.text(f.Location.Snippet)
 	}
 	kept := f.Details[:0]
 	for _, detail := range f.Details {
@@ -127,13 +159,13 @@ func (h *hider) failure(f *build.Failure) *build.Failure {
 
 // value hides what is secret in the strings of a JSON value. Bytes stand there in
 // base64.
-func (h *hider) value(value any) any {
+func (h *Hider) value(value any) any {
 	switch v := value.(type) {
 	case string:
-		if raw, err := base64.StdEncoding.DecodeString(v); err == nil && h.mask.Text(string(raw)) != string(raw) {
+		if raw, err := base64.StdEncoding.DecodeString(v); err == nil && h.text(string(raw)) != string(raw) {
 			return ""
 		}
-		return h.mask.Text(v)
+		return h.text(v)
 	case []any:
 		for i := range v {
 			v[i] = h.value(v[i])

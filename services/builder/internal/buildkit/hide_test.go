@@ -26,7 +26,7 @@ func secretive() build.Spec {
 
 // Whatever BuildKit puts a secret in, nothing of it is told.
 func TestNothingSecretIsTold(t *testing.T) {
-	h, progress := newHider(secretive()), outcome.NewProgress()
+	h, progress := hiderOf(secretive()), outcome.NewProgress()
 	step, now := digest.FromString("step"), time.Now()
 	var told strings.Builder
 	wrote := make(map[bool]string) // by whether it is standard error
@@ -49,15 +49,15 @@ func TestNothingSecretIsTold(t *testing.T) {
 		{Logs: []*client.VertexLog{log(1, "key a-line-of-the-key, held "+canary[:5])}},
 		{Vertexes: []*client.Vertex{{Digest: step, Name: "RUN echo " + canary, Started: &now, Completed: &now, Error: "failed: " + canary}}},
 	} {
-		progress.Update(h.status(status), sink)
+		progress.Update(h.Status(status), sink)
 	}
-	progress.Update(h.rest(), sink)
+	progress.Update(h.Rest(), sink)
 
 	f := outcome.FailureOf(t.Context(), fmt.Errorf("process %q failed", canary), progress)
 	quoted, _ := json.Marshal(map[string]any{"env": []string{"A=" + canary}, "data": base64.StdEncoding.EncodeToString([]byte("FROM " + canary))})
 	f.Location = &build.Location{Snippet: ">>> RUN " + canary}
 	f.Details = append(f.Details, build.Detail{TypeURL: "t", Value: quoted}, build.Detail{TypeURL: "u", Value: []byte("no JSON " + canary)})
-	f = h.failure(f)
+	f = h.Failure(f)
 	fmt.Fprintf(&told, "%+v %+v %s %v\n", f, f.Location, f.Details[0].Value, wrote)
 
 	for _, secret := range []string{canary, canary[9:], "a-line-of-the-key", base64.StdEncoding.EncodeToString([]byte(canary))} {
@@ -77,9 +77,9 @@ func TestNothingSecretIsTold(t *testing.T) {
 
 // A build without secrets pays nothing.
 func TestNothingToHide(t *testing.T) {
-	h := newHider(build.Spec{})
+	h := hiderOf(build.Spec{})
 	status := &client.SolveStatus{Logs: []*client.VertexLog{{Data: []byte("x")}}}
-	if got := h.status(status); got != status || len(h.rest().Logs) != 0 {
+	if got := h.Status(status); got != status || len(h.Rest().Logs) != 0 {
 		t.Error("the status was touched")
 	}
 }

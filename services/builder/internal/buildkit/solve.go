@@ -35,7 +35,7 @@ func (d *Daemon) Accept(ctx context.Context, spec build.Spec) error {
 
 // Solve implements build.Daemon.
 func (d *Daemon) Solve(ctx context.Context, id string, attempt int, spec build.Spec, sink func(any)) build.Result {
-	r := &run{daemon: d, hide: newHider(spec), progress: outcome.NewProgress(), sink: sink}
+	r := &run{daemon: d, hide: hiderOf(spec), progress: outcome.NewProgress(), sink: sink}
 	started := time.Now()
 	ref := refOf(id, attempt)
 	outputs, err := r.solve(ctx, id, ref, spec)
@@ -46,10 +46,10 @@ func (d *Daemon) Solve(ctx context.Context, id string, attempt int, spec build.S
 		}
 		outputs, err = r.solve(ctx, id, fmt.Sprintf("%s-again-%d", ref, try), spec)
 	}
-	r.progress.Update(r.hide.rest(), sink)
+	r.progress.Update(r.hide.Rest(), sink)
 	result := build.Result{Outputs: outputs, Steps: r.progress.Counts(), Graph: r.progress.Graph(), Times: r.progress.Times(started)}
 	if err != nil {
-		result.Outputs, result.Failure = nil, r.hide.failure(outcome.FailureOf(ctx, err, r.progress))
+		result.Outputs, result.Failure = nil, r.hide.Failure(outcome.FailureOf(ctx, err, r.progress))
 	}
 	return result
 }
@@ -57,12 +57,12 @@ func (d *Daemon) Solve(ctx context.Context, id string, attempt int, spec build.S
 // run is a solve on its way: where its statuses go.
 type run struct {
 	daemon   *Daemon
-	hide     *hider
+	hide     *Hider
 	progress *outcome.Progress
 	sink     func(any)
 }
 
-func (r *run) update(status *client.SolveStatus) { r.progress.Update(r.hide.status(status), r.sink) }
+func (r *run) update(status *client.SolveStatus) { r.progress.Update(r.hide.Status(status), r.sink) }
 
 // collisionTries is how often a solve is tried that collides with another which writes its
 // cache to the same directory.
@@ -120,7 +120,7 @@ func (r *run) solve(ctx context.Context, id, ref string, spec build.Spec) ([]bui
 // what steps wrote as it was, and a step may have written a secret out. The
 // builder's record has it masked.
 func (r *run) forget(ctx context.Context, j *job) {
-	if !r.hide.hides() {
+	if !r.hide.Hides() {
 		return
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), forgetTimeout)

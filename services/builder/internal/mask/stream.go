@@ -23,11 +23,7 @@ func (s *Stream) Write(chunk []byte) []byte {
 		return chunk
 	}
 	for _, b := range chunk {
-		s.held = append(s.held, b)
-		s.state = s.automaton.step(s.state, b)
-		if found := s.automaton.states[s.state].found; found > 0 {
-			s.hide(int(found))
-		}
+		s.take(b)
 	}
 	return s.pass(len(s.held) - int(s.automaton.states[s.state].depth))
 }
@@ -43,12 +39,21 @@ func (s *Stream) Flush() []byte {
 	return rest
 }
 
+// take holds a further byte of the text.
+func (s *Stream) take(b byte) {
+	s.held = append(s.held, b)
+	s.state = s.automaton.step(s.state, b)
+	if found := s.automaton.states[s.state].found; found > 0 {
+		s.hide(int(found))
+	}
+}
+
 // hide notes that the last n bytes are to be hidden.
 func (s *Stream) hide(n int) {
 	to := s.passed + len(s.held)
 	from, last := to-n, len(s.hidden)-1
 	for ; last >= 0 && s.hidden[last].to >= from; last-- {
-		from = min(from, s.hidden[last].from)
+		from, to = min(from, s.hidden[last].from), max(to, s.hidden[last].to)
 	}
 	s.hidden = append(s.hidden[:last+1], span{from, to})
 }
