@@ -29,6 +29,7 @@ import (
 	"github.com/kilnbuild/kiln/services/builder/internal/policy"
 	"github.com/kilnbuild/kiln/services/builder/internal/pool"
 	"github.com/kilnbuild/kiln/services/builder/internal/sqlite"
+	"github.com/kilnbuild/kiln/services/builder/internal/synckey"
 	"github.com/kilnbuild/kiln/services/builder/internal/wire"
 )
 
@@ -41,6 +42,7 @@ type Service struct {
 	builds    *build.Service
 	store     build.Store
 	contexts  *contextstore.Store
+	syncKeys  synckey.Keys
 	artifacts *artifacts.Store
 	pages     *aip.Tokens
 	guard     *guard.Guard
@@ -90,7 +92,7 @@ func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Teleme
 	}
 	rules := policy.New(s.cfg.GetPolicy())
 	daemon, err := buildkit.Dial(ctx, s.cfg.GetDaemons()[0], buildkit.Options{
-		Roots: s.cfg.GetAllowedRoots(), Contexts: s.contexts, Artifacts: s.artifacts, Guard: s.guard, Policy: rules, Logins: s.cfg.GetRegistries(), CacheManager: s.caches, Janitor: janitor, NoLease: missed,
+		Roots: s.cfg.GetAllowedRoots(), Contexts: s.contexts, Artifacts: s.artifacts, Guard: s.guard, Policy: rules, SyncKeys: s.syncKeys, Logins: s.cfg.GetRegistries(), CacheManager: s.caches, Janitor: janitor, NoLease: missed,
 	}, tel)
 	if err != nil {
 		return nil, err
@@ -124,6 +126,9 @@ func (s *Service) openStores(ctx context.Context) error {
 		return err
 	}
 	if s.pages, err = aip.OpenTokens(dir.dir); err != nil {
+		return err
+	}
+	if s.syncKeys, err = synckey.Open(dir.dir); err != nil {
 		return err
 	}
 	if s.store, err = sqlite.Open(ctx, dir.database()); err != nil {

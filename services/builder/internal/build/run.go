@@ -184,6 +184,7 @@ func (s *Service) pick(ctx context.Context, l *live) (Daemon, error) {
 // the adapter fails this build alone.
 func (s *Service) solve(ctx context.Context, l *live, spec Spec, daemon Daemon) (outcome Outcome) {
 	rec := l.record()
+	spec.Caller = rec.Caller
 	defer func() {
 		if p := recover(); p != nil {
 			_ = lifecycle.Recovered(ctx, p) // reported; its text is not for callers

@@ -10,6 +10,7 @@ import (
 // Spec is a whole build, checked: what goes in, how it is built, what comes out.
 type Spec struct {
 	Project         string             // never empty
+	Caller          string             // identity of who asked for it, set before the solve; empty: none
 	Context         Context            // exactly one kind set, or none with Definition
 	NamedContexts   map[string]Context // further ones, by the name that the Dockerfile uses
 	Dockerfile      Dockerfile         // path or text

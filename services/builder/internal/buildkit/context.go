@@ -56,7 +56,7 @@ func (j *job) addMainContext(c build.Context) error {
 		return err
 	}
 	if files != nil {
-		j.opt.SharedKey += ":" + key
+		j.contextKey = key
 		j.opt.LocalMounts[contextName], j.opt.LocalMounts[dockerfileName] = files, files
 		return nil
 	}

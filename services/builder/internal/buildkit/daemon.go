@@ -26,6 +26,7 @@ import (
 	"github.com/kilnbuild/kiln/services/builder/internal/hostdir"
 	"github.com/kilnbuild/kiln/services/builder/internal/policy"
 	"github.com/kilnbuild/kiln/services/builder/internal/pool"
+	"github.com/kilnbuild/kiln/services/builder/internal/synckey"
 )
 
 // Options is what the solves of a daemon lean on.
@@ -35,6 +36,7 @@ type Options struct {
 	Artifacts Artifacts      // where archives and trees are kept
 	Guard     Guard          // which hosts sources may come from
 	Policy    *policy.Policy // what a request may ask for
+	SyncKeys  synckey.Keys   // under which the daemon keeps local files
 	// Logins are the users as whom the daemon pulls and pushes.
 	Logins []*configv1.RegistryLogin
 	// CacheManager gives leases on the directories of type=local caches; nil: there is

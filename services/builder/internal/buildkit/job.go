@@ -26,6 +26,8 @@ type job struct {
 	opt    client.SolveOpt
 	def    *llb.Definition // in place of a frontend
 
+	contextKey string // tells the context apart from others of the project
+
 	sources *sourcePolicy
 	reading contextfs.Watch
 
@@ -43,9 +45,6 @@ func (d *Daemon) prepare(id string, spec build.Spec) (_ *job, err error) {
 		FrontendInputs: make(map[string]llb.State),
 		LocalMounts:    make(map[string]fsutil.FS),
 		OCIStores:      make(map[string]content.Store),
-		// A name for the context that stays (addContexts makes it whole) has the daemon
-		// ask for changed files only, also when the builder has started anew.
-		SharedKey: "kiln:" + spec.Project,
 	}}
 	defer func() {
 		if err != nil {
@@ -59,6 +58,9 @@ func (d *Daemon) prepare(id string, spec build.Spec) (_ *job, err error) {
 			return nil, err
 		}
 	}
+	// A key that stays has the daemon ask for changed files only, also when the builder
+	// has started anew.
+	j.opt.SharedKey = d.opts.SyncKeys.Build(spec.Caller, spec.Project, j.contextKey)
 	return j, nil
 }
 

@@ -26,10 +26,11 @@ const preface = 15 * time.Second
 // OpenOptions say how a session is opened at a daemon.
 type OpenOptions struct {
 	// SharedKey is the key under which the daemon keeps the client's local files,
-	// which must not be one that a client can choose.
+	// which must not be one that a client can choose: see synckey.Keys.Client.
 	SharedKey string
 	// OnSecret is told of every secret that the client gives to the daemon, before
-	// the daemon gets it. It must not keep value. nil: nobody is told.
+	// the daemon gets it, as buildkit.AddSecret wants to be. It must not keep value.
+	// nil: nobody is told.
 	OnSecret func(id string, value []byte)
 }
 
