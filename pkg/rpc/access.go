@@ -8,10 +8,12 @@ import (
 
 	"go.opentelemetry.io/otel/attribute"
 	"go.opentelemetry.io/otel/metric"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
 
 	"github.com/kilnbuild/kiln/pkg/auth"
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/pkg/telemetry"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 )
 
@@ -60,6 +62,14 @@ func (a *access) tls() *tls.Config {
 		return nil
 	}
 	return a.certificates.TLS()
+}
+
+// credentials are the credentials of the gRPC server; nil: plain text.
+func (a *access) credentials(tel *telemetry.Telemetry) (credentials.TransportCredentials, error) {
+	if a.certificates == nil {
+		return nil, nil
+	}
+	return newHandshakes(a.tls(), tel.Logger, tel.Meter)
 }
 
 // identify is who calls: by a certificate or, without one, by a token.

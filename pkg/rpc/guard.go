@@ -9,6 +9,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/status"
 
 	"github.com/kilnbuild/kiln/pkg/auth"
@@ -22,6 +23,7 @@ type guard struct {
 	log      *slog.Logger
 	panicked lifecycle.Reporter
 	access   *access
+	creds    credentials.TransportCredentials // nil: plain text
 	audit    *audit
 	limits   limits
 	draining <-chan struct{}

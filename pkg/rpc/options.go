@@ -1,13 +1,11 @@
 package rpc
 
 import (
-	"crypto/tls"
 	"time"
 
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc"
 	"go.opentelemetry.io/contrib/instrumentation/google.golang.org/grpc/otelgrpc/filters"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/keepalive"
 
 	"github.com/kilnbuild/kiln/pkg/telemetry"
@@ -50,7 +48,7 @@ func limitsOf(cfg *configv1.LimitsConfig) limits {
 
 // serverOptions are the options of every server. Options that a service adds
 // come after them and win.
-func serverOptions(l limits, tel *telemetry.Telemetry, tlsConfig *tls.Config, g *guard) []grpc.ServerOption {
+func serverOptions(l limits, tel *telemetry.Telemetry, g *guard) []grpc.ServerOption {
 	opts := []grpc.ServerOption{
 		grpc.StatsHandler(otelgrpc.NewServerHandler(
 			otelgrpc.WithTracerProvider(tel.Tracer),
@@ -70,8 +68,8 @@ func serverOptions(l limits, tel *telemetry.Telemetry, tlsConfig *tls.Config, g 
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 	}
-	if tlsConfig != nil {
-		opts = append(opts, grpc.Creds(credentials.NewTLS(tlsConfig)))
+	if g.creds != nil {
+		opts = append(opts, grpc.Creds(g.creds))
 	}
 	return opts
 }

@@ -79,7 +79,7 @@ func NewServer(opts ServerOptions) (_ *Server, err error) {
 	if err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	s.grpc = grpc.NewServer(append(serverOptions(s.limits, tel, guard.access.tls(), guard), opts.GRPC...)...)
+	s.grpc = grpc.NewServer(append(serverOptions(s.limits, tel, guard), opts.GRPC...)...)
 	healthgrpc.RegisterHealthServer(s.grpc, s.ready.health)
 	reflection.Register(s.grpc)
 	s.http = newHTTPServer(s.mux, tel.Logger, tel.Panicked)
@@ -107,7 +107,11 @@ func newGuard(opts ServerOptions, s *Server, tel *telemetry.Telemetry) (*guard, 
 	if s.audit, err = newAudit(opts.Name, opts.Config.GetAuditFile(), tel.Logger); err != nil {
 		return nil, fault.Wrap(err, fault.InvalidArgument, "INVALID_FIELD", "the audit log cannot be written", "name a file with server.audit_file that the server's user may write")
 	}
-	return &guard{log: tel.Logger, panicked: tel.Panicked, access: access, audit: s.audit, limits: s.limits, draining: s.ready.draining}, nil
+	g := &guard{log: tel.Logger, panicked: tel.Panicked, access: access, audit: s.audit, limits: s.limits, draining: s.ready.draining}
+	if g.creds, err = access.credentials(tel); err != nil {
+		return nil, err
+	}
+	return g, nil
 }
 
 // RegisterService adds a service, and an entry for it in the health service.
