@@ -25,7 +25,12 @@ var (
 	noDockerfile     = regexp.MustCompile(`failed to read dockerfile: open (\S+): no such file`)
 	noTarget         = regexp.MustCompile(`target stage "?([^"\s]+)"? could not be found`)
 	noSecret         = regexp.MustCompile(`secret (\S+): not found`)
-	noSSHKey         = regexp.MustCompile(`(?:no SSH key "([^"]+)" forwarded|has no SSH key with the id \\*"([^"\\]+))`)
+	noSSHKey         = regexp.MustCompile(`(?:no SSH key "([^"]*)" forwarded|has no SSH key with the id \\*"([^"\\]+))`)
+
+	digestsDiffer    = regexp.MustCompile(`digest mismatch|expected checksum to match|does not match expected checksum|checksum mismatch`)
+	epochUnread      = regexp.MustCompile(`(?i)invalid source[-_]date[-_]epoch`)
+	valueUnread      = regexp.MustCompile(`strconv\.Parse\w+: parsing `)
+	patternUnread    = regexp.MustCompile(`syntax error in pattern|illegal exclusion pattern`)
 
 	denied = regexp.MustCompile(`(?i)\b(?:401|403)\b|unauthorized|forbidden|authorization failed|access denied|insufficient_scope|authentication required|authentication failed|could not read username|permission denied \(publickey`)
 	absent = regexp.MustCompile(`(?i)\b404\b|not found|name unknown|manifest unknown|no such host|could not resolve host`)
@@ -47,7 +52,7 @@ type cause struct {
 // certain before what is likely.
 var kinds = []func(*cause) bool{
 	ended, notGranted, diskFull, stepFailed, dockerfileMissing, secretMissing, imageUnread, fileMissing, targetMissing,
-	exportFailed, linkLeads, gitUnread, urlUnread, dockerfileWrong, daemonGone,
+	digestDiffers, exportFailed, linkLeads, gitUnread, urlUnread, daemonGone, patternWrong, requestWrong, knownText, dockerfileWrong,
 }
 
 // classify gives the failure its kind, reason, class and remedy.
@@ -168,6 +173,9 @@ func exportFailed(c *cause) bool {
 	case away.MatchString(c.text):
 		return c.set(fault.Unavailable, "REGISTRY_UNAVAILABLE", build.Infrastructure, "check that the registry answers the daemon, and build again")
 	default:
+		if says, _ := inCorpus(c.text); says == saysUser {
+			return c.set(fault.InvalidArgument, "EXPORT_FAILED", build.User, "change the output as the message says")
+		}
 		return c.set(kindOf(c.code), "EXPORT_FAILED", build.Infrastructure, "check that the registry can be reached from the daemon, has room, and lets it write")
 	}
 }
@@ -188,6 +196,41 @@ func gitUnread(c *cause) bool {
 func urlUnread(c *cause) bool {
 	return (urlNotRead.MatchString(c.text) || c.names(urlNotReached)) &&
 		c.unread("the host of the URL", "SOURCE_NOT_FOUND", "check the URL")
+}
+
+func digestDiffers(c *cause) bool {
+	return digestsDiffer.MatchString(c.text) &&
+		c.set(fault.FailedPrecondition, "DIGEST_MISMATCH", build.User, "compare the checksum in the Dockerfile or the request with what the source serves now")
+}
+
+func patternWrong(c *cause) bool {
+	return patternUnread.MatchString(c.text) &&
+		c.set(fault.InvalidArgument, "DOCKERFILE_INVALID", build.User, "correct the pattern in .dockerignore or in the instruction that the message names")
+}
+
+// requestWrong tells values that cannot be read: they stand in the request, or in what
+// a client adds to it.
+func requestWrong(c *cause) bool {
+	return (epochUnread.MatchString(c.text) || valueUnread.MatchString(c.text) || c.code == codes.InvalidArgument && c.Location == nil) &&
+		c.set(fault.InvalidArgument, "INVALID_FIELD", build.User, changeRequest)
+}
+
+const changeRequest = "change the option, build argument or attribute that the message names"
+
+// knownText tells errors by the corpus of BuildKit's texts.
+func knownText(c *cause) bool {
+	says, dir := inCorpus(c.text)
+	switch {
+	case says == saysPolicy:
+		return c.set(fault.PermissionDenied, "POLICY_DENIED", build.Policy, "ask the operator of the daemon to allow what the message names, or leave it out")
+	case says == saysInfra:
+		return c.set(kindOf(c.code), "INTERNAL", build.Infrastructure, "read the message; it is buildkitd's own")
+	case says == saysUser && (c.Location != nil || strings.Contains(dir, "/frontend/dockerfile")):
+		return c.set(fault.InvalidArgument, "DOCKERFILE_INVALID", build.User, "correct the Dockerfile as the message says")
+	case says == saysUser:
+		return c.set(fault.InvalidArgument, "INVALID_FIELD", build.User, changeRequest)
+	}
+	return false
 }
 
 func dockerfileWrong(c *cause) bool {
