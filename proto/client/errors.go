@@ -36,8 +36,11 @@ type BuildError struct {
 	Location *errorsv1.SourceLocation
 	// ExitCode is that of a RUN step's process. Nil: it is another failure.
 	ExitCode *int32
-	// LogTail is the last lines that the step wrote, oldest first.
+	// LogTail is the last lines that the step wrote, oldest first; of a step whose
+	// output was clipped, those of standard output and then those of standard error.
 	LogTail []string
+	// LogClipped reports that the daemon dropped a part of what the step wrote.
+	LogClipped bool
 	// Reference is the image or the URL that could not be read. May be empty.
 	Reference string
 }
@@ -70,7 +73,7 @@ func ErrorOf(id string, outcome *builderv1.Outcome) *BuildError {
 			e.Reason, e.Remedy = d.GetReason(), d.GetMetadata()["remedy"]
 		case *errorsv1.BuildFailure:
 			e.Class, e.Step, e.Location = d.GetClass(), d.GetStep(), d.GetLocation()
-			e.ExitCode, e.LogTail, e.Reference = d.ExitCode, d.GetLogTail(), d.GetReference()
+			e.ExitCode, e.LogTail, e.LogClipped, e.Reference = d.ExitCode, d.GetLogTail(), d.GetLogClipped(), d.GetReference()
 		}
 	}
 	return e

@@ -59,6 +59,7 @@ type LogEvent struct {
 	StepDigest string
 	Stderr     bool
 	Data       []byte
+	Clipped    bool // the daemon drops what follows, but for the stream's end
 }
 
 // Warning is what the frontend warns of.

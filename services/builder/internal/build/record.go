@@ -114,6 +114,7 @@ type Failure struct {
 	Location   *Location
 	ExitCode   *int32
 	LogTail    []string
+	LogClipped bool // the daemon dropped a part of what the step wrote
 	Reference  string
 	Class      Class
 	Details    []Detail

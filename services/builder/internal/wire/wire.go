@@ -60,7 +60,7 @@ func event(e build.Event) *builderv1.BuildEvent {
 		if kind.Stderr {
 			stream = builderv1.LogStream_LOG_STREAM_STDERR
 		}
-		out.Kind = &builderv1.BuildEvent_Log{Log: &builderv1.LogEvent{StepDigest: kind.StepDigest, Stream: stream, Data: kind.Data}}
+		out.Kind = &builderv1.BuildEvent_Log{Log: &builderv1.LogEvent{StepDigest: kind.StepDigest, Stream: stream, Data: kind.Data, Clipped: kind.Clipped}}
 	case build.Warning:
 		out.Kind = &builderv1.BuildEvent_Warning{Warning: &builderv1.WarningEvent{
 			Message: kind.Message, Details: kind.Details, Url: kind.URL, File: kind.File,
@@ -142,7 +142,7 @@ func failure(f *build.Failure) *rpcstatus.Status {
 	out := rpc.Status(fault.New(f.Kind, f.Reason, strings.ToValidUTF8(f.Message, "\uFFFD"), f.Remedy)).Proto()
 	detail := &errorsv1.BuildFailure{
 		Reason: errorsv1.Reason(errorsv1.Reason_value["REASON_"+f.Reason]), Step: f.Step, StepDigest: f.StepDigest,
-		ExitCode: f.ExitCode, LogTail: f.LogTail, Reference: f.Reference, Class: classes[f.Class],
+		ExitCode: f.ExitCode, LogTail: f.LogTail, LogClipped: f.LogClipped, Reference: f.Reference, Class: classes[f.Class],
 	}
 	for _, d := range f.Details {
 		detail.DaemonDetails = append(detail.DaemonDetails, &errorsv1.DaemonDetail{TypeUrl: d.TypeURL, Value: d.Value})

@@ -152,6 +152,9 @@ func (p *page) failure(e *client.BuildError) {
 	}
 	if len(e.LogTail) > 0 {
 		p.section("last lines of the step")
+		if e.LogClipped {
+			p.line("(the daemon dropped a part of the step's output; raise BUILDKIT_STEP_LOG_MAX_SIZE of buildkitd to keep it)")
+		}
 		for _, line := range e.LogTail {
 			p.line(cleanLine(line))
 		}

@@ -27,10 +27,10 @@ var (
 	noSecret         = regexp.MustCompile(`secret (\S+): not found`)
 	noSSHKey         = regexp.MustCompile(`(?:no SSH key "([^"]*)" forwarded|has no SSH key with the id \\*"([^"\\]+))`)
 
-	digestsDiffer    = regexp.MustCompile(`digest mismatch|expected checksum to match|does not match expected checksum|checksum mismatch`)
-	epochUnread      = regexp.MustCompile(`(?i)invalid source[-_]date[-_]epoch`)
-	valueUnread      = regexp.MustCompile(`strconv\.Parse\w+: parsing `)
-	patternUnread    = regexp.MustCompile(`syntax error in pattern|illegal exclusion pattern`)
+	digestsDiffer = regexp.MustCompile(`digest mismatch|expected checksum to match|does not match expected checksum|checksum mismatch`)
+	epochUnread   = regexp.MustCompile(`(?i)invalid source[-_]date[-_]epoch`)
+	valueUnread   = regexp.MustCompile(`strconv\.Parse\w+: parsing `)
+	patternUnread = regexp.MustCompile(`syntax error in pattern|illegal exclusion pattern`)
 
 	denied = regexp.MustCompile(`(?i)\b(?:401|403)\b|unauthorized|forbidden|authorization failed|access denied|insufficient_scope|authentication required|authentication failed|could not read username|permission denied \(publickey`)
 	absent = regexp.MustCompile(`(?i)\b404\b|not found|name unknown|manifest unknown|no such host|could not resolve host`)

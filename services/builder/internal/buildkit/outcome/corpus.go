@@ -24,12 +24,12 @@ type verdict string
 
 // The verdicts of the corpus.
 const (
-	saysUser     verdict = "user"           // the Dockerfile, the request, or what they name
-	saysInfra    verdict = "infrastructure" // the daemon, or what it runs on
-	saysPolicy   verdict = "policy"         // of the daemon's operator
-	saysCause    verdict = "cause"          // where it happened: the cause says what
-	saysNothing  verdict = "unknown"        // said of anything: the failure counts as infrastructure
-	minLetters         = 10                // letters that a text must have to be looked for
+	saysUser    verdict = "user"           // the Dockerfile, the request, or what they name
+	saysInfra   verdict = "infrastructure" // the daemon, or what it runs on
+	saysPolicy  verdict = "policy"         // of the daemon's operator
+	saysCause   verdict = "cause"          // where it happened: the cause says what
+	saysNothing verdict = "unknown"        // said of anything: the failure counts as infrastructure
+	minLetters          = 10               // letters that a text must have to be looked for
 )
 
 // corpus is all error texts of the pinned BuildKit that can end a build, with the

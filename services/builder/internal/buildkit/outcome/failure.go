@@ -82,7 +82,7 @@ func addStep(f *build.Failure, err error, progress *Progress) {
 		}
 	}
 	if s := progress.steps[digest.Digest(f.StepDigest)]; s != nil {
-		f.Step, f.LogTail = s.name, s.lastLines()
+		f.Step, f.LogTail, f.LogClipped = s.name, s.tail.last(), s.tail.clipped
 	}
 }
 

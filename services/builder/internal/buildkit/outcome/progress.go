@@ -1,7 +1,6 @@
 package outcome
 
 import (
-	"bytes"
 	"strings"
 	"time"
 
@@ -9,12 +8,6 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
-)
-
-// How much of a step's output is kept for the report of its failure.
-const (
-	tailLines     = 20
-	tailLineBytes = 4096
 )
 
 // FetchStep is how the name of a step begins by which the builder fetches an archive.
@@ -32,8 +25,7 @@ type step struct {
 	ended      build.StepState // 0: it has not
 	pulled     bool            // it moved layers, rather than only resolving a name
 	start, end time.Time
-	tail       []string
-	partial    []byte // of a line that has not ended
+	tail       tail
 }
 
 // NewProgress returns a Progress that has seen nothing.
@@ -66,8 +58,9 @@ func (p *Progress) Update(status *client.SolveStatus, sink func(any)) {
 		})
 	}
 	for _, l := range status.Logs {
-		p.step(l.Vertex).log(l.Data)
-		sink(build.LogEvent{StepDigest: l.Vertex.String(), Stderr: l.Stream == 2, Data: l.Data})
+		stderr := l.Stream == 2
+		p.step(l.Vertex).tail.write(stderr, l.Data)
+		sink(build.LogEvent{StepDigest: l.Vertex.String(), Stderr: stderr, Data: l.Data, Clipped: isClipped(l.Data)})
 	}
 	for _, w := range status.Warnings {
 		sink(warning(w))
@@ -109,38 +102,6 @@ func (p *Progress) vertex(v *client.Vertex) (build.StepEvent, bool) {
 	}
 	s.ended = event.State
 	return event, true
-}
-
-func (s *step) log(data []byte) {
-	s.partial = append(s.partial, data...)
-	for {
-		end := bytes.IndexByte(s.partial, '\n')
-		if end < 0 {
-			break
-		}
-		s.tail = append(s.tail, clip(s.partial[:end]))
-		s.partial = s.partial[end+1:]
-	}
-	if len(s.partial) > tailLineBytes {
-		s.tail, s.partial = append(s.tail, clip(s.partial)), nil
-	}
-	if extra := len(s.tail) - tailLines; extra > 0 {
-		s.tail = append([]string(nil), s.tail[extra:]...)
-	}
-}
-
-func clip(line []byte) string {
-	line = bytes.TrimSuffix(line, []byte("\r"))
-	return strings.ToValidUTF8(string(line[:min(len(line), tailLineBytes)]), "\uFFFD")
-}
-
-// lastLines returns the last lines that the step wrote.
-func (s *step) lastLines() []string {
-	lines := s.tail
-	if len(s.partial) > 0 {
-		lines = append(lines[:len(lines):len(lines)], clip(s.partial))
-	}
-	return lines[max(0, len(lines)-tailLines):]
 }
 
 // Counts counts the steps of the Dockerfile's graph. An image of which nothing

@@ -1,9 +1,7 @@
 package outcome
 
 import (
-	"bytes"
 	"fmt"
-	"strings"
 	"testing"
 	"time"
 
@@ -79,41 +77,6 @@ func TestProgressCountsAndTimes(t *testing.T) {
 	if times.Context != 2*time.Second || times.Export != 4*time.Second || times.Solve.Round(time.Second) != 16*time.Second {
 		t.Errorf("times = %+v", times)
 	}
-}
-
-func TestLogTail(t *testing.T) {
-	for name, tc := range map[string]struct {
-		writes []string
-		want   []string
-	}{
-		"lines in pieces":    {[]string{"on", "e\ntw", "o\r\n", "thr"}, []string{"one", "two", "thr"}},
-		"nothing":            {nil, nil},
-		"not UTF-8":          {[]string{"a\xffb\n"}, []string{"a\uFFFDb"}},
-		"a line without end": {[]string{strings.Repeat("x", 3*tailLineBytes)}, []string{strings.Repeat("x", tailLineBytes)}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			var s step
-			for _, data := range tc.writes {
-				s.log([]byte(data))
-			}
-			if got := s.lastLines(); fmt.Sprint(got) != fmt.Sprint(tc.want) {
-				t.Errorf("got %q, want %q", got, tc.want)
-			}
-		})
-	}
-	t.Run("the last ones stay", func(t *testing.T) {
-		var s step
-		var all bytes.Buffer
-		for i := range 100 {
-			fmt.Fprintf(&all, "line %d\n", i)
-		}
-		s.log(all.Bytes())
-		s.log([]byte("end"))
-		got := s.lastLines()
-		if len(got) != tailLines || got[0] != "line 81" || got[tailLines-1] != "end" {
-			t.Errorf("got %d lines, %q to %q", len(got), got[0], got[len(got)-1])
-		}
-	})
 }
 
 func TestWarningLines(t *testing.T) {

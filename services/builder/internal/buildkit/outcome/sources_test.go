@@ -20,11 +20,11 @@ var sourceRoots = map[string][]string{
 	"github.com/moby/buildkit": {
 		"cache", "client/llb", "control", "executor", "exporter", "frontend", "session", "solver", "source", "sourcepolicy", "util", "worker",
 	},
-	"github.com/containerd/platforms":  {"."},
+	"github.com/containerd/platforms":   {"."},
 	"github.com/distribution/reference": {"."},
-	"github.com/docker/go-units":       {"."},
-	"github.com/moby/patternmatcher":   {"."},
-	"github.com/tonistiigi/fsutil":     {"."},
+	"github.com/docker/go-units":        {"."},
+	"github.com/moby/patternmatcher":    {"."},
+	"github.com/tonistiigi/fsutil":      {"."},
 }
 
 // skipped are directories below the roots that no build runs.

@@ -962,7 +962,11 @@ type LogEvent struct {
 	// Which of the process's streams.
 	Stream LogStream `protobuf:"varint,2,opt,name=stream,proto3,enum=kiln.builder.v1.LogStream" json:"stream,omitempty"`
 	// What it wrote, as it came; a line may come in several events.
-	Data          []byte `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
+	Data []byte `protobuf:"bytes,3,opt,name=data,proto3" json:"data,omitempty"`
+	// The daemon stops showing this stream here: data ends with BuildKit's notice,
+	// "[output clipped, log limit 2MiB reached]". The last 256 KiB of the stream
+	// follow when the step ends.
+	Clipped       bool `protobuf:"varint,4,opt,name=clipped,proto3" json:"clipped,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1016,6 +1020,13 @@ func (x *LogEvent) GetData() []byte {
 		return x.Data
 	}
 	return nil
+}
+
+func (x *LogEvent) GetClipped() bool {
+	if x != nil {
+		return x.Clipped
+	}
+	return false
 }
 
 // The frontend warns of something in the Dockerfile.
@@ -1503,12 +1514,13 @@ const file_kiln_builder_v1_build_proto_rawDesc = "" +
 	"\rcurrent_bytes\x18\a \x01(\x03R\fcurrentBytes\x12\x1f\n" +
 	"\vtotal_bytes\x18\b \x01(\x03R\n" +
 	"totalBytes\x12\x12\n" +
-	"\x04item\x18\t \x01(\tR\x04item\"s\n" +
+	"\x04item\x18\t \x01(\tR\x04item\"\x8d\x01\n" +
 	"\bLogEvent\x12\x1f\n" +
 	"\vstep_digest\x18\x01 \x01(\tR\n" +
 	"stepDigest\x122\n" +
 	"\x06stream\x18\x02 \x01(\x0e2\x1a.kiln.builder.v1.LogStreamR\x06stream\x12\x12\n" +
-	"\x04data\x18\x03 \x01(\fR\x04data\"\xc3\x01\n" +
+	"\x04data\x18\x03 \x01(\fR\x04data\x12\x18\n" +
+	"\aclipped\x18\x04 \x01(\bR\aclipped\"\xc3\x01\n" +
 	"\fWarningEvent\x12\x18\n" +
 	"\amessage\x18\x01 \x01(\tR\amessage\x12\x18\n" +
 	"\adetails\x18\x02 \x03(\tR\adetails\x12\x10\n" +

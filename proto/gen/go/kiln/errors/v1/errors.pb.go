@@ -367,7 +367,8 @@ type BuildFailure struct {
 	// Exit code of the process of a RUN step. Unset for all other failures.
 	ExitCode *int32 `protobuf:"varint,5,opt,name=exit_code,json=exitCode,proto3,oneof" json:"exit_code,omitempty"`
 	// The last lines that the failed step wrote, oldest first, at most 20 lines
-	// of at most 4096 bytes.
+	// of at most 4096 bytes. Where log_clipped is set, the last lines of standard
+	// output come first, and then those of standard error.
 	LogTail []string `protobuf:"bytes,6,rep,name=log_tail,json=logTail,proto3" json:"log_tail,omitempty"`
 	// Image reference or URL that could not be read, for SOURCE_NOT_FOUND.
 	Reference string `protobuf:"bytes,7,opt,name=reference,proto3" json:"reference,omitempty"`
@@ -376,6 +377,10 @@ type BuildFailure struct {
 	// The typed details of the daemon's own error, as it sent them, but for stack
 	// traces. At most 32, of at most 64 KiB each.
 	DaemonDetails []*DaemonDetail `protobuf:"bytes,9,rep,name=daemon_details,json=daemonDetails,proto3" json:"daemon_details,omitempty"`
+	// The daemon dropped a part of what the failed step wrote, because it exceeded
+	// the daemon's BUILDKIT_STEP_LOG_MAX_SIZE or BUILDKIT_STEP_LOG_MAX_SPEED. The
+	// last 256 KiB of each stream are kept all the same.
+	LogClipped    bool `protobuf:"varint,10,opt,name=log_clipped,json=logClipped,proto3" json:"log_clipped,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -473,6 +478,13 @@ func (x *BuildFailure) GetDaemonDetails() []*DaemonDetail {
 	return nil
 }
 
+func (x *BuildFailure) GetLogClipped() bool {
+	if x != nil {
+		return x.LogClipped
+	}
+	return false
+}
+
 // A typed detail of a daemon's error, in BuildKit's own encoding.
 type DaemonDetail struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -539,7 +551,7 @@ const file_kiln_errors_v1_errors_proto_rawDesc = "" +
 	"\n" +
 	"start_line\x18\x02 \x01(\x05R\tstartLine\x12\x19\n" +
 	"\bend_line\x18\x03 \x01(\x05R\aendLine\x12\x18\n" +
-	"\asnippet\x18\x04 \x01(\tR\asnippet\"\x91\x03\n" +
+	"\asnippet\x18\x04 \x01(\tR\asnippet\"\xb2\x03\n" +
 	"\fBuildFailure\x12.\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x16.kiln.errors.v1.ReasonR\x06reason\x12\x12\n" +
 	"\x04step\x18\x02 \x01(\tR\x04step\x12\x1f\n" +
@@ -550,7 +562,10 @@ const file_kiln_errors_v1_errors_proto_rawDesc = "" +
 	"\blog_tail\x18\x06 \x03(\tR\alogTail\x12\x1c\n" +
 	"\treference\x18\a \x01(\tR\treference\x122\n" +
 	"\x05class\x18\b \x01(\x0e2\x1c.kiln.errors.v1.FailureClassR\x05class\x12C\n" +
-	"\x0edaemon_details\x18\t \x03(\v2\x1c.kiln.errors.v1.DaemonDetailR\rdaemonDetailsB\f\n" +
+	"\x0edaemon_details\x18\t \x03(\v2\x1c.kiln.errors.v1.DaemonDetailR\rdaemonDetails\x12\x1f\n" +
+	"\vlog_clipped\x18\n" +
+	" \x01(\bR\n" +
+	"logClippedB\f\n" +
 	"\n" +
 	"_exit_code\"?\n" +
 	"\fDaemonDetail\x12\x19\n" +
