@@ -150,7 +150,7 @@ func (s *Service) openStores(ctx context.Context) error {
 // serve binds the addresses.
 func (s *Service) serve(translate grpcapi.Translator, rules *policy.Policy, tel *telemetry.Telemetry) (err error) {
 	passOn := gateway.New(gateway.Options{
-		Daemons: daemons{s.fleet}, Builds: s.builds, Policy: rules, Caller: grpcapi.Caller, Log: tel.Logger,
+		Daemons: daemons{s.fleet}, Builds: s.builds, Policy: rules, Caller: grpcapi.Caller, SyncKey: s.syncKeys.Client, Log: tel.Logger,
 	})
 	s.server, err = rpc.NewServer(rpc.ServerOptions{
 		Name: "kiln-builder", Config: s.cfg.GetServer(), Telemetry: tel, GRPC: passOn.ServerOptions(),

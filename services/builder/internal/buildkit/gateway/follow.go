@@ -10,7 +10,9 @@ import (
 
 	"github.com/kilnbuild/kiln/pkg/lifecycle"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
+	"github.com/kilnbuild/kiln/services/builder/internal/buildkit"
 	"github.com/kilnbuild/kiln/services/builder/internal/buildkit/outcome"
+	"github.com/kilnbuild/kiln/services/builder/internal/mask"
 )
 
 // settle is how long the daemon may take to send the rest of the status of a build
@@ -23,35 +25,40 @@ type history struct {
 	route    *route
 	up       *upstream
 	progress *outcome.Progress
+	hide     *buildkit.Hider
+	sink     func(any)
 	started  time.Time
 	cancel   context.CancelFunc
 	done     chan struct{}
 }
 
 // follow begins to read what the daemon says of a build that it is about to get, and
-// gives the events to sink, until end is called.
-func follow(ctx context.Context, up *upstream, r *route, sink func(any)) *history {
+// gives the events to sink without the secrets, until end is called.
+func follow(ctx context.Context, up *upstream, r *route, secrets *mask.Set, sink func(any)) *history {
 	// The end of a build that is cancelled is told too.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	h := &history{route: r, up: up, progress: outcome.NewProgress(), started: time.Now(), cancel: cancel, done: make(chan struct{})}
+	h := &history{
+		route: r, up: up, progress: outcome.NewProgress(), hide: buildkit.NewHider(secrets), sink: sink,
+		started: time.Now(), cancel: cancel, done: make(chan struct{}),
+	}
 	go func() {
 		defer close(h.done)
 		_ = lifecycle.Protect(ctx, func(ctx context.Context) error { // a panic is reported
-			h.read(ctx, sink)
+			h.read(ctx)
 			return nil
 		})
 	}()
 	return h
 }
 
-func (h *history) read(ctx context.Context, sink func(any)) {
+func (h *history) read(ctx context.Context) {
 	control := controlapi.NewControlClient(h.up.Conn())
 	stream, err := control.Status(ctx, &controlapi.StatusRequest{Ref: h.route.ref}, grpc.MaxCallRecvMsgSize(maxMessage))
 	for err == nil {
 		var res *controlapi.StatusResponse
 		if res, err = stream.Recv(); err == nil {
 			h.route.answered()
-			h.progress.Update(client.NewSolveStatus(res), sink)
+			h.progress.Update(h.hide.Status(client.NewSolveStatus(res)), h.sink)
 		}
 	}
 	// Its error is that of the Solve, or the daemon has no more to send.
@@ -68,7 +75,13 @@ func (h *history) end(failed error) build.Result {
 	}
 	h.cancel()
 	<-h.done
+	h.progress.Update(h.hide.Rest(), h.sink)
 	return build.Result{Steps: h.progress.Counts(), Graph: h.progress.Graph(), Times: h.progress.Times(h.started)}
+}
+
+// failure returns why the build failed, without the secrets.
+func (h *history) failure(ctx context.Context, err error) *build.Failure {
+	return h.hide.Failure(outcome.FailureOf(ctx, err, h.progress))
 }
 
 // remembers reports whether the daemon has a record of the build. It has none of a

@@ -33,7 +33,10 @@ type Options struct {
 	Policy  buildkit.Policy
 	// Caller says who makes a call.
 	Caller func(context.Context) build.Caller
-	Log    *slog.Logger
+	// SyncKey returns the key under which a daemon keeps a client's files, from who the
+	// client is, its project, and the key that it sent.
+	SyncKey func(identity, project, sent string) string
+	Log     *slog.Logger
 }
 
 // Gateway serves BuildKit's API.
@@ -42,6 +45,7 @@ type Gateway struct {
 	builds  *build.Service
 	policy  buildkit.Policy
 	caller  func(context.Context) build.Caller
+	syncKey func(identity, project, sent string) string
 	log     *slog.Logger
 
 	routes *routes
@@ -53,7 +57,7 @@ type Gateway struct {
 // New returns a gateway.
 func New(o Options) *Gateway {
 	return &Gateway{
-		daemons: o.Daemons, builds: o.Builds, policy: o.Policy, caller: o.Caller, log: o.Log,
+		daemons: o.Daemons, builds: o.Builds, policy: o.Policy, caller: o.Caller, syncKey: o.SyncKey, log: o.Log,
 		routes: newRoutes(), pongs: newPongs(), queue: newContention(o.Builds.Waiting), blobs: newBlobs(),
 	}
 }

@@ -23,6 +23,7 @@ import (
 	"github.com/kilnbuild/kiln/pkg/testkit"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
+	"github.com/kilnbuild/kiln/services/builder/internal/synckey"
 )
 
 // gate is a queue whose turns come when a test says so.
@@ -232,7 +233,7 @@ func newRig(t *testing.T, change ...func(*build.Options)) *rig {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
-	r.gateway = New(Options{Daemons: backend{conn}, Builds: r.builds, Policy: strict{}, Log: telemetry.Discard().Logger, Caller: func(ctx context.Context) build.Caller {
+	r.gateway = New(Options{Daemons: backend{conn}, Builds: r.builds, Policy: strict{}, Log: telemetry.Discard().Logger, SyncKey: synckey.Keys{}.Client, Caller: func(ctx context.Context) build.Caller {
 		var who build.Caller
 		if named := metadata.ValueFromIncomingContext(ctx, identityKey); len(named) > 0 {
 			who.Identity = named[0]

@@ -7,7 +7,9 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/services/builder/internal/buildkit"
 	"github.com/kilnbuild/kiln/services/builder/internal/buildkit/relay"
+	"github.com/kilnbuild/kiln/services/builder/internal/mask"
 )
 
 // sessionRoute is a session as the calls that name it see it. Through a session, a daemon
@@ -20,7 +22,8 @@ import (
 type sessionRoute struct {
 	id       string
 	identity string
-	calls    int // that name it; guarded by routes.mu
+	calls    int       // that name it; guarded by routes.mu
+	secrets  *mask.Set // that the client has given to daemons
 
 	mu     sync.Mutex
 	client *relay.Client // nil while the client has not opened it
@@ -43,7 +46,7 @@ func (t *routes) claim(identity string, ids []string) (claimed []*sessionRoute, 
 	for _, id := range ids {
 		s := t.sessions[id]
 		if s == nil {
-			s = &sessionRoute{id: id, identity: identity}
+			s = &sessionRoute{id: id, identity: identity, secrets: buildkit.NewSecrets()}
 			t.sessions[id] = s
 		}
 		s.calls++
@@ -115,7 +118,9 @@ func (s *sessionRoute) open(ctx context.Context, up *upstream) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, openWithin)
 	defer cancel()
-	l, err := s.client.Open(ctx, up.Conn(), relay.OpenOptions{SharedKey: s.key})
+	l, err := s.client.Open(ctx, up.Conn(), relay.OpenOptions{
+		SharedKey: s.key, OnSecret: func(_ string, value []byte) { buildkit.AddSecret(s.secrets, value) },
+	})
 	if err != nil {
 		return err
 	}
@@ -130,6 +135,16 @@ func closed(c <-chan struct{}) bool {
 	default:
 		return false
 	}
+}
+
+// secretsOf returns the secrets of a session among those that a build names.
+func secretsOf(sessions []*sessionRoute, id string) *mask.Set {
+	for _, s := range sessions {
+		if s.id == id {
+			return s.secrets
+		}
+	}
+	return new(mask.Set)
 }
 
 // openAt opens the sessions that a build names at its daemon.
@@ -157,7 +172,7 @@ func (g *Gateway) session(c *call) error {
 	}
 	defer release()
 	s := claimed[0]
-	first, err := s.arrive(ctx, client, client.SharedKey())
+	first, err := s.arrive(ctx, client, g.syncKey(c.owner.identity, project(ctx), client.SharedKey()))
 	if !first {
 		return fault.New(fault.AlreadyExists, "ALREADY_EXISTS", "the session "+client.ID()+" is open", "give each session an id of its own")
 	}

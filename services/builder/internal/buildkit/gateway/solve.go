@@ -15,6 +15,7 @@ import (
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 	"github.com/kilnbuild/kiln/services/builder/internal/buildkit"
 	"github.com/kilnbuild/kiln/services/builder/internal/buildkit/outcome"
+	"github.com/kilnbuild/kiln/services/builder/internal/mask"
 	"github.com/kilnbuild/kiln/services/builder/internal/rawcodec"
 )
 
@@ -82,7 +83,7 @@ func (g *Gateway) build(c *call, r *route, request *rawcodec.Frame, req *control
 		return whyEnded(ctx)
 	}
 	observed.Begin(up.Name())
-	return g.run(ctx, &started{call: c, route: r, observed: observed, up: up, tags: tags, unbind: unbind}, request, req)
+	return g.run(ctx, &started{call: c, route: r, observed: observed, up: up, tags: tags, unbind: unbind, secrets: secretsOf(sessions, req.GetSession())}, request, req)
 }
 
 // started is a build whose Solve goes to a daemon.
@@ -93,6 +94,7 @@ type started struct {
 	up       *upstream
 	tags     []string
 	unbind   func()
+	secrets  *mask.Set
 }
 
 // run has the daemon solve a build.
@@ -100,7 +102,7 @@ func (g *Gateway) run(ctx context.Context, s *started, request *rawcodec.Frame, 
 	clientRuns := req.GetFrontend() == "" && req.GetDefinition() == nil
 	slot := newSlot(ctx, g.queue, s.owner, s.observed, clientRuns)
 	defer slot.end()
-	told := follow(ctx, s.up, s.route, s.observed.Event)
+	told := follow(ctx, s.up, s.route, s.secrets, s.observed.Event)
 	s.route.send(s.up, slot)
 	response, err := s.up.exchange(ctx, s.call, request)
 	slot.end()
@@ -112,7 +114,7 @@ func (g *Gateway) run(ctx context.Context, s *started, request *rawcodec.Frame, 
 		if ctx.Err() != nil { // before End, which ends it
 			answer = whyEnded(ctx)
 		}
-		s.observed.End(ctx, outcome.FailureOf(ctx, grpcerrors.FromGRPC(err), told.progress), result)
+		s.observed.End(ctx, told.failure(ctx, grpcerrors.FromGRPC(err)), result)
 		return answer
 	}
 	result.Outputs = outputsOf(response, s.tags)
