@@ -74,7 +74,7 @@ func connect(target string, s settings) (*grpc.ClientConn, error) {
 	dialOpts := append([]grpc.DialOption{
 		grpc.WithTransportCredentials(creds),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessageBytes), grpc.MaxCallSendMsgSize(maxMessageBytes)),
-		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingAfter, Timeout: pingTimeout}),
+		Keepalive(),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: firstPause, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxPause},
 			MinConnectTimeout: 5 * time.Second,
@@ -88,6 +88,12 @@ func connect(target string, s settings) (*grpc.ClientConn, error) {
 		return nil, fmt.Errorf("connecting to %s: %w", target, err)
 	}
 	return conn, nil
+}
+
+// Keepalive is the option of gRPC by which a connection with an open call notices
+// within 40 seconds that the other side is gone, for other clients.
+func Keepalive() grpc.DialOption {
+	return grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: pingAfter, Timeout: pingTimeout})
 }
 
 // API is the contract itself, for calls that the client does not wrap. They are

@@ -2,7 +2,6 @@ package build
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -45,8 +44,8 @@ func (o *options) startDetached(ctx context.Context, tel *telemetry.Telemetry, s
 	}
 	if o.format == "json" {
 		return o.print(stdout, stderr, outcome{
-			BuildID: b.GetId(), State: strings.TrimPrefix(b.GetState().String(), "BUILD_STATE_"), Tag: o.tag, TraceID: b.GetTraceId(),
-		})
+			BuildID: b.GetId(), State: strings.TrimPrefix(b.GetState().String(), "BUILD_STATE_"), Tag: o.firstTag(), TraceID: b.GetTraceId(),
+		}, nil)
 	}
 	return builds.PrintStarted(stdout, stderr, b.GetId())
 }
@@ -60,10 +59,9 @@ func (o *options) dial(tel *telemetry.Telemetry) (*client.Client, error) {
 
 // spec says in the contract's terms what the options ask for, but for the context.
 func (o *options) spec() (*builderv1.BuildSpec, error) {
-	if o.load {
-		return nil, errors.New("--load needs a connection until the build's end, and --detach leaves; use --push, then `docker pull`")
+	spec := &builderv1.BuildSpec{
+		Project: o.project, Target: o.target, Platforms: o.platforms, NoCache: o.noCache, NoCacheStages: o.noCacheFilter, Pull: o.pull,
 	}
-	spec := &builderv1.BuildSpec{Project: o.project, Target: o.target, Platforms: o.platforms, NoCache: o.noCache, Pull: o.pull}
 	var err error
 	if spec.Dockerfile, err = o.dockerfile(); err != nil {
 		return nil, err
@@ -81,17 +79,31 @@ func (o *options) spec() (*builderv1.BuildSpec, error) {
 		return nil, err
 	}
 	if o.push {
-		spec.Outputs = []*builderv1.Output{{Kind: &builderv1.Output_Registry{Registry: &builderv1.RegistryOutput{Tags: []string{o.tag}}}}}
+		spec.Outputs = []*builderv1.Output{{Kind: &builderv1.Output_Registry{Registry: &builderv1.RegistryOutput{Tags: o.tags}}}}
 	}
-	if o.registryCache {
-		from, to := o.cacheEntries()
-		spec.Cache = &builderv1.CachePolicy{
-			Mode:    builderv1.CacheMode_CACHE_MODE_EXPLICIT,
-			Imports: []*builderv1.CacheEntry{{Type: from.Type, Attributes: from.Attrs}},
-			Exports: []*builderv1.CacheEntry{{Type: to.Type, Attributes: to.Attrs}},
-		}
-	}
+	spec.Cache = o.cachePolicy()
 	return spec, nil
+}
+
+// cachePolicy says in the contract's terms where steps are read from and written to.
+// Nil: nowhere but in the daemon's own cache.
+func (o *options) cachePolicy() *builderv1.CachePolicy {
+	from, to := o.cacheFrom, o.cacheTo
+	if o.registryCache {
+		imports, export := o.cacheEntries()
+		from, to = append(from[:len(from):len(from)], imports...), append(to[:len(to):len(to)], export)
+	}
+	if len(from)+len(to) == 0 {
+		return nil
+	}
+	policy := &builderv1.CachePolicy{Mode: builderv1.CacheMode_CACHE_MODE_EXPLICIT}
+	for _, entry := range from {
+		policy.Imports = append(policy.Imports, &builderv1.CacheEntry{Type: entry.Type, Attributes: entry.Attrs})
+	}
+	for _, entry := range to {
+		policy.Exports = append(policy.Exports, &builderv1.CacheEntry{Type: entry.Type, Attributes: entry.Attrs})
+	}
+	return policy
 }
 
 // maxDockerfile is the contract's bound on a Dockerfile in a request, in bytes.

@@ -30,7 +30,8 @@ func dirs(t *testing.T) (inside, outside string) {
 func optionsOf(t *testing.T, o options, args ...string) *options {
 	t.Helper()
 	o.progress, o.format = "auto", "text"
-	if err := o.complete(args); err != nil {
+	t.Cleanup(o.cleanUp)
+	if err := o.complete(args, strings.NewReader("")); err != nil {
 		t.Fatal(err)
 	}
 	return &o
@@ -45,7 +46,7 @@ func TestSpec(t *testing.T) {
 	}
 	t.Setenv("FROM_ENV", "e")
 	o := optionsOf(t, options{
-		target: "web", platforms: []string{"linux/arm64"}, buildArgs: []string{"A=1", "FROM_ENV"}, labels: []string{"l=2"}, secrets: []string{"id=s,src=" + secret},
+		target: "web", platformFlags: []string{"linux/arm64"}, buildArgs: []string{"A=1", "FROM_ENV"}, labels: []string{"l=2"}, secrets: []string{"id=s,src=" + secret},
 		ssh: []string{"default=" + secret}, noCache: true, pull: true, push: true, registryCache: true, cacheRepository: "localhost:5000/cache", cacheScope: "main",
 	}, inside, filepath.Join(inside, "docker"), "localhost:5000/web")
 	got, err := o.spec()
@@ -100,7 +101,7 @@ func TestSpecOfADockerfileOutside(t *testing.T) {
 func TestSpecRefuses(t *testing.T) {
 	inside, outside := dirs(t)
 	for want, o := range map[string]options{
-		"use --push": {load: true}, "name a key": {ssh: []string{"default"}}, "write it like id=": {secrets: []string{"x"}}, "--label": {labels: []string{"l"}},
+		"name a key": {ssh: []string{"default"}}, "write it like id=": {secrets: []string{"x"}}, "--label": {labels: []string{"=l"}},
 	} {
 		if _, err := optionsOf(t, o, inside, outside, "web").spec(); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%+v: %v", o, err)

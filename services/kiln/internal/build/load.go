@@ -10,14 +10,19 @@ import (
 	"github.com/moby/buildkit/session/filesync"
 )
 
-// dockerLoad streams an image into `docker load`, without a file in between.
-func dockerLoad(ctx context.Context, stderr io.Writer) (filesync.FileOutputFunc, error) {
+// dockerLoad streams an image into `docker load`, without a file in between. Name is
+// the context of the docker command; empty: its own choice.
+func dockerLoad(ctx context.Context, name string, stderr io.Writer) (filesync.FileOutputFunc, error) {
 	docker, err := exec.LookPath("docker")
 	if err != nil {
-		return nil, errors.New("--load needs the docker command, which is not in PATH; use --push")
+		return nil, errors.New("it needs the docker command, which is not in PATH; use --push, or --output type=docker,dest=FILE")
+	}
+	args := []string{"load"}
+	if name != "" {
+		args = []string{"--context", name, "load"}
 	}
 	return func(map[string]string) (io.WriteCloser, error) {
-		cmd := exec.CommandContext(ctx, docker, "load")
+		cmd := exec.CommandContext(ctx, docker, args...)
 		cmd.Stdout, cmd.Stderr = stderr, stderr
 		stdin, err := cmd.StdinPipe()
 		if err != nil {

@@ -3,46 +3,26 @@ package build
 import (
 	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"strings"
+	"os"
 	"time"
 
 	"github.com/google/uuid"
 	"github.com/moby/buildkit/client"
-	"github.com/moby/buildkit/solver/errdefs"
-	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/moby/buildkit/util/progress/progressui"
 	"go.opentelemetry.io/otel/attribute"
 	otelcodes "go.opentelemetry.io/otel/codes"
 	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 
 	"github.com/kilnbuild/kiln/pkg/cachelease"
 	"github.com/kilnbuild/kiln/pkg/contextfs"
-	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
-	"github.com/kilnbuild/kiln/services/kiln/internal/connect"
 )
-
-// outcome is what `--format json` prints. The names are part of the interface.
-type outcome struct {
-	BuildID     string  `json:"build_id"`
-	State       string  `json:"state"`
-	Digest      string  `json:"digest,omitempty"`
-	Tag         string  `json:"tag"`
-	Pushed      bool    `json:"pushed"`
-	TotalSteps  int32   `json:"total_steps"`
-	CachedSteps int32   `json:"cached_steps"`
-	DurationS   float64 `json:"duration_s"`
-	TraceID     string  `json:"trace_id,omitempty"`
-	Error       string  `json:"error,omitempty"`
-}
 
 // run builds, shows progress on stderr and the outcome on stdout.
 func run(ctx context.Context, o *options, stdout, stderr io.Writer) (err error) {
@@ -60,24 +40,40 @@ func run(ctx context.Context, o *options, stdout, stderr io.Writer) (err error) 
 	ctx, span := tel.Tracer.Tracer("github.com/kilnbuild/kiln/services/kiln").Start(ctx, "kiln build",
 		trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(attribute.String("kiln.project", o.project)))
 	defer span.End()
-
 	if o.detach {
 		return o.startDetached(ctx, tel, stdout, stderr)
 	}
+	// An ID from an earlier build is not left behind by one that fails.
+	if o.iidFile != "" {
+		if err := os.Remove(o.iidFile); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("--iidfile: %w", err)
+		}
+	}
+	return o.build(ctx, tel, span, stdout, stderr)
+}
+
+// collisionTries is how often a build is tried that collides with another which writes its
+// cache to the same directory.
+const collisionTries = 5
+
+// build builds by the gateway, and says what it came to.
+func (o *options) build(ctx context.Context, tel *telemetry.Telemetry, span trace.Span, stdout, stderr io.Writer) error {
 	api, err := o.dial(tel)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = api.Close() }() // nothing is left to lose
-
 	started := time.Now()
-	ref := uuid.NewString()
-	res, err := o.solve(ctx, ref, tel, stderr)
-	for try := 1; cachelease.IsCollision(err) && try < collisionTries; try++ {
-		ref = uuid.NewString()
-		res, err = o.solve(ctx, ref, tel, stderr)
+	s := &solving{options: o, ref: uuid.NewString()}
+	err = s.run(ctx, tel, stdout, stderr)
+	for try := 1; cachelease.IsCollision(err) && o.contextTar == nil && try < collisionTries; try++ {
+		s = &solving{options: o, ref: uuid.NewString()}
+		err = s.run(ctx, tel, stdout, stderr)
 	}
-	out := outcome{BuildID: ref, State: "SUCCEEDED", Tag: o.tag, DurationS: time.Since(started).Seconds()}
+	if o.call != nil && err == nil {
+		return o.call.print(stdout, s.answer, o.dockerfileShown())
+	}
+	out := outcome{BuildID: s.ref, State: "SUCCEEDED", Tag: o.firstTag(), DurationS: time.Since(started).Seconds()}
 	if span.SpanContext().IsSampled() {
 		out.TraceID = span.SpanContext().TraceID().String()
 	}
@@ -85,63 +81,95 @@ func run(ctx context.Context, o *options, stdout, stderr io.Writer) (err error) 
 		span.SetStatus(otelcodes.Error, "build failed")
 		out.State, out.Error = stateOf(ctx, err), plain(err)
 	} else {
-		out.Digest, out.Pushed = res.ExporterResponse["containerimage.digest"], o.push
+		out.Digest, out.Pushed = s.response["containerimage.digest"], o.pushes()
 	}
-	addSteps(context.WithoutCancel(ctx), api.API(), ref, &out)
-	if printErr := o.print(stdout, stderr, out); printErr != nil {
+	addSteps(context.WithoutCancel(ctx), api.API(), s.ref, &out)
+	if err == nil {
+		err = s.writeFiles()
+	}
+	if printErr := o.print(stdout, stderr, out, s.response); printErr != nil {
 		return printErr
 	}
 	return o.explain(ctx, err, stderr)
 }
 
-// collisionTries is how often a build is tried that collides with another which writes its
-// cache to the same directory.
-const collisionTries = 5
+// solving is one try of a build.
+type solving struct {
+	*options
+	ref      string
+	response map[string]string       // of the exporters
+	answer   map[string]string       // to --call
+	warnings []*client.VertexWarning // that the frontend gave
+}
 
-// solve runs the build with its progress display.
-func (o *options) solve(ctx context.Context, ref string, tel *telemetry.Telemetry, stderr io.Writer) (*client.SolveResponse, error) {
-	display, err := progressui.NewDisplay(stderr, progressui.DisplayMode(o.progress))
+// run runs the build with its progress display.
+func (s *solving) run(ctx context.Context, tel *telemetry.Telemetry, stdout, stderr io.Writer) error {
+	display, err := progressui.NewDisplay(stderr, progressui.DisplayMode(s.progress))
 	if err != nil {
-		return nil, fmt.Errorf("--progress %s: %w", o.progress, err)
+		return fmt.Errorf("--progress %s: %w", s.progress, err)
 	}
-	opt, err := o.solveOpt(ctx, ref, stderr)
+	opt, err := s.solveOpt(ctx, s.ref, stdout, stderr)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	release, err := o.leaseCacheDir(ctx, &opt, tel)
+	release, err := s.leaseCacheDir(ctx, &opt, tel)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer release()
-	address, opts := o.connection(tel)
+	address, opts := s.connection(tel)
 	c, err := client.New(ctx, address, opts...)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer func() { _ = c.Close() }() // nothing is left to lose
-	ctx = metadata.AppendToOutgoingContext(ctx, "kiln-project", o.project)
+	ctx = metadata.AppendToOutgoingContext(ctx, "kiln-project", s.project)
 
 	var reading contextfs.Watch
 	for name, files := range opt.LocalMounts {
 		opt.LocalMounts[name] = reading.Of(files)
 	}
-	solving, stop := reading.Begin(ctx)
+	watched, stop := reading.Begin(ctx)
 	defer stop()
-	var res *client.SolveResponse
-	statuses := make(chan *client.SolveStatus, 64)
+	statuses, shown := make(chan *client.SolveStatus, 64), make(chan *client.SolveStatus)
 	var group errgroup.Group
+	group.Go(func() error { return s.solve(watched, c, opt, statuses) })
 	group.Go(func() error {
-		var err error
-		res, err = c.Solve(solving, nil, opt, statuses)
-		return cmp.Or(reading.Failed(), err)
+		defer close(shown)
+		for status := range statuses {
+			s.warnings = append(s.warnings, status.Warnings...)
+			shown <- status
+		}
+		return nil
 	})
 	group.Go(func() error {
 		// Not bound to ctx: what is left to show of a cancelled build is shown, and
 		// Solve closes the channel.
-		_, err := display.UpdateFrom(context.WithoutCancel(ctx), statuses)
+		_, err := display.UpdateFrom(context.WithoutCancel(ctx), shown)
+		for range shown { //nolint:revive // The display has failed; the build goes on.
+		}
 		return err
 	})
-	return res, group.Wait()
+	if err := group.Wait(); err != nil {
+		return cmp.Or(reading.Failed(), err)
+	}
+	if s.call == nil && s.metadataFile != "" {
+		return s.addProvenance(ctx, c)
+	}
+	return nil
+}
+
+// solve asks for the build, or for the answer to --call.
+func (s *solving) solve(ctx context.Context, c *client.Client, opt client.SolveOpt, statuses chan *client.SolveStatus) (err error) {
+	if s.call != nil {
+		s.answer, err = s.call.ask(ctx, c, opt, statuses)
+		return err
+	}
+	res, err := c.Solve(ctx, nil, opt, statuses)
+	if err == nil {
+		s.response = res.ExporterResponse
+	}
+	return err
 }
 
 // addSteps asks the builder for what it has counted. It is no failure of the
@@ -155,66 +183,9 @@ func addSteps(ctx context.Context, api builderv1.BuilderServiceClient, ref strin
 	}
 }
 
-func (o *options) print(stdout, stderr io.Writer, out outcome) error {
-	if o.format == "json" {
-		return json.NewEncoder(stdout).Encode(out)
-	}
-	if out.State != "SUCCEEDED" {
-		return nil
-	}
-	verb := "built"
-	switch {
-	case o.push:
-		verb = "pushed"
-	case o.load:
-		verb = "loaded"
-	}
-	name := o.tag
-	if out.Digest != "" {
-		name += "@" + out.Digest
-	}
-	_, err := fmt.Fprintf(stdout, "%s %s in %.2fs (%d of %d steps cached)\n",
-		verb, name, out.DurationS, out.CachedSteps, out.TotalSteps)
-	if err == nil && !o.push && !o.load {
-		_, err = fmt.Fprintln(stderr, "note: the result stays in the build cache; use --push or --load to have the image")
-	}
-	return err
-}
-
 func stateOf(ctx context.Context, err error) string {
 	if ctx.Err() != nil || errors.Is(err, context.Canceled) {
 		return "CANCELLED"
 	}
 	return "FAILED"
-}
-
-// plain is the error without the words that every failure begins with.
-func plain(err error) string {
-	return strings.TrimPrefix(err.Error(), "failed to solve: ")
-}
-
-// explain turns the error of a build into what the user reads: the place in the
-// Dockerfile, what went wrong, and what to check when it was no fault of theirs.
-func (o *options) explain(ctx context.Context, err error, stderr io.Writer) error {
-	switch {
-	case err == nil:
-		return nil
-	case ctx.Err() != nil:
-		return errors.New("the build was cancelled")
-	case grpcerrors.Code(err) == codes.Unavailable:
-		return fmt.Errorf("cannot build through the builder at %s: %s; check that it runs (`kiln up` starts one), or name another with --builder",
-			o.conn.Address, connect.Innermost(err.Error()))
-	}
-	if own, ok := errors.AsType[*fault.Error](err); ok {
-		return errors.New(fault.Line(own))
-	}
-	for _, source := range errdefs.Sources(err) {
-		if printErr := printSource(stderr, source); printErr != nil {
-			return printErr
-		}
-	}
-	if o.registryCache && strings.Contains(err.Error(), strings.SplitN(o.cacheRepository, "/", 2)[0]) {
-		return fmt.Errorf("%s; the cache lives at %s, and --cache-repository names another place", plain(err), o.cacheRepository)
-	}
-	return errors.New(plain(err))
 }

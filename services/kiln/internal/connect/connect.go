@@ -206,6 +206,21 @@ func (f *Flags) Explain(err error) error {
 	}
 }
 
+// OfConnection reports whether an error is of the connection to the service, and not
+// of the service.
+func OfConnection(err error) bool {
+	st, ok := status.FromError(err)
+	if !ok || client.Reason(err) != "" {
+		return false
+	}
+	switch st.Code() {
+	case codes.Unavailable, codes.Unauthenticated, codes.PermissionDenied, codes.Unimplemented:
+		return true
+	default:
+		return false
+	}
+}
+
 // Innermost is the last of the causes that gRPC strings together in a message.
 func Innermost(text string) string {
 	if at := strings.LastIndex(text, "desc = "); at >= 0 {
