@@ -27,6 +27,8 @@ type Command struct {
 	Env []string
 	// Dir is its working directory. Empty: the lab's.
 	Dir string
+	// Stdin is its standard input, for Exec.
+	Stdin string
 	// ResolvConf is a file that it finds in the place of /etc/resolv.conf: it looks
 	// names up as that says, and the rest of the machine does not. Needs root.
 	ResolvConf string
