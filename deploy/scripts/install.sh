@@ -37,10 +37,23 @@ install_all() {
 		keep "$dest/etc/kiln/$name.yaml" 644 <"deploy/config/$name.yaml"
 	done
 	keep "$dest/etc/kiln/registry.yml" 644 <deploy/registry/config.yml
-	keep "$dest/etc/buildkit/buildkitd.toml" 644 <deploy/buildkit/buildkitd.toml
+	sed "s|\"/usr/lib/cni\"|\"$(cni_plugins)\"|" deploy/buildkit/buildkitd.toml | keep "$dest/etc/buildkit/buildkitd.toml" 644
+	keep "$dest/etc/buildkit/cni.conflist" 644 <deploy/buildkit/cni.conflist
 	[ -n "$dest" ] || on_this_host
 	echo "installed in $dest$prefix/bin, $lib/systemd/system and $dest/etc/kiln"
 	[ -n "$dest" ] || echo "start it with: systemctl enable --now buildkit kiln-registry kiln-builder kiln-cachemanager kiln-janitor"
+}
+
+# cni_plugins says where this host has the CNI plugins, else where Debian has them.
+cni_plugins() {
+	local dir
+	for dir in /usr/lib/cni /usr/libexec/cni /opt/cni/bin; do
+		if [ -x "$dir/bridge" ]; then
+			echo "$dir"
+			return
+		fi
+	done
+	echo /usr/lib/cni
 }
 
 # put FILE MODE: writes standard input there, whole or not at all.

@@ -12,6 +12,7 @@ import (
 	"github.com/kilnbuild/kiln/services/kiln/internal/debug"
 	"github.com/kilnbuild/kiln/services/kiln/internal/janitor"
 	"github.com/kilnbuild/kiln/services/kiln/internal/profile"
+	"github.com/kilnbuild/kiln/services/kiln/internal/stepnet"
 	"github.com/kilnbuild/kiln/services/kiln/internal/token"
 	"github.com/kilnbuild/kiln/services/kiln/internal/up"
 )
@@ -47,6 +48,7 @@ see "kiln profile".`,
 		debug.WorkersCommand,
 		up.Command,
 		up.DownCommand,
+		stepnet.Command,
 	} {
 		root.AddCommand(subcommand())
 	}
