@@ -3,6 +3,7 @@ package e2e_test
 import (
 	"context"
 	"fmt"
+	"net"
 	"os/exec"
 	"strings"
 	"testing"
@@ -36,7 +37,9 @@ rootfs() { # DIR BINARIES...: a root with busybox, and the binaries with the lib
 // importImages gives the machine's Docker Engine the public images of the core that cannot be
 // pulled here: of the same names, made from the tools that are pinned.
 const importImages = rootfs + `
-rootfs /tmp/buildkit bin/buildkitd bin/buildctl "$(command -v runc)"
+rootfs /tmp/buildkit bin/buildkitd bin/buildctl "$(command -v runc)" "$(command -v iptables)" /usr/lib/cni/{bridge,loopback,host-local,firewall}
+for plugin in bridge loopback host-local firewall; do mv /tmp/buildkit/usr/bin/$plugin /tmp/buildkit/usr/bin/buildkit-cni-$plugin; done
+cp -rL --parents /usr/lib/*/xtables /tmp/buildkit/
 tar -C /tmp/buildkit -c . | docker import --change 'ENTRYPOINT ["buildkitd"]' --change 'ENV PATH=/usr/bin:/bin' - moby/buildkit:v0.34.2 >/dev/null
 rootfs /tmp/registry bin/registry
 tar -C /tmp/registry -c . | docker import --change 'ENTRYPOINT ["registry"]' --change 'ENV PATH=/usr/bin:/bin' - registry:3.1.2 >/dev/null
@@ -95,6 +98,7 @@ func TestS13_ComposeCore(t *testing.T) {
 			t.Log(out.Stdout, err)
 		}
 	})
+	startOutside(t, m)
 	t.Log("public images cannot be pulled here: moby/buildkit and registry are made from the pinned tools, under the same names")
 	run(startDocker)
 	run(importImages)
@@ -105,7 +109,7 @@ func TestS13_ComposeCore(t *testing.T) {
 	compose("--profile observe config --quiet")
 	compose("up --detach --wait --wait-timeout 60")
 	if privileged := run(`for c in $(docker ps -q); do docker inspect -f '{{.HostConfig.Privileged}} {{.Config.User}} {{index .Config.Labels "com.docker.compose.service"}}' $c; done | sort`); privileged !=
-		"false 65532:65532 builder\nfalse 65532:65532 cachemanager\nfalse 65532:65532 janitor\nfalse 65532:65532 registry\ntrue  buildkitd\n" {
+		"false 0:0 step-network\nfalse 65532:65532 builder\nfalse 65532:65532 cachemanager\nfalse 65532:65532 janitor\nfalse 65532:65532 registry\ntrue  buildkitd\n" {
 		t.Errorf("containers: %s", privileged)
 	}
 	if name := run("docker inspect -f '{{.State.Health.Status}}' outros-containers-registry"); name != "healthy\n" {
@@ -126,6 +130,8 @@ func TestS13_ComposeCore(t *testing.T) {
 	// What nothing names goes, and what is named stays.
 	run(`digest=$(docker image inspect -f '{{index .RepoDigests 0}}' localhost:5000/web:1) && kiln janitor run --force && kiln cache prune --force && docker image rm $digest localhost:5000/web:1 >/dev/null; docker pull --quiet localhost:5000/web:1`)
 
+	hostileUnderCompose(t, m)
+
 	compose("down")
 	compose("up --detach --wait --wait-timeout 60")
 	again := build()
@@ -137,6 +143,24 @@ func TestS13_ComposeCore(t *testing.T) {
 	}
 	observe(t, run, build)
 	compose("--profile observe down --volumes")
+}
+
+// hostileUnderCompose holds that a RUN step reaches the internet, and neither the
+// machine nor a container of the stack, whatever the address.
+func hostileUnderCompose(t *testing.T, m *lab.Machine) {
+	t.Helper()
+	request := hostile(t, m)
+	containers := labtest.Must(m.Exec(labtest.Context(t, time.Minute),
+		`for c in $(docker ps -q); do docker inspect -f '{{range .NetworkSettings.Networks}}{{.IPAddress}} {{end}}' $c; done`))(t).Stdout
+	for _, address := range strings.Fields(containers) {
+		for _, port := range []string{"5000", "50051", "50052", "50053", "9461", "9462", "9463"} {
+			request.Connect = append(request.Connect, net.JoinHostPort(address, port))
+		}
+	}
+	if len(request.Connect) < 4*7 {
+		t.Fatalf("containers have the addresses %s", containers)
+	}
+	onlyOutside(t, runProbe(t, m, "", request))
 }
 
 // importObservers gives the engine the images of the profile observe but for Grafana's, with the

@@ -21,6 +21,7 @@ import (
 var exposure = map[string]float64{
 	"buildkit.service": 8.7, "kiln-builder.service": 1.7, "kiln-cachemanager.service": 2.0,
 	"kiln-janitor.service": 1.7, "kiln-janitor-run.service": 1.7, "kiln-registry.service": 1.7,
+	"kiln-step-network.service": 2.5, // it changes the packet filter
 }
 
 // make install puts a whole package into DESTDIR, whose units systemd takes and finds as closed
@@ -44,8 +45,10 @@ func TestS12_InstallIntoAPackage(t *testing.T) {
 	var services []string
 	for _, unit := range found {
 		text := string(labtest.Must(os.ReadFile(unit))(t))
-		file := filepath.Join(here, filepath.Base(unit))
 		labtest.Write(t, here, map[string]string{filepath.Base(unit): strings.ReplaceAll(text, "=/usr/local/bin/", "="+dest+"/usr/local/bin/")})
+	}
+	for _, unit := range found {
+		file := filepath.Join(here, filepath.Base(unit))
 		if strings.HasSuffix(unit, ".service") {
 			services = append(services, file)
 		}
@@ -80,7 +83,7 @@ func TestS12_InstallIntoAPackage(t *testing.T) {
 		left = append(left, path)
 	}
 	slices.Sort(left)
-	if want := []string{"etc/buildkit/buildkitd.toml", "etc/kiln/builder.yaml", "etc/kiln/cachemanager.yaml", "etc/kiln/janitor.yaml", "etc/kiln/registry.yml"}; !slices.Equal(left, want) {
+	if want := []string{"etc/buildkit/buildkitd.toml", "etc/buildkit/cni.conflist", "etc/kiln/builder.yaml", "etc/kiln/cachemanager.yaml", "etc/kiln/janitor.yaml", "etc/kiln/registry.yml"}; !slices.Equal(left, want) {
 		t.Errorf("after uninstall there are %v", left)
 	}
 }
@@ -157,6 +160,17 @@ func TestS12_UnderSystemd(t *testing.T) {
 		t.Errorf("who is not in the group reached the daemon: %s", out.Stdout)
 	}
 
+	// Steps reach the internet, and nothing of the machine, also while the filter's
+	// process is being started again.
+	startOutside(t, m)
+	request := hostile(t, m)
+	onlyOutside(t, runProbe(t, m, "", request))
+	run("systemctl kill --kill-who=main --signal KILL kiln-step-network; nft list tables | grep -qx 'table inet kiln_kiln0'")
+	labtest.Eventually(t, 30*time.Second, "that the filter's process is back", func() bool {
+		_, err := m.Exec(labtest.Context(t, 10*time.Second), "systemctl is-active --quiet kiln-step-network && kiln step-network --cni-config /etc/buildkit/cni.conflist --check")
+		return err == nil
+	})
+
 	// What the registry holds the janitor sees and, in a run by the timer's unit, keeps.
 	checkRegistryBySystemd(t, run("kiln janitor check --format json"))
 	for _, c := range [][2]string{{"start", "0\n"}, {"stop", "1\n"}} { // of the service, and the runs then
@@ -183,7 +197,10 @@ func TestS12_UnderSystemd(t *testing.T) {
 	if logs := run("journalctl --no-pager"); len(secret) != 64 || strings.Contains(logs, secret) {
 		t.Errorf("the secret of the notifications is in the journal, or there is none: %q", secret)
 	}
-	run("systemctl stop buildkit kiln-registry kiln-builder kiln-cachemanager kiln-janitor")
+	run("systemctl stop buildkit kiln-step-network kiln-registry kiln-builder kiln-cachemanager kiln-janitor")
+	if left := run("nft list tables | grep kiln_ || true; ip -br link | grep kiln0 || true"); left != "" {
+		t.Errorf("the steps' network is left: %s", left)
+	}
 	run("deploy/scripts/install.sh uninstall && ! command -v kiln && test -s /etc/kiln/builder.yaml")
 }
 

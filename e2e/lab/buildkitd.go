@@ -41,8 +41,8 @@ type BuildkitdOptions struct {
 	// TOML is added to the daemon's configuration.
 	TOML string
 	// Config is a configuration file in place of the lab's, of which only the places
-	// of the daemon's state and sockets are overridden. All options above but Env and
-	// ResolvConf are then without effect.
+	// of the daemon's state and sockets are overridden, and the network of steps, which
+	// is the host's. All options above but Env and ResolvConf are then without effect.
 	Config string
 }
 
@@ -77,7 +77,7 @@ func (l *Lab) StartBuildkitd(ctx context.Context, opts BuildkitdOptions) (*Build
 	}
 	args := []string{
 		"--config", opts.Config, "--root", filepath.Join(dir, "root"), "--addr", "unix://" + sock,
-		"--otel-socket-path", filepath.Join(dir, "otel.sock"),
+		"--otel-socket-path", filepath.Join(dir, "otel.sock"), "--oci-worker-net", "host", "--containerd-worker-net", "host",
 	}
 	tcp := ""
 	if opts.TLS != nil {

@@ -25,6 +25,7 @@ import (
 	"github.com/kilnbuild/kiln/services/builder/internal/contextstore"
 	"github.com/kilnbuild/kiln/services/builder/internal/grpcapi"
 	"github.com/kilnbuild/kiln/services/builder/internal/guard"
+	"github.com/kilnbuild/kiln/services/builder/internal/hostdir"
 	"github.com/kilnbuild/kiln/services/builder/internal/metrics"
 	"github.com/kilnbuild/kiln/services/builder/internal/policy"
 	"github.com/kilnbuild/kiln/services/builder/internal/pool"
@@ -63,6 +64,9 @@ func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Teleme
 			err = errors.Join(err, s.parts.Close(context.WithoutCancel(ctx)))
 		}
 	}()
+	if err := CheckRoots(s.cfg.GetAllowedRoots(), s.cfg.GetStateDir()); err != nil {
+		return nil, err
+	}
 	if err := s.openStores(ctx); err != nil {
 		return nil, err
 	}
@@ -233,3 +237,7 @@ func (s *Service) Run(ctx context.Context) error {
 	err := lifecycle.Run(ctx, tasks...)
 	return errors.Join(err, s.Close())
 }
+
+// CheckRoots refuses allowed roots that give away more than directories of sources:
+// the host's root directory, and what contains, or lies in, a directory of state.
+func CheckRoots(roots []string, state string) error { return hostdir.Roots(roots).Check(state) }

@@ -30,7 +30,7 @@ func (r Roots) Open(path string) (*os.Root, error) {
 	}
 	for _, root := range r {
 		base, err := filepath.EvalSymlinks(root)
-		if err != nil {
+		if err != nil || base == "/" { // See Check: a link may have been turned since.
 			continue
 		}
 		rel, err := filepath.Rel(base, real)
@@ -49,6 +49,9 @@ func (r Roots) Create(path string) (*os.Root, error) {
 	for _, root := range r {
 		rel, err := filepath.Rel(root, filepath.Clean(path))
 		if err != nil || !filepath.IsLocal(rel) {
+			continue
+		}
+		if real(root) == "/" {
 			continue
 		}
 		base, err := os.OpenRoot(root)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/pkg/lifecycle"
+	"github.com/kilnbuild/kiln/services/builder"
 	"github.com/kilnbuild/kiln/services/kiln/internal/supervise"
 )
 
@@ -55,6 +56,9 @@ func Run(ctx context.Context, opts Options, session Session) (err error) {
 	if r.paths, err = makePaths(opts.DataDir); err != nil {
 		return err
 	}
+	if err := builder.CheckRoots(opts.AllowRoots, r.paths.root); err != nil {
+		return rootRefused(err)
+	}
 	lock, err := claim(ctx, r.paths)
 	if err != nil {
 		return err
@@ -76,6 +80,14 @@ func Run(ctx context.Context, opts Options, session Session) (err error) {
 		return errors.Join(err, r.closeSteps())
 	}
 	return r.run(ctx)
+}
+
+// rootRefused names the flag instead of the builder's configuration key.
+func rootRefused(err error) error {
+	if refused, ok := errors.AsType[*fault.Error](err); ok {
+		refused.Field, refused.Remedy = "--allow-root", "name only directories that hold sources with --allow-root, such as /srv/src"
+	}
+	return err
 }
 
 // runner is one run.
