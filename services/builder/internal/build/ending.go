@@ -51,11 +51,11 @@ const (
 	deadAfter  = time.Minute
 )
 
-// watchDaemon ends the returned context with an UNAVAILABLE fault when the daemon
-// stops answering. answered tells it that the daemon has begun to build.
-func (s *Service) watchDaemon(ctx context.Context, daemon string) (_ context.Context, answered, stop func()) {
-	ctx, cancel := context.WithCancelCause(ctx)
-	var begun atomic.Bool
+// watchDaemon calls dead with an UNAVAILABLE fault when the daemon stops answering,
+// until ctx ends or stop is called. begun tells it that the daemon has begun to build.
+func (s *Service) watchDaemon(ctx context.Context, daemon string, dead func(error)) (begun, stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var building atomic.Bool
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -68,14 +68,14 @@ func (s *Service) watchDaemon(ctx context.Context, daemon string) (_ context.Con
 			case <-tick.C:
 			}
 			since, err := s.Pool.Health(daemon)
-			if err != nil && (!begun.Load() || time.Since(since) > deadAfter) {
-				cancel(err)
+			if err != nil && (!building.Load() || time.Since(since) > deadAfter) {
+				dead(err)
 				return
 			}
 		}
 	}()
-	return ctx, func() { begun.Store(true) }, func() {
-		cancel(context.Canceled)
+	return func() { building.Store(true) }, func() {
+		cancel()
 		<-done
 	}
 }

@@ -46,6 +46,7 @@ type live struct {
 	settled   uint64 // the version that is stored
 	pending   []Event
 	size      int           // bytes in pending, about
+	written   int           // bytes of all events, about
 	changed   chan struct{} // closed when there is more to read, and then made anew
 	stored    uint64        // sequence number of the last event that is stored
 	recent    []Frame       // the last of them, without gaps
@@ -88,8 +89,9 @@ func (l *live) record() Record {
 func (l *live) push(kind any, change ...func(*Record)) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.final {
-		return // a daemon that says something after the end
+	kind, keep := l.bounded(kind)
+	if l.final || !keep {
+		return // a daemon that says something after the end, or more than is kept
 	}
 	for _, c := range change {
 		c(&l.rec)
@@ -97,6 +99,7 @@ func (l *live) push(kind any, change ...func(*Record)) {
 	l.rec.LastSeq++
 	l.pending = append(l.pending, Event{Sequence: l.rec.LastSeq, Time: time.Now(), Kind: kind})
 	l.size += sizeOf(kind)
+	l.written += sizeOf(kind)
 	l.version++
 	if _, l.final = kind.(Outcome); l.final {
 		signal(l.hurry)
@@ -156,15 +159,6 @@ func signal(c chan struct{}) {
 	case c <- struct{}{}:
 	default:
 	}
-}
-
-// sizeOf is about what an event takes in memory.
-func sizeOf(kind any) int {
-	const fixed = 256
-	if log, ok := kind.(LogEvent); ok {
-		return fixed + len(log.Data)
-	}
-	return fixed
 }
 
 // attach counts a call that watches the build and on whose end it may end.

@@ -124,6 +124,8 @@ type line struct {
 	free   int
 	places []*place
 	closed bool
+
+	entered build.Entry // the last
 }
 
 type place struct {
@@ -140,9 +142,10 @@ func (l *line) Close() {
 	l.closed = true
 }
 
-func (l *line) Readmit(build.Entry) build.Turn {
+func (l *line) Readmit(e build.Entry) build.Turn {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.entered = e
 	p := &place{line: l, ready: make(chan struct{})}
 	l.places = append(l.places, p)
 	l.next()

@@ -1,6 +1,7 @@
 package build
 
 import (
+	"cmp"
 	"context"
 	"sync"
 	"time"
@@ -11,6 +12,7 @@ type Observation struct {
 	ID      string // BuildKit's ref
 	Project string
 	Tags    []string
+	Bytes   int64 // about what its request holds in memory
 	Caller  Caller
 }
 
@@ -22,15 +24,22 @@ type Observed struct {
 	queued  time.Duration
 	once    sync.Once // of the end
 
-	mu   sync.Mutex
-	turn Turn // the one of Resume after Yield
+	mu      sync.Mutex
+	turn    Turn   // the one of Resume after Yield
+	running func() // tells the watch that the daemon has begun; nil before Begin
+	release func() // ends what Begin started; nil before Begin
 }
 
 // Observe remembers a build that begins through the gateway. The context that it
-// returns ends with ctx, and with a cause when somebody cancels the build, or the
-// builder stops. Errors: RESOURCE_EXHAUSTED when too many wait; ALREADY_EXISTS
-// when its id is known already, which BuildKit too refuses.
+// returns ends with ctx, and with a cause when somebody cancels the build, when it
+// exceeds MaxBuildTime, when its daemon stops answering, or when the builder stops.
+// Errors: INVALID_ARGUMENT for an id or names that cannot be kept; RESOURCE_EXHAUSTED
+// when too many wait; ALREADY_EXISTS when its id is known already, which BuildKit too
+// refuses.
 func (s *Service) Observe(ctx context.Context, o Observation) (context.Context, *Observed, error) {
+	if err := cmp.Or(checkID(o.ID), checkTags(o.Tags)); err != nil {
+		return nil, nil, err
+	}
 	done, err := s.begin()
 	if err != nil {
 		return nil, nil, err
@@ -40,7 +49,7 @@ func (s *Service) Observe(ctx context.Context, o Observation) (context.Context, 
 		ID: o.ID, Project: o.Project, State: Queued, Origin: OriginGateway, Created: time.Now(), Tags: o.Tags,
 		TraceID: o.Caller.TraceID, Caller: o.Caller.Identity, Attempt: 1, MaxAttempts: 1,
 	}
-	turn, err := s.Queue.Enter(Entry{Tenant: rec.Tenant(), Priority: rec.Priority})
+	turn, err := s.Queue.Enter(Entry{Tenant: rec.Tenant(), Priority: rec.Priority, Bytes: o.Bytes})
 	if err != nil {
 		return nil, nil, err
 	}
@@ -71,15 +80,36 @@ func (o *Observed) Wait(ctx context.Context, notify func(Waiting)) error {
 	return err
 }
 
-// Begin says that the build's solve goes to a daemon.
+// Begin says that the build's solve goes to a daemon. From here on its time counts,
+// and the daemon's health.
 func (o *Observed) Begin(daemon string) {
 	o.live.update(func(rec *Record) {
 		rec.State, rec.Daemon, rec.Started, rec.Waiting = Running, daemon, time.Now(), nil
 	})
+	running, stop := o.service.watchDaemon(o.live.ctx, daemon, o.live.cancel)
+	release := stop
+	if limit := o.service.MaxBuildTime; limit > 0 {
+		timer := time.AfterFunc(limit, func() { o.live.cancel(timedOut(limit)) })
+		release = func() {
+			timer.Stop()
+			stop()
+		}
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.running, o.release = running, release
 }
 
 // Event keeps what the daemon says of the build: a StepEvent, LogEvent or Warning.
-func (o *Observed) Event(kind any) { o.live.push(kind) }
+func (o *Observed) Event(kind any) {
+	o.mu.Lock()
+	running := o.running
+	o.mu.Unlock()
+	if running != nil {
+		running()
+	}
+	o.live.push(kind)
+}
 
 // End keeps how the build ended. failure is nil if it succeeded; when ctx, which
 // Observe returned, has ended, the cause of that counts for more. It returns when
@@ -92,6 +122,12 @@ func (o *Observed) End(ctx context.Context, failure *Failure, result Result) {
 
 func (o *Observed) end(ctx context.Context, failure *Failure, result Result) {
 	o.Yield()
+	o.mu.Lock()
+	release := o.release
+	o.mu.Unlock()
+	if release != nil {
+		defer release()
+	}
 	o.live.graph = result.Graph
 	outcome := Outcome{State: Succeeded, Failure: failure, Outputs: result.Outputs, Steps: result.Steps, Times: result.Times}
 	if failure != nil {

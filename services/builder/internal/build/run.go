@@ -192,7 +192,9 @@ func (s *Service) solve(ctx context.Context, l *live, spec Spec, daemon Daemon) 
 				"the builder failed while building", "report it with the trace id of the build"))}
 		}
 	}()
-	ctx, answered, stop := s.watchDaemon(ctx, rec.Daemon)
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	answered, stop := s.watchDaemon(ctx, rec.Daemon, cancel)
 	defer stop()
 	result := daemon.Solve(ctx, rec.ID, rec.Attempt, spec, func(kind any) {
 		answered()

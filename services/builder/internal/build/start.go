@@ -69,6 +69,9 @@ func (s *Service) start(ctx context.Context, sub Submission) (Record, *live, err
 	}
 	rec := recordOf(sub)
 	rec.ID = s.NewID()
+	if err := checkTags(rec.Tags); err != nil {
+		return Record{}, nil, err
+	}
 	turn, err := s.Queue.Enter(Entry{Tenant: rec.Tenant(), Priority: rec.Priority, Bytes: sub.Bytes})
 	if err != nil {
 		return Record{}, nil, err

@@ -58,7 +58,7 @@ var errBroke = fault.New(fault.Internal, "INTERNAL", "the builder failed while p
 func (g *Gateway) build(c *call, r *route, request *rawcodec.Frame, req *controlapi.SolveRequest) error {
 	tags := tagsOf(req)
 	ctx, observed, err := g.builds.Observe(c.Context(), build.Observation{
-		ID: r.ref, Project: project(c.Context()), Tags: tags, Caller: g.caller(c.Context()),
+		ID: r.ref, Project: project(c.Context()), Tags: tags, Bytes: int64(request.Data.Len()), Caller: g.caller(c.Context()),
 	})
 	if err != nil {
 		return err
