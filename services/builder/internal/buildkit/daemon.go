@@ -73,6 +73,7 @@ type Daemon struct {
 	conn          *grpc.ClientConn
 	own           atomic.Pointer[ocispecs.Platform] // of its first worker, once it was asked
 	workers       atomic.Pointer[[]string]          // their ids, once it was asked
+	reading       chan struct{}                     // a token for each job that opens files of this host
 }
 
 // Flow-control windows of the gateway's connections on both sides, in bytes. They
@@ -101,7 +102,10 @@ func Dial(ctx context.Context, cfg *configv1.DaemonConfig, options Options, tel 
 		return nil, errors.Join(err, bk.Close())
 	}
 	plain := cfg.GetTls() == nil && !address.Local()
-	return &Daemon{plain: plain, log: tel.Logger, name: cfg.GetName(), address: cfg.GetAddress(), opts: options, client: bk, conn: conn}, nil
+	return &Daemon{
+		plain: plain, log: tel.Logger, name: cfg.GetName(), address: cfg.GetAddress(), opts: options, client: bk, conn: conn,
+		reading: make(chan struct{}, maxReading),
+	}, nil
 }
 
 // Name is the daemon's name.

@@ -17,6 +17,7 @@ import (
 
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
+	"github.com/kilnbuild/kiln/services/builder/internal/hostdir"
 	"github.com/kilnbuild/kiln/services/builder/internal/policy"
 )
 
@@ -137,6 +138,9 @@ func (j *job) dockerfile() ([]byte, error) {
 	if errors.Is(err, fs.ErrNotExist) && path.Base(j.spec.Dockerfile.Path) == "Dockerfile" {
 		// The other spelling that BuildKit looks for.
 		text, err = readFile(files, path.Join(path.Dir(j.spec.Dockerfile.Path), "dockerfile"))
+	}
+	if errors.Is(err, hostdir.ErrSpecial) {
+		return nil, fault.Invalid("spec.dockerfile.path", j.spec.Dockerfile.Path, err.Error(), "name a regular file")
 	}
 	if err != nil {
 		return nil, nil //nolint:nilerr // the build fails for it, and says where

@@ -15,6 +15,7 @@ import (
 
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
+	"github.com/kilnbuild/kiln/services/builder/internal/hostdir"
 )
 
 // layoutStore reads the blobs of an OCI image layout, and nothing else of it: the
@@ -46,17 +47,9 @@ func (s layoutStore) open(of digest.Digest) (*os.File, int64, error) {
 		return nil, 0, fmt.Errorf("%w: %w", cerrdefs.ErrInvalidArgument, err)
 	}
 	name := path.Join("blobs", of.Algorithm().String(), of.Encoded())
-	// Looked at first: opening a pipe would wait for its other end.
-	info, err := s.root.Stat(name)
-	if err == nil && !info.Mode().IsRegular() {
-		err = fs.ErrNotExist
-	}
-	var f *os.File
-	if err == nil {
-		f, err = s.root.Open(name)
-	}
+	f, info, err := hostdir.OpenFile(s.root, name)
 	switch {
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, hostdir.ErrSpecial):
 		return nil, 0, fmt.Errorf("the OCI layout has no blob %s: %w", of, cerrdefs.ErrNotFound)
 	case err != nil:
 		return nil, 0, fmt.Errorf("the OCI layout's blob %s cannot be read: %w", of, err)

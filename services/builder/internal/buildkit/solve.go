@@ -26,7 +26,9 @@ const letGo = 2 * time.Second
 
 // Accept implements build.Daemon.
 func (d *Daemon) Accept(ctx context.Context, spec build.Spec) error {
-	j, err := d.prepare("", spec)
+	ctx, cancel := context.WithTimeout(ctx, acceptTimeout)
+	defer cancel()
+	j, err := d.prepareWithin(ctx, "", spec)
 	if err != nil {
 		return err
 	}
@@ -73,7 +75,7 @@ func (r *run) solve(ctx context.Context, id, ref string, spec build.Spec) ([]bui
 	if err != nil {
 		return nil, err
 	}
-	j, err := r.daemon.prepare(id, spec)
+	j, err := r.daemon.prepareWithin(ctx, id, spec)
 	if err != nil {
 		return nil, err
 	}

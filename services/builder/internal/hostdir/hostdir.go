@@ -78,6 +78,10 @@ func (r Roots) openBelow(base, rel, path string) (*os.Root, error) {
 		return nil, r.unreadable(path, err)
 	}
 	defer func() { _ = root.Close() }() // opened for reading
+	// Looked at first: to open a FIFO is to wait for its other end.
+	if info, err := root.Stat(rel); err == nil && !info.IsDir() {
+		return nil, fault.Invalid("spec.context.directory.path", path, "is "+kind(info.Mode())+", not a directory", "name a directory")
+	}
 	dir, err := root.OpenRoot(rel)
 	switch {
 	case err == nil:
