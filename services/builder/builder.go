@@ -111,6 +111,7 @@ func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Teleme
 	s.builds = build.NewService(build.Options{
 		Pool: s.fleet, Store: s.store, Queue: turns{newQueue(s.cfg)}, Metrics: counters, Log: tel.Logger,
 		MaxBuildTime: s.cfg.GetMaxBuildTime().AsDuration(), NewID: uuid.NewString, Encode: wire.Encode, Decode: translate.Decode,
+		Hold: func(spec build.Spec) (release func()) { return buildkit.Hold(s.contexts, spec) },
 		AfterBuild: func(rec build.Record, graph []build.StepEvent) {
 			s.reporter.add(rec, graph, daemon.Workers())
 			s.pruner.ask()
@@ -139,7 +140,7 @@ func (s *Service) openStores(ctx context.Context) error {
 		return err
 	}
 	s.parts.Push("store", func(context.Context) error { return s.store.Close() })
-	if s.artifacts, err = artifacts.Open(dir.artifacts(), s.log, time.Now); err != nil {
+	if s.artifacts, err = artifacts.Open(dir.artifacts(), artifactLimits(s.cfg.GetRetention()), s.log, time.Now); err != nil {
 		return err
 	}
 	s.parts.Push("artifacts", func(context.Context) error { return s.artifacts.Close() })

@@ -83,6 +83,7 @@ func completeStores(out *configv1.BuilderConfig) {
 	keep.BuildBytes = cmp.Or(keep.BuildBytes, 2_000_000_000)
 	keep.ArtifactAge = orDuration(keep.ArtifactAge, 7*24*time.Hour)
 	keep.ArtifactBytes = cmp.Or(keep.ArtifactBytes, 20_000_000_000)
+	keep.ProjectArtifactBytes = cmp.Or(keep.ProjectArtifactBytes, threeQuarters(keep.ArtifactBytes))
 	keep.Interval = orDuration(keep.Interval, time.Minute)
 	if out.Contexts == nil {
 		out.Contexts = &configv1.ContextsConfig{}
@@ -90,6 +91,7 @@ func completeStores(out *configv1.BuilderConfig) {
 	contexts := out.Contexts
 	contexts.KeepAge = orDuration(contexts.KeepAge, 48*time.Hour)
 	contexts.KeepBytes = cmp.Or(contexts.KeepBytes, 20_000_000_000)
+	contexts.ProjectBytes = cmp.Or(contexts.ProjectBytes, threeQuarters(contexts.KeepBytes))
 	contexts.MaxBytes = cmp.Or(contexts.MaxBytes, 10_000_000_000)
 	contexts.MaxEntries = cmp.Or(contexts.MaxEntries, 500_000)
 	contexts.MaxRatio = cmp.Or(contexts.MaxRatio, 200)
@@ -97,6 +99,10 @@ func completeStores(out *configv1.BuilderConfig) {
 	contexts.MaxPathBytes = cmp.Or(contexts.MaxPathBytes, 4096)
 	contexts.FetchTimeout = orDuration(contexts.FetchTimeout, 10*time.Minute)
 }
+
+// threeQuarters is the part of a store that one project may fill, so that there is
+// room for others.
+func threeQuarters(bytes uint64) uint64 { return max(1, bytes/4*3) }
 
 func orDuration(set *durationpb.Duration, otherwise time.Duration) *durationpb.Duration {
 	if set != nil {

@@ -11,6 +11,7 @@ import (
 	"github.com/kilnbuild/kiln/services/builder/internal/contextstore"
 	"github.com/kilnbuild/kiln/services/builder/internal/pool"
 	"github.com/kilnbuild/kiln/services/builder/internal/queue"
+	"github.com/kilnbuild/kiln/services/builder/internal/quota"
 )
 
 // fleet gives the domain and the gateway their view of the pool.
@@ -56,10 +57,14 @@ func matches(pattern, name string) bool {
 
 func contextLimits(cfg *configv1.ContextsConfig) contextstore.Limits {
 	return contextstore.Limits{
-		KeepAge: cfg.GetKeepAge().AsDuration(), KeepBytes: int64(cfg.GetKeepBytes()), MaxBytes: int64(cfg.GetMaxBytes()), //nolint:gosec // bounded by the contract
+		KeepAge: cfg.GetKeepAge().AsDuration(), KeepBytes: int64(cfg.GetKeepBytes()), ProjectBytes: int64(cfg.GetProjectBytes()), MaxBytes: int64(cfg.GetMaxBytes()), //nolint:gosec // bounded by the contract
 		MaxEntries: int(cfg.GetMaxEntries()), MaxRatio: int(cfg.GetMaxRatio()), MaxDepth: int(cfg.GetMaxDepth()),
 		MaxPathBytes: int(cfg.GetMaxPathBytes()), FetchTimeout: cfg.GetFetchTimeout().AsDuration(),
 	}
+}
+
+func artifactLimits(cfg *configv1.RetentionConfig) quota.Limits {
+	return quota.Limits{All: int64(cfg.GetArtifactBytes()), Each: int64(cfg.GetProjectArtifactBytes())} //nolint:gosec // bounded by the contract
 }
 
 // newQueue makes the queue of a configuration with all its defaults.

@@ -16,13 +16,16 @@ import (
 
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/builder/internal/disk"
+	"github.com/kilnbuild/kiln/services/builder/internal/quota"
 )
 
 // Store keeps artifacts in a directory. One process at a time may use it.
 type Store struct {
-	root *os.Root
-	log  *slog.Logger
-	now  func() time.Time
+	root    *os.Root
+	log     *slog.Logger
+	now     func() time.Time
+	account *quota.Account // of bytes, by project
+	slack   int64          // bytes that are freed beyond those that are needed
 
 	change sync.Mutex // held to put artifacts into their directories, and to take them out
 }
@@ -34,9 +37,13 @@ const partDir = "part"
 // builds are made of.
 var validName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,254}$`)
 
-// Open opens the store in dir, which it makes if need be, and removes what an
-// earlier process left half-made.
-func Open(dir string, log *slog.Logger, now func() time.Time) (_ *Store, err error) {
+// projectFile is in the directory of each build and names its project. No artifact is
+// called so.
+const projectFile = ".project"
+
+// Open opens the store in dir, which it makes if need be, removes what an earlier
+// process left half-made, and counts what is there.
+func Open(dir string, limits quota.Limits, log *slog.Logger, now func() time.Time) (_ *Store, err error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("artifacts: %w", err)
 	}
@@ -44,8 +51,8 @@ func Open(dir string, log *slog.Logger, now func() time.Time) (_ *Store, err err
 	if err != nil {
 		return nil, fmt.Errorf("artifacts: %w", err)
 	}
-	s := &Store{root: root, log: log, now: now}
-	if err := errors.Join(root.RemoveAll(partDir), root.Mkdir(partDir, 0o700)); err != nil {
+	s := &Store{root: root, log: log, now: now, account: quota.New(limits), slack: limits.Slack()}
+	if err := errors.Join(root.RemoveAll(partDir), root.Mkdir(partDir, 0o700), s.recount()); err != nil {
 		return nil, errors.Join(fmt.Errorf("artifacts: %w", err), root.Close())
 	}
 	return s, nil
@@ -56,17 +63,19 @@ func (s *Store) Close() error { return s.root.Close() }
 
 // Writer takes the bytes of an artifact, and one of Commit and Abort.
 type Writer struct {
-	store *Store
-	file  *os.File
-	part  string
-	build string
-	name  string
-	size  int64
-	done  bool
+	store   *Store
+	file    *os.File
+	grant   *quota.Grant
+	part    string
+	project string
+	build   string
+	name    string
+	size    int64
+	done    bool
 }
 
-// Create begins an artifact of a build. Nobody sees it before Commit.
-func (s *Store) Create(build, name string) (*Writer, error) {
+// Create begins an artifact of a build of a project. Nobody sees it before Commit.
+func (s *Store) Create(project, build, name string) (*Writer, error) {
 	if !validName.MatchString(build) || !validName.MatchString(name) || build == partDir {
 		return nil, fault.Invalid("artifact", name, "is not the name of an artifact", `use letters, digits, ".", "_" and "-"`)
 	}
@@ -75,11 +84,18 @@ func (s *Store) Create(build, name string) (*Writer, error) {
 	if err != nil {
 		return nil, onDisk(err)
 	}
-	return &Writer{store: s, file: file, part: part, build: build, name: name}, nil
+	return &Writer{
+		store: s, file: file, grant: s.account.Grant(project), part: part, project: project, build: build, name: name,
+	}, nil
 }
 
-// Write implements io.Writer. A full disk is a RESOURCE_EXHAUSTED fault.
+// Write implements io.Writer. Bytes are reserved before they are written: a full disk
+// is a RESOURCE_EXHAUSTED fault, and so is a project or a store that is full though
+// its oldest artifacts were removed.
 func (w *Writer) Write(p []byte) (int, error) {
+	if err := w.store.reserve(w.grant, w.project, int64(len(p))); err != nil {
+		return 0, err
+	}
 	n, err := w.file.Write(p)
 	w.size += int64(n)
 	return n, onDisk(err)
@@ -96,30 +112,39 @@ func (w *Writer) Commit() (int64, error) {
 		err = w.file.Close()
 	}
 	if err == nil {
-		err = w.store.publish(w.part, w.build, w.name)
+		err = w.store.publish(w)
 	}
 	if err != nil {
 		return 0, errors.Join(onDisk(err), w.Abort())
 	}
 	w.done = true
+	w.grant.Close()
 	return w.size, nil
 }
 
-// publish gives an artifact its name. A sweep, which removes directories that are
-// empty, must not come between.
-func (s *Store) publish(part, build, name string) error {
+// publish gives an artifact its name, and counts it. A sweep, which removes
+// directories that are empty, must not come between.
+func (s *Store) publish(w *Writer) error {
 	s.change.Lock()
 	defer s.change.Unlock()
-	if err := s.root.MkdirAll(build, 0o700); err != nil {
+	if err := s.root.MkdirAll(w.build, 0o700); err != nil {
 		return err
 	}
-	final := path.Join(build, name)
-	if err := s.root.Rename(part, final); err != nil {
+	if err := s.root.WriteFile(path.Join(w.build, projectFile), []byte(w.project), 0o600); err != nil {
 		return err
 	}
-	if err := s.sync(build); err != nil {
-		return errors.Join(err, s.root.Rename(final, part)) // Abort takes it from there
+	final := path.Join(w.build, w.name)
+	before := int64(0)
+	if info, err := s.root.Lstat(final); err == nil {
+		before = info.Size()
 	}
+	if err := s.root.Rename(w.part, final); err != nil {
+		return err
+	}
+	if err := s.sync(w.build); err != nil {
+		return errors.Join(err, s.root.Rename(final, w.part)) // Abort takes it from there
+	}
+	s.account.Keep(w.project, w.size-before, w.size-before)
 	return nil
 }
 
@@ -129,6 +154,7 @@ func (w *Writer) Abort() error {
 		return nil
 	}
 	w.done = true
+	defer w.grant.Close()
 	err := w.file.Close()
 	if errors.Is(err, os.ErrClosed) {
 		err = nil

@@ -15,11 +15,12 @@ import (
 
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/builder/internal/artifacts"
+	"github.com/kilnbuild/kiln/services/builder/internal/quota"
 )
 
 func open(t *testing.T, dir string, now func() time.Time) *artifacts.Store {
 	t.Helper()
-	s, err := artifacts.Open(dir, slog.New(slog.DiscardHandler), now)
+	s, err := artifacts.Open(dir, quota.Limits{}, slog.New(slog.DiscardHandler), now)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,7 +40,7 @@ func put(t *testing.T, s *artifacts.Store, build, name, content string) {
 }
 
 func save(s *artifacts.Store, build, name, content string) error {
-	w, err := s.Create(build, name)
+	w, err := s.Create("web", build, name)
 	if err != nil {
 		return err
 	}
@@ -67,11 +68,11 @@ func content(t *testing.T, s *artifacts.Store, build, name string) (string, erro
 	return string(data), nil
 }
 
-// files lists what a directory holds, by path.
+// files lists the artifacts that a directory holds, by path.
 func files(t *testing.T, dir string) (all []string) {
 	t.Helper()
 	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
-		if err == nil && !entry.IsDir() {
+		if err == nil && !entry.IsDir() && entry.Name() != ".project" {
 			all = append(all, path)
 		}
 		return err
@@ -85,7 +86,7 @@ func files(t *testing.T, dir string) (all []string) {
 func TestAnArtifactIsCompleteOrAbsent(t *testing.T) {
 	dir := t.TempDir()
 	s := open(t, dir, time.Now)
-	w, err := s.Create("b1", "image.tar")
+	w, err := s.Create("web", "b1", "image.tar")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +105,7 @@ func TestAnArtifactIsCompleteOrAbsent(t *testing.T) {
 	if got, err := content(t, again, "b1", "image.tar"); err != nil || got != "newer" {
 		t.Errorf("%q, %v", got, err)
 	}
-	w, err = again.Create("b1", "other.tar")
+	w, err = again.Create("web", "b1", "other.tar")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -119,7 +120,7 @@ func TestAnArtifactIsCompleteOrAbsent(t *testing.T) {
 func TestNamesLeadNowhereElse(t *testing.T) {
 	s := open(t, t.TempDir(), time.Now)
 	for _, name := range []string{"", "..", ".", "../x", "/etc/passwd", "a/b", "a\x00b", "-x", ".hidden"} {
-		if _, err := s.Create("b1", name); fault.KindOf(err) != fault.InvalidArgument {
+		if _, err := s.Create("web", "b1", name); fault.KindOf(err) != fault.InvalidArgument {
 			t.Errorf("Create %q: %v", name, err)
 		}
 		if _, _, err := s.Open("b1", name); fault.KindOf(err) != fault.NotFound {
@@ -221,7 +222,7 @@ func TestFullDisk(t *testing.T) {
 		}
 	})
 	s := open(t, dir, time.Now)
-	w, err := s.Create("b1", "image.tar")
+	w, err := s.Create("web", "b1", "image.tar")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -238,4 +239,112 @@ func TestFullDisk(t *testing.T) {
 		t.Errorf("left: %v", left)
 	}
 	put(t, s, "b1", "image.tar", "fits")
+}
+
+// limited opens a store that holds so much, whose clock moves on with each artifact.
+func limited(t *testing.T, dir string, limits quota.Limits) *artifacts.Store {
+	t.Helper()
+	s, err := artifacts.Open(dir, limits, slog.New(slog.DiscardHandler), time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+// write writes an artifact of so many bytes.
+func write(s *artifacts.Store, project, build string, bytes int) error {
+	w, err := s.Create(project, build, "a.tar")
+	if err != nil {
+		return err
+	}
+	for written := 0; written < bytes; written += 1000 {
+		if _, err := w.Write(make([]byte, 1000)); err != nil {
+			return errors.Join(err, w.Abort())
+		}
+	}
+	_, err = w.Commit()
+	return err
+}
+
+func there(s *artifacts.Store, build string) bool {
+	file, _, err := s.Open(build, "a.tar")
+	return err == nil && file.Close() == nil
+}
+
+func TestWrite_ReservesBeforeItWrites(t *testing.T) {
+	dir := t.TempDir()
+	s := limited(t, dir, quota.Limits{All: 100_000, Each: 60_000})
+	endless := write(s, "web", "b1", 1_000_000)
+	if own, ok := errors.AsType[*fault.Error](endless); !ok || own.Kind != fault.ResourceExhausted || own.RetryAfter == 0 {
+		t.Errorf("an artifact without an end: %v", endless)
+	}
+	if left, err := os.ReadDir(filepath.Join(dir, "part")); err != nil || len(left) > 0 {
+		t.Errorf("%v is left, %v", left, err)
+	}
+	if err := write(s, "web", "b2", 50_000); err != nil {
+		t.Errorf("after it failed: %v", err)
+	}
+}
+
+// Artifacts that are being written count, so that clients at once cannot go over the
+// bound together, and one of another project still has room.
+func TestWrite_CountsWhatIsUnderWay(t *testing.T) {
+	s := limited(t, t.TempDir(), quota.Limits{All: 100_000, Each: 60_000})
+	var open []*artifacts.Writer
+	taken := 0
+	for i := range 10 {
+		w, err := s.Create("greedy", fmt.Sprint("b", i), "a.tar")
+		if err != nil {
+			t.Fatal(err)
+		}
+		open = append(open, w)
+		if _, err := w.Write(make([]byte, 10_000)); err == nil {
+			taken++
+		}
+	}
+	if taken != 6 {
+		t.Errorf("%d artifacts of 10 KB fit into 60 KB", taken)
+	}
+	if err := write(s, "web", "mine", 30_000); err != nil {
+		t.Errorf("another project: %v", err)
+	}
+	for _, w := range open {
+		if err := w.Abort(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func TestWrite_MakesRoomAtTheCostOfWhoUsesMost(t *testing.T) {
+	dir := t.TempDir()
+	s := limited(t, dir, quota.Limits{All: 100_000, Each: 70_000})
+	steps := []string{"small"}
+	if err := write(s, "small", "small", 20_000); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 5 {
+		build := fmt.Sprint("greedy", i)
+		steps = append(steps, build)
+		if err := write(s, "greedy", build, 20_000); err != nil {
+			t.Fatal(err)
+		}
+		// Ages are those of the files.
+		for j, name := range steps {
+			at := time.Now().Add(time.Duration(j-100) * time.Minute)
+			if err := os.Chtimes(filepath.Join(dir, name, "a.tar"), at, at); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				t.Fatal(err)
+			}
+		}
+	}
+	if !there(s, "small") || !there(s, "greedy4") || there(s, "greedy0") {
+		t.Errorf("left: %t %t %t, want the other project's, the newest, and not the oldest", there(s, "small"), there(s, "greedy4"), there(s, "greedy0"))
+	}
+	again := limited(t, dir, quota.Limits{All: 70_000, Each: 70_000})
+	if err := write(again, "web", "web", 25_000); err != nil {
+		t.Fatal(err)
+	}
+	if !there(again, "small") || !there(again, "web") {
+		t.Error("after a restart the projects of artifacts are not known")
+	}
 }

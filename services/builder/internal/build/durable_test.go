@@ -116,3 +116,66 @@ func TestAnObservedBuildEndsOnce(t *testing.T) {
 	}
 	r.stop(t)
 }
+
+// What a build was accepted with is kept from there to its end, while it waits and
+// through a restart.
+func TestAccepted_IsHeldToTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		before := holds.Load()
+		store := newMemory()
+		r := newRig(t, &pool{daemon: daemon(hangs)}, store, 1)
+		if _, err := r.Start(t.Context(), detached()); err != nil {
+			t.Fatal(err)
+		}
+		waiting, err := r.Start(t.Context(), detached())
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if n := holds.Load() - before; n != 2 {
+			t.Errorf("%d are held while one builds and one waits", n)
+		}
+		r.stop(t)
+		if n := holds.Load() - before; n != 0 {
+			t.Errorf("%d are held by a service that has stopped", n)
+		}
+		again := newRig(t, &pool{daemon: daemon(succeeds)}, store, 0)
+		if err := again.Recover(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		if n := holds.Load() - before; n == 0 {
+			t.Error("nothing is held of a build that waits again")
+		}
+		if _, err := again.Cancel(t.Context(), waiting.ID); err != nil {
+			t.Fatal(err)
+		}
+		again.stop(t)
+		if n := holds.Load() - before; n != 0 {
+			t.Errorf("%d are held when all has ended", n)
+		}
+	})
+}
+
+func TestRefused_IsNotHeld(t *testing.T) {
+	before := holds.Load()
+	store := newMemory()
+	r := newRig(t, &pool{daemon: daemon(succeeds)}, store, 1)
+	sub := web()
+	sub.RequestID = "one"
+	for range 2 { // the second joins the first
+		if err := r.Build(t.Context(), sub, func(build.Frame) error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r.stop(t)
+	if n := holds.Load() - before; n != 0 {
+		t.Errorf("%d are held", n)
+	}
+}
+
+func detached() build.Submission {
+	sub := web()
+	sub.Detached, sub.Spec.MaxAttempts = true, 3
+	return sub
+}

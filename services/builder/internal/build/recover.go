@@ -35,7 +35,14 @@ func (s *Service) Recover(ctx context.Context) error {
 			if !rec.Detached {
 				l.expire(errCallerGone)
 			}
-			s.runs.Go(func() { s.run(l, spec, turn) })
+			release := func() {}
+			if s.Hold != nil {
+				release = s.Hold(spec)
+			}
+			s.runs.Go(func() {
+				defer release()
+				s.run(l, spec, turn)
+			})
 			continue
 		}
 		outcome := Outcome{State: Interrupted, Failure: failureOf(errInterrupted), Steps: rec.Steps}

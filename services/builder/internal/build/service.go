@@ -18,8 +18,9 @@ type Daemon interface {
 	Name() string
 	// Accept says whether what a spec names is there and allowed. Its errors are
 	// the caller's, before there is a build: a directory that may not be named,
-	// an entitlement that is not granted. It is quick, and takes no network.
-	Accept(ctx context.Context, spec Spec) error
+	// an entitlement that is not granted. It is quick, and takes no network. What
+	// the spec names and the builder keeps stays until release is called.
+	Accept(ctx context.Context, spec Spec) (release func(), err error)
 	// Solve builds, for the attempt-th time (from 1), calls sink for each event in order, from one goroutine, and
 	// returns when the daemon has ended the solve, or seconds after ctx ended.
 	// Nothing that it gives to sink or returns holds a secret of the spec.
@@ -96,6 +97,10 @@ type Options struct {
 	// AfterBuild is called when a build has ended, with how each step of its last attempt
 	// ended. It must not wait. nil: nothing.
 	AfterBuild func(rec Record, graph []StepEvent)
+	// Hold keeps what Daemon.Accept keeps, without judging the spec again: for a
+	// build that was accepted before a restart. What is gone already is not held.
+	// nil: nothing.
+	Hold func(spec Spec) (release func())
 }
 
 // Caller says who asks for a build.

@@ -25,8 +25,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // events and the one end of each build.
 type daemon func(ctx context.Context, sink func(any)) build.Result
 
-func (daemon) Name() string                             { return "d1" }
-func (daemon) Accept(context.Context, build.Spec) error { return nil }
+func (daemon) Name() string { return "d1" }
+func (daemon) Accept(context.Context, build.Spec) (func(), error) {
+	return held(1), nil
+}
 func (d daemon) Solve(ctx context.Context, _ string, _ int, _ build.Spec, sink func(any)) build.Result {
 	return d(ctx, sink)
 }
@@ -50,7 +52,7 @@ type refusing struct {
 	err error
 }
 
-func (r refusing) Accept(context.Context, build.Spec) error { return r.err }
+func (r refusing) Accept(context.Context, build.Spec) (func(), error) { return nil, r.err }
 
 type pool struct {
 	daemon build.Daemon
@@ -59,6 +61,14 @@ type pool struct {
 	mu     sync.Mutex
 	since  time.Time
 	health error
+}
+
+// holds counts what Accept and Hold keep.
+var holds atomic.Int64
+
+func held(n int64) (release func()) {
+	holds.Add(n)
+	return func() { holds.Add(-n) }
 }
 
 func (p *pool) Pick(context.Context) (build.Daemon, error) { return p.daemon, p.err }
@@ -105,6 +115,7 @@ func newRig(t *testing.T, p build.Pool, store *memory, slots int) *rig {
 	r.Service = build.NewService(build.Options{
 		Pool: p, Store: store, Queue: &line{free: slots}, Metrics: r.metrics, Log: slog.New(slog.DiscardHandler),
 		NewID:  func() string { return fmt.Sprintf("b%04d", ids.Add(1)) },
+		Hold:   func(build.Spec) func() { return held(1) },
 		Encode: encode, Decode: func([]byte) (build.Spec, error) { return build.Spec{Project: "web", MaxAttempts: 3}, nil },
 	})
 	return r

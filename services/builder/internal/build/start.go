@@ -64,9 +64,16 @@ func (s *Service) start(ctx context.Context, sub Submission) (Record, *live, err
 	if err != nil {
 		return Record{}, nil, err
 	}
-	if err := daemon.Accept(ctx, sub.Spec); err != nil {
+	release, err := daemon.Accept(ctx, sub.Spec)
+	if err != nil {
 		return Record{}, nil, err
 	}
+	taken := false
+	defer func() {
+		if !taken {
+			release()
+		}
+	}()
 	rec := recordOf(sub)
 	rec.ID = s.NewID()
 	if err := checkTags(rec.Tags); err != nil {
@@ -88,7 +95,11 @@ func (s *Service) start(ctx context.Context, sub Submission) (Record, *live, err
 		l.attach()
 	}
 	l.push(Started{BuildID: rec.ID, Daemon: daemon.Name(), TraceID: rec.TraceID})
-	s.runs.Go(func() { s.run(l, sub.Spec, turn) })
+	taken = true
+	s.runs.Go(func() {
+		defer release()
+		s.run(l, sub.Spec, turn)
+	})
 	return rec, l, nil
 }
 

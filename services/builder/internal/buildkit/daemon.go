@@ -53,14 +53,17 @@ type Options struct {
 type Contexts interface {
 	// Open opens a context of a project, which stays until it is closed, or is a NOT_FOUND fault.
 	Open(project, digest string) (*contextstore.Tree, error)
+	// Pin keeps a context until unpin is called, or is a NOT_FOUND fault.
+	Pin(project, digest string) (unpin func(), err error)
 	// Fetch gets the context in an archive for a project, bounded in time and size.
 	Fetch(ctx context.Context, client *http.Client, project, url, digest string) (contextstore.Info, error)
 }
 
 // Artifacts keeps what builds give besides images in a registry.
 type Artifacts interface {
-	// Create begins an artifact, which is there once it is committed.
-	Create(build, name string) (*artifacts.Writer, error)
+	// Create begins an artifact of a project's build, which is there once it is
+	// committed.
+	Create(project, build, name string) (*artifacts.Writer, error)
 }
 
 // Daemon is one buildkitd daemon.

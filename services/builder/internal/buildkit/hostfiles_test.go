@@ -102,12 +102,12 @@ func TestAccept_EndsWithItsCallWhenFilesBlock(t *testing.T) {
 	}
 	for range 3 { // one more than may block at once
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-		if err := d.Accept(ctx, hung); fault.KindOf(err) != fault.DeadlineExceeded {
+		if _, err := d.Accept(ctx, hung); fault.KindOf(err) != fault.DeadlineExceeded {
 			t.Error(err)
 		}
 		cancel()
 	}
-	if err := d.Accept(t.Context(), inlineSpec("FROM a")); err != nil {
+	if _, err := d.Accept(t.Context(), inlineSpec("FROM a")); err != nil {
 		t.Errorf("a build that reads no files of the host: %v", err)
 	}
 	close(store.released)

@@ -57,7 +57,9 @@ func (j *job) addOutputs() error {
 		if want.Archive != nil {
 			kind, attrs = archiveType(*want.Archive), j.imageAttrs(want.Archive.Tags, usual)
 		}
-		out.create = func() (*artifacts.Writer, error) { return j.daemon.opts.Artifacts.Create(j.build, artifactOf(want)) }
+		out.create = func() (*artifacts.Writer, error) {
+			return j.daemon.opts.Artifacts.Create(j.spec.Project, j.build, artifactOf(want))
+		}
 		j.addExport(client.ExportEntry{Type: kind, Attrs: attrs, Output: out.begin}, out)
 	}
 	for _, compression := range slices.Sorted(maps.Keys(pushes)) {

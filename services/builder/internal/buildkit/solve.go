@@ -25,14 +25,38 @@ import (
 const letGo = 2 * time.Second
 
 // Accept implements build.Daemon.
-func (d *Daemon) Accept(ctx context.Context, spec build.Spec) error {
+func (d *Daemon) Accept(ctx context.Context, spec build.Spec) (release func(), err error) {
 	ctx, cancel := context.WithTimeout(ctx, acceptTimeout)
 	defer cancel()
 	j, err := d.prepareWithin(ctx, "", spec)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return errors.Join(auth.GrantOf(ctx).Check(j.asked().Use()), j.close())
+	release = Hold(d.opts.Contexts, spec) // before its contexts are closed
+	if err := errors.Join(auth.GrantOf(ctx).Check(j.asked().Use()), j.close()); err != nil {
+		release()
+		return nil, err
+	}
+	return release, nil
+}
+
+// Hold pins the uploaded contexts of a spec until release is called. One that is gone
+// is not pinned: the build fails when it wants it.
+func Hold(contexts Contexts, spec build.Spec) (release func()) {
+	var pins []func()
+	for _, c := range spec.Contexts() {
+		if c.Uploaded == nil {
+			continue
+		}
+		if unpin, err := contexts.Pin(spec.Project, c.Uploaded.Digest); err == nil {
+			pins = append(pins, unpin)
+		}
+	}
+	return func() {
+		for _, unpin := range pins {
+			unpin()
+		}
+	}
 }
 
 // Solve implements build.Daemon.

@@ -22,6 +22,9 @@ import (
 	"github.com/kilnbuild/kiln/services/builder/internal/contextstore"
 )
 
+// quiet is a log that nobody reads.
+var quiet = slog.New(slog.DiscardHandler)
+
 // start is when the clock of each test begins.
 var start = time.Unix(1_700_000_000, 0)
 

@@ -78,6 +78,15 @@ func (m manifest) encode(to io.Writer) (Digest, int64, error) {
 	return Digest(hash.Sum(nil)), counted.n, err
 }
 
+// mostBytes returns what the encoding of the manifest takes at most.
+func (m manifest) mostBytes() int64 {
+	bytes := int64(recordBytes)
+	for i := range m.entries {
+		bytes += int64(recordBytes + len(m.entries[i].Path) + len(m.entries[i].Target))
+	}
+	return bytes
+}
+
 // append adds the entry's record to b.
 func (e *Entry) append(b []byte) []byte {
 	b = append(b, kindOf(e.Mode), ' ')

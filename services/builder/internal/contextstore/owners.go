@@ -23,9 +23,9 @@ func (s *Store) own(d Digest, project string) error {
 	return onDisk(f.Close())
 }
 
-// disown removes from disk the owners of a context that is gone.
-func (s *Store) disown(d Digest, owners map[string]bool) error {
-	for project := range owners {
+// disown notes on disk that a context is no longer of some projects.
+func (s *Store) disown(d Digest, owners []string) error {
+	for _, project := range owners {
 		if err := s.root.Remove(ownerName(d, project)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return onDisk(err)
 		}

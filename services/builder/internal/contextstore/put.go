@@ -9,6 +9,8 @@ import (
 	"io"
 	"os"
 	"sync"
+
+	"github.com/kilnbuild/kiln/services/builder/internal/quota"
 )
 
 // Put reads an archive to its end and stores the context in it for a project: a tar, plain or
@@ -37,7 +39,7 @@ func (s *Store) Put(ctx context.Context, project string, archive io.Reader, want
 }
 
 func (s *Store) put(ctx context.Context, project string, archive *packed, want *Digest) (_ Info, err error) {
-	st, err := s.newStage()
+	st, err := s.newStage(project)
 	if err != nil {
 		return Info{}, err
 	}
@@ -69,9 +71,11 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b 
 
 // stage is where the blobs of a context are until it is complete.
 type stage struct {
-	store *Store
-	path  string
-	root  *os.Root
+	store   *Store
+	project string
+	grant   *quota.Grant
+	path    string
+	root    *os.Root
 }
 
 // Names in a stage beside those of complete blobs: one that is being written, and
@@ -81,7 +85,7 @@ const (
 	manifestName = "manifest"
 )
 
-func (s *Store) newStage() (*stage, error) {
+func (s *Store) newStage(project string) (*stage, error) {
 	dir := incomingDir + "/" + rand.Text()
 	if err := s.root.Mkdir(dir, 0o700); err != nil {
 		return nil, onDisk(err)
@@ -90,10 +94,11 @@ func (s *Store) newStage() (*stage, error) {
 	if err != nil {
 		return nil, onDisk(errors.Join(err, s.root.Remove(dir)))
 	}
-	return &stage{store: s, path: dir, root: root}, nil
+	return &stage{store: s, project: project, grant: s.account.Grant(project), path: dir, root: root}, nil
 }
 
 func (st *stage) close() error {
+	defer st.grant.Close()
 	err := st.root.Close()
 	return onDisk(errors.Join(err, st.store.root.RemoveAll(st.path)))
 }
@@ -110,6 +115,9 @@ func (st *stage) keep(src *source, r io.Reader, size int64, buf []byte) (Digest,
 	digest := Digest(sha256.Sum256(content))
 	if st.has(digest, size) {
 		return digest, nil
+	}
+	if err := st.reserve(src.ctx, size); err != nil {
+		return Digest{}, err
 	}
 	f, err := st.create(digest.hex())
 	if err != nil {
@@ -133,6 +141,9 @@ func (st *stage) keepLarge(src *source, r io.Reader, size int64, buf []byte) (_ 
 			return Digest{}, src.explain(err)
 		}
 		hash.Write(content)
+		if err := st.reserve(src.ctx, int64(len(content))); err != nil {
+			return Digest{}, err
+		}
 		if _, err := f.Write(content); err != nil {
 			return Digest{}, onDisk(err)
 		}
@@ -167,6 +178,9 @@ func (s *Store) hasBlob(d Digest, size int64) bool {
 
 // publish gives a complete context and its blobs their names, and its project a part in it.
 func (s *Store) publish(ctx context.Context, project string, st *stage, m manifest) (Info, error) {
+	if err := st.reserve(ctx, m.mostBytes()); err != nil {
+		return Info{}, err
+	}
 	digest, size, err := writeManifest(st.root, manifestName, m)
 	if err != nil {
 		return Info{}, err
@@ -215,9 +229,9 @@ func (s *Store) note(d Digest, project string, sums totals, size, added int64) I
 	if c == nil {
 		c = &kept{totals: sums, size: size, owners: make(map[string]bool)}
 		s.contexts[d] = c
-		s.used += size
+		added += size
 	}
 	c.broken, c.owners[project] = false, true
-	s.used += added
+	s.account.Keep(project, added, added)
 	return s.touch(d, c)
 }

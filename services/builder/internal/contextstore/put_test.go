@@ -222,7 +222,7 @@ func TestPutAtOnce(t *testing.T) {
 // What is open is whole, however much is swept meanwhile.
 func TestPutAndSweepAtOnce(t *testing.T) {
 	l := limits()
-	l.KeepBytes = 0
+	l.KeepAge = time.Nanosecond
 	s, dir := newStore(t, l)
 	empty := onDisk(t, dir)
 	archive := tarOf(t, item{Name: "large", Body: strings.Repeat("s", 300_000)}, item{Name: "a", Body: "a"}, item{Name: "b", Body: "b"})

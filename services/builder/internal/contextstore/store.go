@@ -29,12 +29,15 @@ import (
 	"os"
 	"sync"
 	"time"
+
+	"github.com/kilnbuild/kiln/services/builder/internal/quota"
 )
 
 // Limits are the bounds of a store and of each context in it. All must be set.
 type Limits struct {
 	KeepAge      time.Duration // a context that was not used for longer goes
-	KeepBytes    int64         // of all contexts together; beyond, the least recently used go
+	KeepBytes    int64         // of all contexts together, those that come included; 0: no bound
+	ProjectBytes int64         // of one project's, likewise
 	MaxBytes     int64         // of one archive once decompressed, and of its files
 	MaxEntries   int           // of one archive
 	MaxRatio     int           // decompressed to compressed bytes, past 64 MiB
@@ -63,11 +66,13 @@ type Store struct {
 	recall     sync.Mutex // held to add or remove what is remembered of archives
 	remembered int        // how many, at most
 
+	account *quota.Account // of bytes of blobs and manifests, by project
+	slack   int64          // bytes that are freed beyond those that are needed
+
 	mu       sync.Mutex
 	contexts map[Digest]*kept
-	used     int64 // bytes of blobs and manifests
-	counted  bool  // whether used was counted since Open
-	dirty    bool  // there may be blobs of no context
+	counted  bool // whether the account was counted since Open
+	dirty    bool // there may be blobs of no context
 }
 
 // kept is a context in the store.
@@ -75,7 +80,7 @@ type kept struct {
 	totals
 	size   int64 // bytes of its manifest
 	used   time.Time
-	open   int             // trees
+	open   int             // trees, and pins of builds
 	broken bool            // content is missing or damaged: it goes with the next sweep
 	owners map[string]bool // projects; only they see it
 }
@@ -99,7 +104,11 @@ func Open(dir string, limits Limits, log *slog.Logger, now func() time.Time) (_ 
 	if err != nil {
 		return nil, onDisk(err)
 	}
-	s := &Store{root: root, limits: limits, log: log, now: now, contexts: make(map[Digest]*kept)}
+	bounds := quota.Limits{All: limits.KeepBytes, Each: limits.ProjectBytes}
+	s := &Store{
+		root: root, limits: limits, log: log, now: now, contexts: make(map[Digest]*kept),
+		account: quota.New(bounds), slack: bounds.Slack(),
+	}
 	for _, step := range []func() error{s.makeDirs, s.load, s.loadOwners, s.recover, s.forgetFetched} {
 		if err := step(); err != nil {
 			return nil, errors.Join(err, root.Close())

@@ -5,35 +5,47 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"slices"
 )
 
-// Sweep removes contexts that were not used for longer than KeepAge, then the
-// least recently used ones down to KeepBytes, and returns how many bytes that
-// freed. What is open stays. Contexts that come meanwhile wait for its end.
+// Sweep removes contexts that were not used for longer than KeepAge, and makes room
+// where the store or a project is over its bound. It returns how many bytes that
+// freed. What is open or pinned stays. Contexts that come meanwhile wait for its end.
 func (s *Store) Sweep(ctx context.Context) (int64, error) {
 	if !s.due() {
 		return 0, nil
 	}
+	return s.sweep(ctx, demand{})
+}
+
+// demand is room that is wanted for a project. The zero value wants none.
+type demand struct {
+	project string
+	bytes   int64
+}
+
+// sweep counts the store and removes what has to go for a demand.
+func (s *Store) sweep(ctx context.Context, want demand) (int64, error) {
 	s.change.Lock()
 	defer s.change.Unlock()
-	counts, used, err := s.count(ctx)
+	counted, err := s.count(ctx)
 	if err != nil {
 		return 0, err
 	}
-	s.setUsed(used)
-	if !s.due() {
+	s.settle(counted)
+	if _, _, some := s.victim(want); !some && !s.isDirty() {
 		return 0, nil
 	}
 	if err := s.setDirty(); err != nil {
 		return 0, err
 	}
-	freed, err := s.evict(ctx, counts)
+	freed, err := s.evict(ctx, counted, want)
 	if err != nil {
 		return freed, err
 	}
-	collected, err := s.collect(ctx, counts)
+	collected, err := s.collect(ctx, counted.files)
 	freed += collected
 	return freed, errors.Join(err, s.forgetFetched())
 }
@@ -41,16 +53,19 @@ func (s *Store) Sweep(ctx context.Context) (int64, error) {
 // due reports whether a sweep has something to do.
 func (s *Store) due() bool {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.counted || s.dirty || s.used > s.limits.KeepBytes {
+	counted := s.counted && !s.dirty
+	s.mu.Unlock()
+	if !counted {
 		return true
 	}
-	for _, c := range s.contexts {
-		if s.expired(c) {
-			return true
-		}
-	}
-	return false
+	_, _, some := s.victim(demand{})
+	return some
+}
+
+func (s *Store) isDirty() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.dirty
 }
 
 // expired reports whether a context goes, whatever room there is. mu is held.
@@ -58,37 +73,40 @@ func (s *Store) expired(c *kept) bool {
 	return c.open == 0 && (c.broken || s.now().Sub(c.used) > s.limits.KeepAge)
 }
 
-func (s *Store) setUsed(bytes int64) {
+// settle takes a count for what is kept.
+func (s *Store) settle(t *tally) {
+	s.account.Set(t.bytes, t.projects())
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.used, s.counted = bytes, true
+	s.counted = true
 }
 
-// count counts the files, over all contexts, that have each blob, and the bytes
-// of blobs and manifests. change is held, or nothing runs yet.
-func (s *Store) count(ctx context.Context) (counts map[Digest]int32, used int64, _ error) {
-	counts = make(map[Digest]int32)
+// count counts the contexts. change is held, or nothing runs yet.
+func (s *Store) count(ctx context.Context) (*tally, error) {
+	t := newTally()
 	for _, d := range s.oldestFirst() {
 		if err := ctx.Err(); err != nil {
-			return nil, 0, context.Cause(ctx)
+			return nil, context.Cause(ctx)
 		}
 		m, err := s.readManifest(manifestPath(d), d)
 		if err != nil {
 			s.unreadable(d, "manifest", err)
 			continue
 		}
-		for i := range m.entries {
-			e := &m.entries[i]
-			if !e.Mode.IsRegular() {
-				continue
-			}
-			if counts[e.Digest]++; counts[e.Digest] == 1 {
-				used += e.Size
-			}
-		}
-		used += s.sizeOf(d)
+		owners, size := s.about(d)
+		t.add(m, size, owners)
 	}
-	return counts, used, nil
+	return t, nil
+}
+
+// about returns the projects of a context and the bytes of its manifest.
+func (s *Store) about(d Digest) (owners []string, size int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if c := s.contexts[d]; c != nil {
+		return slices.Collect(maps.Keys(c.owners)), c.size
+	}
+	return nil, 0
 }
 
 // oldestFirst lists the contexts by their last use.
@@ -103,72 +121,94 @@ func (s *Store) oldestFirst() []Digest {
 	return digests
 }
 
-func (s *Store) sizeOf(d Digest) int64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if c := s.contexts[d]; c != nil {
-		return c.size
-	}
-	return 0
-}
-
-// evict removes the contexts that have to go, and takes their files from the
-// counts. It returns the bytes of their manifests.
-func (s *Store) evict(ctx context.Context, counts map[Digest]int32) (freed int64, _ error) {
-	for _, d := range s.oldestFirst() {
+// evict removes the contexts that have to go, and returns the bytes of their
+// manifests. The count follows.
+func (s *Store) evict(ctx context.Context, counted *tally, want demand) (freed int64, _ error) {
+	for {
 		if ctx.Err() != nil {
 			return freed, context.Cause(ctx)
 		}
-		c := s.drop(d)
-		if c == nil {
+		d, project, some := s.victim(want)
+		if !some {
+			return freed, nil
+		}
+		owners, size, left := s.drop(d, project)
+		if m, err := s.readManifest(manifestPath(d), d); err == nil { // else nothing of it was counted
+			counted.remove(m, size, owners, left)
+		}
+		s.account.Set(counted.bytes, counted.projects())
+		if err := s.disown(d, owners); err != nil {
+			return freed, err
+		}
+		if left {
 			continue
 		}
-		bytes := c.size
-		m, err := s.readManifest(manifestPath(d), d)
-		if err == nil { // else nothing of it was counted
-			bytes += uncount(m, counts)
-		}
-		s.mu.Lock()
-		s.used -= bytes
-		s.mu.Unlock()
 		if err := s.root.Remove(manifestPath(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return freed, onDisk(err)
 		}
-		if err := s.disown(d, c.owners); err != nil {
-			return freed, err
-		}
-		freed += c.size
+		freed += size
 	}
-	return freed, nil
 }
 
-// drop takes a context that has to go out of the index, from which on nobody can
-// open it. It returns nil for one that stays.
-func (s *Store) drop(d Digest) *kept {
+// victim returns a context that has to go, and of which project: the empty one means
+// all. Contexts whose time is over go first; then those of a project that is over its
+// bound; then, when the store is, those of the project that uses most. Of a project,
+// the least recently used goes first.
+func (s *Store) victim(want demand) (_ Digest, project string, some bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	oldest := make(map[string]Digest) // by project
+	for d, c := range s.contexts {
+		if s.expired(c) {
+			return d, "", true
+		}
+		if c.open > 0 {
+			continue
+		}
+		for owner := range c.owners {
+			if old, known := oldest[owner]; !known || c.used.Before(s.contexts[old].used) {
+				oldest[owner] = d
+			}
+		}
+		if len(c.owners) == 0 { // of an earlier version
+			oldest[""] = d
+		}
+	}
+	over := func(name string) bool {
+		if name == want.project {
+			return s.account.OverEach(name, want.bytes)
+		}
+		return s.account.OverEach(name, 0)
+	}
+	all := s.account.OverAll(want.bytes)
+	most := int64(-1)
+	for name, d := range oldest {
+		if over(name) {
+			return d, name, true
+		}
+		if bytes := s.account.Of(name); all && bytes > most {
+			most, project = bytes, name
+		}
+	}
+	if most < 0 {
+		return Digest{}, "", false
+	}
+	return oldest[project], project, true
+}
+
+// drop takes a context from a project, or from all when that is empty, and returns
+// from which. left reports whether other projects still have it; otherwise it is out
+// of the index, and nobody can open it.
+func (s *Store) drop(d Digest, project string) (owners []string, size int64, left bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := s.contexts[d]
-	if c == nil || !s.expired(c) && (c.open > 0 || s.used <= s.limits.KeepBytes) {
-		return nil
+	if project != "" && len(c.owners) > 1 {
+		delete(c.owners, project)
+		return []string{project}, c.size, true
 	}
 	delete(s.contexts, d)
-	return c
-}
-
-// uncount takes the files of a context from the counts, and returns the bytes of
-// the blobs that no context has any more.
-func uncount(m manifest, counts map[Digest]int32) (freed int64) {
-	for i := range m.entries {
-		e := &m.entries[i]
-		if !e.Mode.IsRegular() {
-			continue
-		}
-		if counts[e.Digest]--; counts[e.Digest] == 0 {
-			delete(counts, e.Digest)
-			freed += e.Size
-		}
-	}
-	return freed
+	return slices.Collect(maps.Keys(c.owners)), c.size, false
 }
 
 // collectAll removes the blobs of no context. change is held, or nothing runs yet.
@@ -176,11 +216,11 @@ func (s *Store) collectAll(ctx context.Context) error {
 	if err := s.setDirty(); err != nil {
 		return err
 	}
-	counts, _, err := s.count(ctx)
+	counted, err := s.count(ctx)
 	if err != nil {
 		return err
 	}
-	_, err = s.collect(ctx, counts)
+	_, err = s.collect(ctx, counted.files)
 	return err
 }
 

@@ -70,7 +70,7 @@ func TestForeignBuild_IsNotFound(t *testing.T) {
 	if err := r.store.Commit(t.Context(), rec, []build.Frame{{Sequence: 1, Data: []byte{}}}); err != nil {
 		t.Fatal(err)
 	}
-	file := must(r.artifacts.Create(foreign, "out.tar"))(t)
+	file := must(r.artifacts.Create("payroll", foreign, "out.tar"))(t)
 	must(io.WriteString(file, "content"))(t)
 	must(file.Commit())(t)
 	for method, call := range namesBuilds {

@@ -28,6 +28,7 @@ import (
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 	"github.com/kilnbuild/kiln/services/builder/internal/contextstore"
 	"github.com/kilnbuild/kiln/services/builder/internal/grpcapi"
+	"github.com/kilnbuild/kiln/services/builder/internal/quota"
 	"github.com/kilnbuild/kiln/services/builder/internal/sqlite"
 )
 
@@ -74,7 +75,7 @@ func newRig(t *testing.T, rules ...*configv1.AccessRule) rig {
 	contexts := closed(t, must(contextstore.Open(filepath.Join(dir, "contexts"), contextstore.Limits{
 		KeepAge: time.Hour, KeepBytes: 1 << 30, MaxBytes: 1 << 30, MaxEntries: 1000, MaxRatio: 200, MaxDepth: 20, MaxPathBytes: 200,
 	}, log, time.Now))(t))
-	kept := closed(t, must(artifacts.Open(filepath.Join(dir, "artifacts"), log, time.Now))(t))
+	kept := closed(t, must(artifacts.Open(filepath.Join(dir, "artifacts"), quota.Limits{}, log, time.Now))(t))
 	builds := build.NewService(build.Options{Store: store, Log: log})
 	server := must(rpc.NewServer(rpc.ServerOptions{Name: "test", Config: &configv1.ServerConfig{
 		Listen: "127.0.0.1:0", HttpListen: "127.0.0.1:0", Access: rules,
@@ -255,7 +256,7 @@ func TestDownloadArtifact(t *testing.T) {
 	r := newRig(t)
 	content := bytes.Repeat([]byte("0123456789"), 250_000) // three messages
 	for name, content := range map[string][]byte{"image.tar": content, "empty": nil} {
-		w := must(r.artifacts.Create("b1", name))(t)
+		w := must(r.artifacts.Create("web", "b1", name))(t)
 		if _, err := w.Write(content); err != nil {
 			t.Fatal(err)
 		}

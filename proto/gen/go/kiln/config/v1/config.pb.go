@@ -425,12 +425,16 @@ type RetentionConfig struct {
 	BuildBytes uint64 `protobuf:"varint,2,opt,name=build_bytes,json=buildBytes,proto3" json:"build_bytes,omitempty"`
 	// Artifacts, since they were made. Default: 168h (7 days).
 	ArtifactAge *durationpb.Duration `protobuf:"bytes,3,opt,name=artifact_age,json=artifactAge,proto3" json:"artifact_age,omitempty"`
-	// Artifacts, in bytes. Default: 20000000000 (20 GB).
+	// Artifacts, in bytes, those that are being written included. When they have no
+	// room, the oldest of the project that uses most go. Default: 20000000000 (20 GB).
 	ArtifactBytes uint64 `protobuf:"varint,4,opt,name=artifact_bytes,json=artifactBytes,proto3" json:"artifact_bytes,omitempty"`
 	// Time from one clean-up to the next. Default: 1m.
-	Interval      *durationpb.Duration `protobuf:"bytes,5,opt,name=interval,proto3" json:"interval,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Interval *durationpb.Duration `protobuf:"bytes,5,opt,name=interval,proto3" json:"interval,omitempty"`
+	// Artifacts of one project, likewise; beyond, its own oldest ones go.
+	// Default: three quarters of artifact_bytes.
+	ProjectArtifactBytes uint64 `protobuf:"varint,6,opt,name=project_artifact_bytes,json=projectArtifactBytes,proto3" json:"project_artifact_bytes,omitempty"`
+	unknownFields        protoimpl.UnknownFields
+	sizeCache            protoimpl.SizeCache
 }
 
 func (x *RetentionConfig) Reset() {
@@ -498,12 +502,21 @@ func (x *RetentionConfig) GetInterval() *durationpb.Duration {
 	return nil
 }
 
+func (x *RetentionConfig) GetProjectArtifactBytes() uint64 {
+	if x != nil {
+		return x.ProjectArtifactBytes
+	}
+	return 0
+}
+
 // Bounds of contexts that are uploaded, or that the builder fetches.
 type ContextsConfig struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A context that no build has used for longer goes. Default: 48h.
 	KeepAge *durationpb.Duration `protobuf:"bytes,1,opt,name=keep_age,json=keepAge,proto3" json:"keep_age,omitempty"`
-	// All contexts together, in bytes; the least recently used go first.
+	// All contexts together, in bytes, those that are being uploaded or fetched
+	// included. When they have no room, the least recently used of the project that
+	// uses most go. Contexts of builds that wait or run stay.
 	// Default: 20000000000 (20 GB).
 	KeepBytes uint64 `protobuf:"varint,2,opt,name=keep_bytes,json=keepBytes,proto3" json:"keep_bytes,omitempty"`
 	// One context, unpacked, in bytes. Default: 10000000000 (10 GB).
@@ -518,7 +531,10 @@ type ContextsConfig struct {
 	// Bytes of one path. Default: 4096.
 	MaxPathBytes uint32 `protobuf:"varint,7,opt,name=max_path_bytes,json=maxPathBytes,proto3" json:"max_path_bytes,omitempty"`
 	// The longest that fetching an archive may take. Default: 10m.
-	FetchTimeout  *durationpb.Duration `protobuf:"bytes,8,opt,name=fetch_timeout,json=fetchTimeout,proto3" json:"fetch_timeout,omitempty"`
+	FetchTimeout *durationpb.Duration `protobuf:"bytes,8,opt,name=fetch_timeout,json=fetchTimeout,proto3" json:"fetch_timeout,omitempty"`
+	// Contexts of one project, in bytes, as keep_bytes; beyond, its own least recently
+	// used ones go. Default: three quarters of keep_bytes.
+	ProjectBytes  uint64 `protobuf:"varint,9,opt,name=project_bytes,json=projectBytes,proto3" json:"project_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -607,6 +623,13 @@ func (x *ContextsConfig) GetFetchTimeout() *durationpb.Duration {
 		return x.FetchTimeout
 	}
 	return nil
+}
+
+func (x *ContextsConfig) GetProjectBytes() uint64 {
+	if x != nil {
+		return x.ProjectBytes
+	}
+	return 0
 }
 
 // Whose builds run when. A tenant is the identity of a caller; for callers
@@ -2453,7 +2476,7 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\aaddress\x12+\n" +
 	"\x03tls\x18\x02 \x01(\v2\x19.kiln.config.v1.ClientTLSR\x03tls\x12W\n" +
 	"\x11prune_after_build\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
-	"\"\x04\b\x80\xf5$2\x02\b\x01R\x0fpruneAfterBuild\"\xe5\x02\n" +
+	"\"\x04\b\x80\xf5$2\x02\b\x01R\x0fpruneAfterBuild\"\xac\x03\n" +
 	"\x0fRetentionConfig\x12J\n" +
 	"\tbuild_age\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x06\b\x80\x86\xb0\x96\x012\x02\b\x01R\bbuildAge\x120\n" +
 	"\vbuild_bytes\x18\x02 \x01(\x04B\x0f\xbaH\f2\n" +
@@ -2462,7 +2485,9 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\fartifact_age\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x06\b\x80\x86\xb0\x96\x012\x02\b\x01R\vartifactAge\x126\n" +
 	"\x0eartifact_bytes\x18\x04 \x01(\x04B\x0f\xbaH\f2\n" +
 	"\x18\x80\x80\x90\xbb\xba֭\xf0\rR\rartifactBytes\x12J\n" +
-	"\binterval\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\x13\xbaH\x10\xaa\x01\r\"\x04\b\x80\xa3\x052\x05\x10\x80\xc2\xd7/R\binterval\"\xb5\x03\n" +
+	"\binterval\x18\x05 \x01(\v2\x19.google.protobuf.DurationB\x13\xbaH\x10\xaa\x01\r\"\x04\b\x80\xa3\x052\x05\x10\x80\xc2\xd7/R\binterval\x12E\n" +
+	"\x16project_artifact_bytes\x18\x06 \x01(\x04B\x0f\xbaH\f2\n" +
+	"\x18\x80\x80\x90\xbb\xba֭\xf0\rR\x14projectArtifactBytes\"\xeb\x03\n" +
 	"\x0eContextsConfig\x12H\n" +
 	"\bkeep_age\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x06\b\x80\x86\xb0\x96\x012\x02\b\x01R\akeepAge\x12.\n" +
 	"\n" +
@@ -2476,7 +2501,9 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\tmax_ratio\x18\x05 \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=R\bmaxRatio\x12%\n" +
 	"\tmax_depth\x18\x06 \x01(\rB\b\xbaH\x05*\x03\x18\x80 R\bmaxDepth\x12/\n" +
 	"\x0emax_path_bytes\x18\a \x01(\rB\t\xbaH\x06*\x04\x18\x80\x80\x04R\fmaxPathBytes\x12N\n" +
-	"\rfetch_timeout\x18\b \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x05*\x00R\ffetchTimeout\"\xf0\x01\n" +
+	"\rfetch_timeout\x18\b \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x05*\x00R\ffetchTimeout\x124\n" +
+	"\rproject_bytes\x18\t \x01(\x04B\x0f\xbaH\f2\n" +
+	"\x18\x80\x80\x90\xbb\xba֭\xf0\rR\fprojectBytes\"\xf0\x01\n" +
 	"\x0fAdmissionConfig\x12(\n" +
 	"\n" +
 	"max_queued\x18\x01 \x01(\rB\t\xbaH\x06*\x04\x18\xc0\x84=R\tmaxQueued\x128\n" +
