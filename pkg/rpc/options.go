@@ -30,7 +30,7 @@ type limits struct {
 }
 
 func limitsOf(cfg *configv1.LimitsConfig) limits {
-	l := limits{messageBytes: defaultMessageBytes, streams: 1000, unaryTimeout: time.Minute, shutdownGrace: 15 * time.Second}
+	l := limits{messageBytes: defaultMessageBytes, streams: 100_000, unaryTimeout: time.Minute, shutdownGrace: 15 * time.Second}
 	if n := cfg.GetMaxMessageBytes(); n != 0 {
 		l.messageBytes = int(n)
 	}

@@ -52,13 +52,14 @@ type Gateway struct {
 	pongs  *pongs
 	queue  *contention
 	blobs  *blobs
+	held   *held
 }
 
 // New returns a gateway.
 func New(o Options) *Gateway {
 	return &Gateway{
 		daemons: o.Daemons, builds: o.Builds, policy: o.Policy, caller: o.Caller, syncKey: o.SyncKey, log: o.Log,
-		routes: newRoutes(), pongs: newPongs(), queue: newContention(o.Builds.Waiting), blobs: newBlobs(),
+		routes: newRoutes(), pongs: newPongs(), queue: newContention(o.Builds.Waiting), blobs: newBlobs(), held: newHeld(),
 	}
 }
 
@@ -80,7 +81,13 @@ func (g *Gateway) Handle(_ any, down grpc.ServerStream) error {
 	if !ok {
 		return status.Errorf(codes.Unimplemented, "unknown method %s", name)
 	}
-	return withRemedy(method(g, &call{ServerStream: down, method: name, owner: g.ownerOf(down.Context())}))
+	c := &call{ServerStream: down, method: name, owner: g.ownerOf(down.Context())}
+	done, err := g.held.enter(c.owner.identity)
+	if err != nil {
+		return withRemedy(err)
+	}
+	defer done()
+	return withRemedy(method(g, c))
 }
 
 // current returns a daemon for a call that belongs to no build.

@@ -1999,7 +1999,8 @@ type LimitsConfig struct {
 	// Largest message that is received or sent, in bytes. Default: 16777216
 	// (16 MiB, which is what BuildKit's clients and daemons use).
 	MaxMessageBytes uint32 `protobuf:"varint,1,opt,name=max_message_bytes,json=maxMessageBytes,proto3" json:"max_message_bytes,omitempty"`
-	// Streams at once on one connection. Default: 1000.
+	// Streams at once on one connection. A call that waits is a stream, and a bake of
+	// 1,000 targets makes 4,000. Default: 100000.
 	MaxConcurrentStreams uint32 `protobuf:"varint,2,opt,name=max_concurrent_streams,json=maxConcurrentStreams,proto3" json:"max_concurrent_streams,omitempty"`
 	// The longest that a call with one request and one response may take, also
 	// when the caller sets no deadline. Default: 60s.
