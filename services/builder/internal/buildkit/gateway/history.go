@@ -13,7 +13,6 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/kilnbuild/kiln/pkg/protocodec"
-
 	"github.com/kilnbuild/kiln/services/builder/internal/rawcodec"
 )
 
@@ -135,7 +134,7 @@ func (h *ownHistory) own(ctx context.Context, ref string) (bool, error) {
 	if own, ok := h.known[ref]; ok {
 		return own, nil
 	}
-	own, err := h.gateway.mine(ctx, h.call, ref)
+	own, _, err := h.gateway.mine(ctx, h.call, ref)
 	if err == nil && len(h.known) < maxKnown {
 		h.known[ref] = own
 	}
@@ -154,7 +153,7 @@ func (g *Gateway) updateHistory(c *call) error {
 		return err
 	}
 	ctx := c.Context()
-	own, err := g.mine(ctx, c, req.GetRef())
+	own, _, err := g.mine(ctx, c, req.GetRef())
 	if err != nil {
 		return err
 	}

@@ -57,9 +57,12 @@ func (g *Gateway) status(c *call) error {
 // It returns false when there is no such build, or its Solve has come meanwhile.
 func (g *Gateway) past(c *call, r *route, client *oneHeader, req *controlapi.StatusRequest) (is bool, err error) {
 	ctx := c.Context()
-	own, err := g.mine(ctx, c, r.ref)
+	own, recorded, err := g.mine(ctx, c, r.ref)
 	if err != nil || !own {
 		return false, err
+	}
+	if !recorded && come(ctx, r, lateBy) {
+		return false, nil
 	}
 	up, err := g.current(ctx)
 	if err != nil {
@@ -79,6 +82,18 @@ func (g *Gateway) past(c *call, r *route, client *oneHeader, req *controlapi.Sta
 		return false, nil
 	}
 	return true, err
+}
+
+// lateBy is how much later than its Status the Solve of a build may come before a
+// daemon is asked for a build that the builder does not know.
+const lateBy = 500 * time.Millisecond
+
+// come reports whether the Solve of a build comes within a time.
+func come(ctx context.Context, r *route, within time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	_, err := r.await(ctx, waiting)
+	return err == nil
 }
 
 // errCome ends the search of a daemon for a build whose Solve has come.
