@@ -22,6 +22,7 @@ func experiments() []experiment {
 	for _, n := range []int{1, 4, 16, 64} {
 		all = append(all, throughput{n})
 	}
+	all = append(all, baking{targets: 300, rounds: 1})
 	all = append(all, eventRate{}, watchers{}, upload{}, pruning{}, pruning{onDisk: true}, sweeping{})
 	return append(all, millions()...)
 }
