@@ -22,9 +22,12 @@ func Size(n int64) string {
 // Span is a time for people, to two places: "3d 4h", "5m 10s", "1.5s".
 func Span(d time.Duration) string {
 	const day = 24 * time.Hour
+	if d < time.Minute {
+		d = max(d, 0).Round(100 * time.Millisecond)
+	}
 	switch {
 	case d < time.Minute:
-		return max(d, 0).Round(100 * time.Millisecond).String()
+		return d.String()
 	case d < time.Hour:
 		return pair(d, time.Minute, "m", time.Second, "s")
 	case d < day:

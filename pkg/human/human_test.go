@@ -9,7 +9,7 @@ import (
 
 func TestSpan(t *testing.T) {
 	for want, d := range map[string]time.Duration{
-		"0s": -time.Second, "1.5s": 1500 * time.Millisecond, "59s": 59 * time.Second, "5m 10s": 310 * time.Second, "1h": time.Hour + time.Second,
+		"0s": -time.Second, "1m": time.Minute - time.Millisecond, "1.5s": 1500 * time.Millisecond, "59s": 59 * time.Second, "5m 10s": 310 * time.Second, "1h": time.Hour + time.Second,
 		"2d 3h": 51*time.Hour + time.Minute, "2d": 48 * time.Hour,
 	} {
 		if got := human.Span(d); got != want {

@@ -2,10 +2,17 @@
 package main
 
 import (
+	"log/slog"
 	"os"
 
 	"github.com/kilnbuild/kiln/pkg/service"
 	"github.com/kilnbuild/kiln/services/kiln/internal/cli"
 )
 
-func main() { os.Exit(service.Main(cli.New())) }
+func main() {
+	// Libraries report through package log what a user cannot act on, for example the
+	// HTTP/2 server of a build's session when the builder has gone. The command says
+	// the cause itself. SetDefault also redirects package log, as Info.
+	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn})))
+	os.Exit(service.Main(cli.New()))
+}

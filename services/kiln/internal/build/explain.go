@@ -3,15 +3,20 @@ package build
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/util/grpcerrors"
 
+	"google.golang.org/grpc/codes"
+
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/pkg/service"
 	kilnclient "github.com/kilnbuild/kiln/proto/client"
+	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
 	"github.com/kilnbuild/kiln/services/kiln/internal/connect"
 )
 
@@ -21,6 +26,33 @@ const cancelled = 130
 // plain is the error without the words that every failure begins with.
 func plain(err error) string {
 	return strings.TrimPrefix(err.Error(), "failed to solve: ")
+}
+
+// ofDaemon makes the error of a connection that the builder has to its daemon into
+// one that says so. The builder passes on what its client of the daemon says, which
+// is the same as what ours says of the builder; whether the builder answers tells
+// them apart.
+func (o *options) ofDaemon(ctx context.Context, err error, api builderv1.BuilderServiceClient) error {
+	st, ok := grpcerrors.AsGRPCStatus(err)
+	if !ok || st.Code() != codes.Unavailable || kilnclient.Reason(st.Err()) != "" {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	res, listErr := api.ListDaemons(ctx, &builderv1.ListDaemonsRequest{})
+	if listErr != nil {
+		return err
+	}
+	for _, d := range res.GetDaemons() {
+		// The builder may not know yet: then the message names the daemon's address.
+		dialled := d.GetAddress() != "" && strings.Contains(st.Message(), strings.TrimPrefix(strings.TrimPrefix(d.GetAddress(), "unix://"), "tcp://"))
+		if dialled || d.GetState() != builderv1.DaemonState_DAEMON_STATE_READY {
+			return fault.New(fault.Unavailable, "DAEMON_UNAVAILABLE",
+				fmt.Sprintf("the builder at %s runs, and its buildkitd %s at %s does not answer", o.conn.Address, d.GetName(), d.GetAddress()),
+				"start buildkitd there, see `kiln workers` and `kiln debug`, and build again")
+		}
+	}
+	return err
 }
 
 // explain turns the error of a build into what the user reads: the place in the

@@ -90,6 +90,9 @@ func (o *options) build(ctx context.Context, tel *telemetry.Telemetry, span trac
 	if printErr := o.print(stdout, stderr, out, s.response); printErr != nil {
 		return printErr
 	}
+	if err != nil && ctx.Err() == nil {
+		err = o.ofDaemon(ctx, err, api.API())
+	}
 	return o.explain(ctx, err, stderr)
 }
 

@@ -196,8 +196,14 @@ func (f *Flags) Explain(err error) error {
 		}
 		return fault.New(fault.Internal, client.Reason(err), st.Message(), remedy)
 	case st.Code() == codes.Unavailable:
-		return fault.New(fault.Unavailable, "", fmt.Sprintf("cannot reach the %s at %s: %s", name, f.Address, Innermost(st.Message())),
-			"check that it runs (`kiln up` starts one) and speaks TLS or not as you do, or name another with --"+flag)
+		d := f.To.diagnose(st.Message())
+		return fault.New(fault.Unavailable, "", fmt.Sprintf("cannot reach the %s at %s: %s", name, f.Address, d.what), d.remedy)
+	case st.Code() == codes.DeadlineExceeded:
+		d := f.To.diagnose("deadline exceeded")
+		return fault.New(fault.DeadlineExceeded, "", fmt.Sprintf("the %s at %s: %s", name, f.Address, d.what), d.remedy)
+	case st.Code() == codes.Unauthenticated || st.Code() == codes.PermissionDenied:
+		return fault.New(fault.PermissionDenied, "", fmt.Sprintf("the %s at %s refuses you: %s", name, f.Address, st.Message()),
+			"show who you are with --token-file, or --tls-cert and --tls-key, or a --profile that names them")
 	case st.Code() == codes.Unimplemented:
 		return fault.New(fault.Unimplemented, "", fmt.Sprintf("what answers at %s is no %s, or an older one: %s", f.Address, name, st.Message()),
 			"name a "+name+" with --"+flag+", or bring it to the version of this command")

@@ -68,11 +68,14 @@ func TestExplain(t *testing.T) {
 	}
 	own := errors.New("a file")
 	for want, err := range map[string]error{
-		"no such build (list the builds)":                            kiln.Err(),
-		"cannot reach the builder at b:1: connection refused (check": status.Error(codes.Unavailable, `transport: Error while dialing: rpc error: desc = "connection refused"`),
-		"what answers at b:1 is no builder":                          status.Error(codes.Unimplemented, "unknown service"),
-		"the builder at b:1: odd":                                    status.Error(codes.DataLoss, "odd"),
-		"a file":                                                     own,
+		"no such build (list the builds)":                                    kiln.Err(),
+		"cannot reach the builder at b:1: nothing listens there (start it":   status.Error(codes.Unavailable, `transport: Error while dialing: rpc error: desc = "connection refused"`),
+		"what answers at b:1 is no builder":                                  status.Error(codes.Unimplemented, "unknown service"),
+		"the builder at b:1 refuses you: who are you (show who":              status.Error(codes.Unauthenticated, "who are you"),
+		"the builder at b:1: it does not answer in time (check":              status.Error(codes.DeadlineExceeded, "context deadline exceeded"),
+		"cannot reach the builder at b:1: something new (check that it runs": status.Error(codes.Unavailable, "something new"),
+		"the builder at b:1: odd":                                            status.Error(codes.DataLoss, "odd"),
+		"a file":                                                             own,
 	} {
 		if got := fault.Line((&Flags{Address: "b:1"}).Explain(err)); !strings.HasPrefix(got, want) {
 			t.Errorf("%v: %q, want %q", err, got, want)

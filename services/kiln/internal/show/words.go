@@ -30,14 +30,23 @@ func Ago(t *timestamppb.Timestamp, now time.Time) string {
 	}
 }
 
-// Lasted says how long a duration is, to three digits or so.
+// Lasted says how long a duration is: to the millisecond below a second, to a tenth
+// of a second below a minute, else to the second, as "1m20s" or "2h5m".
 func Lasted(d time.Duration) string {
+	tenths := d.Round(100 * time.Millisecond)
 	switch {
 	case d < time.Second:
-		return fmt.Sprintf("%dms", d.Milliseconds())
-	case d < time.Minute:
-		return fmt.Sprintf("%.1fs", d.Seconds())
+		return fmt.Sprintf("%dms", max(d, 0).Milliseconds())
+	case tenths < time.Minute:
+		return fmt.Sprintf("%.1fs", tenths.Seconds())
 	default:
-		return strings.TrimSuffix(d.Round(time.Second).String(), "0s")
+		text := d.Round(time.Second).String() // as "1m20s" or "2h0m0s"
+		if strings.HasSuffix(text, "m0s") {
+			text = strings.TrimSuffix(text, "0s")
+		}
+		if strings.HasSuffix(text, "h0m") {
+			text = strings.TrimSuffix(text, "0m")
+		}
+		return text
 	}
 }
