@@ -90,7 +90,7 @@ func TestS8_KilnBuildRegistry(t *testing.T) {
 		"--cache-repository", s.Registry.Addr + "/cache",
 	}
 	first := readOutcome(t, labtest.Must(s.kiln(t, args...))(t))
-	desc := labtest.Must(image.Descriptor(t.Context(), s.Registry.Addr+"/cache/s8-registry:latest"))(t)
+	desc := labtest.Must(image.Descriptor(t.Context(), s.Registry.Addr+"/cache/s8-registry:native"))(t)
 	if desc.MediaType != types.OCIManifestSchema1 {
 		t.Errorf("the cache is %s, want an image manifest", desc.MediaType)
 	}

@@ -1,87 +1,63 @@
-// Package cachescope names the scopes of a project's cache in the registry: tags of
-// the repository CACHE_REPOSITORY/PROJECT.
+// Package cachescope names the part of a project's cache that a build reads and
+// writes.
 //
-// A cache export replaces what its tag named before. So builds that share few
-// steps (for other platforms, of other targets, of other images) write to scopes of
-// their own by default, and read the more general ones as well.
+// A cache in a registry is one tag, and each export replaces it. Builds whose steps
+// differ need tags of their own, or each drops the steps of the one before.
 package cachescope
 
 import (
 	"crypto/sha256"
 	"encoding/hex"
-	"fmt"
 	"regexp"
-	"slices"
 	"strings"
 )
 
-// Shared is the scope of a build of the last stage for the daemon's own platform.
-// All builds of the project read it.
-const Shared = "latest"
-
 // Build is what tells the caches of one project apart.
 type Build struct {
-	// Image is the repository of the image without its registry. Empty, or the
-	// project's name: the project's main image.
-	Image string
-	// Project is the name of the project.
-	Project string
+	// Platforms of the build, such as "linux/amd64". None: the daemon's own.
+	Platforms []string
 	// Target is the stage. Empty: the last one.
 	Target string
-	// Platforms are those that were asked for. Empty: the daemon's own.
-	Platforms []string
+	// Image is the repository that the build pushes to, without its registry, such as
+	// "a/web". Empty: it pushes nothing, or the project's own name.
+	Image string
+	// Dockerfile is its path in the context. Empty: the usual one.
+	Dockerfile string
+	// Subdir is the directory of the repository that the context is. Empty: its root.
+	Subdir string
 }
 
-// Default returns the scope that a build writes to by default.
-func (b Build) Default() string {
-	var parts []string
-	hash := sha256.New()
-	add := func(kind, part string) {
-		parts = append(parts, part)
-		_, _ = fmt.Fprintf(hash, "%s=%q\n", kind, part) // A hash takes all.
-	}
-	if b.Image != "" && b.Image != b.Project {
-		add("image", b.Image)
-	}
-	if b.Target != "" {
-		add("target", b.Target)
-	}
-	platforms := slices.Sorted(slices.Values(b.Platforms))
-	for _, platform := range slices.Compact(platforms) {
-		add("platform", platform)
-	}
-	if len(parts) == 0 {
-		return Shared
-	}
-	return tag(parts, hash.Sum(nil))
-}
+// maxReadable bounds the readable part of a name, in bytes; a tag has at most 128.
+const maxReadable = 100
 
-// Imports returns the scopes that a build reads by default, the nearest first.
-func (b Build) Imports() []string {
-	noTarget, noImage := b, b
-	noTarget.Target = ""
-	noImage.Image, noImage.Target = "", ""
-	var all []string
-	for _, scope := range []string{b.Default(), noTarget.Default(), noImage.Default(), Shared} {
-		if !slices.Contains(all, scope) {
-			all = append(all, scope)
+var notOfTag = regexp.MustCompile(`[^A-Za-z0-9_]+`)
+
+// Name returns the scope of a build, a valid tag: "linux-amd64" for the last stage of
+// a project's one image, and "linux-amd64.test.a-web.1f0c3a52" for the stage test of
+// a/web. The digits stand for what the name cannot show, so that no two builds that
+// differ have the same scope.
+func (b Build) Name() string {
+	platforms := make([]string, len(b.Platforms))
+	for i, p := range b.Platforms {
+		platforms[i] = readable(p)
+	}
+	name := strings.Join(platforms, "_")
+	if name == "" {
+		name = "native"
+	}
+	rest := []string{b.Target, b.Image, b.Dockerfile, b.Subdir}
+	plain := true
+	for _, part := range rest {
+		if part != "" {
+			plain = false
+			name += "." + readable(part)
 		}
 	}
-	return all
-}
-
-var notOfTag = regexp.MustCompile(`[^A-Za-z0-9_.]+`)
-
-// maxTag is the longest readable part of a tag; with the hash it fits into 128 bytes.
-const maxTag = 100
-
-// tag returns a tag for the parts. The hash tells apart what the characters of a
-// tag cannot.
-func tag(parts []string, sum []byte) string {
-	text := strings.Trim(notOfTag.ReplaceAllString(strings.Join(parts, "-"), "-"), "-.")
-	text = strings.Trim(text[:min(len(text), maxTag)], "-.")
-	if text == "" {
-		text = "scope"
+	if plain && len(name) <= maxReadable {
+		return name
 	}
-	return text + "-" + hex.EncodeToString(sum[:4])
+	sum := sha256.Sum256([]byte(strings.Join(append(rest, b.Platforms...), "\x00")))
+	return name[:min(len(name), maxReadable)] + "." + hex.EncodeToString(sum[:4])
 }
+
+func readable(part string) string { return strings.Trim(notOfTag.ReplaceAllString(part, "-"), "-") }

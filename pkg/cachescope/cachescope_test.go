@@ -2,64 +2,48 @@ package cachescope_test
 
 import (
 	"regexp"
-	"slices"
 	"strings"
 	"testing"
-
-	"pgregory.net/rapid"
 
 	"github.com/kilnbuild/kiln/pkg/cachescope"
 )
 
-func TestDefault_TellsPlatformsTargetsAndImagesApart(t *testing.T) {
-	seen := map[string]cachescope.Build{}
-	for _, b := range []cachescope.Build{
-		{Project: "web", Image: "web"},
-		{Project: "web", Image: "a/web"},
-		{Project: "web", Image: "b/web"},
-		{Project: "web", Platforms: []string{"linux/amd64"}},
-		{Project: "web", Platforms: []string{"linux/arm64"}},
-		{Project: "web", Platforms: []string{"linux/amd64", "linux/arm64"}},
-		{Project: "web", Target: "web"},
-		{Project: "web", Target: "test"},
-		{Project: "web", Target: "test", Platforms: []string{"linux/arm64"}},
-		{Project: "web", Target: "linux-arm64"},
-		{Project: "web", Image: "test"},
+var tag = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$`)
+
+func TestName_IsReadableAndTellsBuildsApart(t *testing.T) {
+	amd, arm := []string{"linux/amd64"}, []string{"linux/arm64"}
+	seen := map[string]int{}
+	for i, c := range []struct {
+		build cachescope.Build
+		want  string // how the name begins
+	}{
+		{cachescope.Build{}, "native"},
+		{cachescope.Build{Platforms: amd}, "linux-amd64"},
+		{cachescope.Build{Platforms: arm}, "linux-arm64"},
+		{cachescope.Build{Platforms: []string{"linux/arm/v7"}}, "linux-arm-v7"},
+		{cachescope.Build{Platforms: []string{"linux/amd64", "linux/arm64"}}, "linux-amd64_linux-arm64"},
+		{cachescope.Build{Platforms: amd, Target: "test"}, "linux-amd64.test."},
+		{cachescope.Build{Platforms: amd, Image: "test"}, "linux-amd64.test."},
+		{cachescope.Build{Platforms: amd, Image: "a/web"}, "linux-amd64.a-web."},
+		{cachescope.Build{Platforms: amd, Image: "b/web"}, "linux-amd64.b-web."},
+		{cachescope.Build{Platforms: amd, Image: "a-web"}, "linux-amd64.a-web."},
+		{cachescope.Build{Platforms: amd, Dockerfile: "docker/Dockerfile.dev"}, "linux-amd64.docker-Dockerfile-dev."},
+		{cachescope.Build{Platforms: amd, Subdir: "services/web"}, "linux-amd64.services-web."},
+		{cachescope.Build{Platforms: amd, Target: strings.Repeat("é/", 500)}, "linux-amd64."},
+		{cachescope.Build{Platforms: amd, Target: strings.Repeat("x", 500)}, "linux-amd64.xxx"},
+		{cachescope.Build{Platforms: amd, Target: strings.Repeat("x", 501)}, "linux-amd64.xxx"},
+		{cachescope.Build{Platforms: make([]string, 300)}, "_"},
 	} {
-		scope := b.Default()
-		if other, taken := seen[scope]; taken {
-			t.Errorf("%+v and %+v share the scope %s", b, other, scope)
+		name := c.build.Name()
+		if !tag.MatchString(name) || !strings.HasPrefix(name, c.want) {
+			t.Errorf("%d: %q is no tag, or does not begin with %q", i, name, c.want)
 		}
-		seen[scope] = b
+		if !strings.HasSuffix(c.want, ".") && len(c.want) < 30 && c.build.Target == "" && len(c.build.Platforms) < 3 && name != c.want {
+			t.Errorf("%d: %q, want %q", i, name, c.want)
+		}
+		if before, taken := seen[name]; taken {
+			t.Errorf("builds %d and %d are both %q", before, i, name)
+		}
+		seen[name] = i
 	}
-	if got := (cachescope.Build{Project: "web", Image: "web"}).Default(); got != cachescope.Shared {
-		t.Errorf("the plain build writes to %s", got)
-	}
-}
-
-func TestDefault_IgnoresTheOrderOfPlatforms(t *testing.T) {
-	one := cachescope.Build{Platforms: []string{"linux/amd64", "linux/arm64"}}
-	two := cachescope.Build{Platforms: []string{"linux/arm64", "linux/amd64", "linux/amd64"}}
-	if one.Default() != two.Default() {
-		t.Errorf("%s, %s", one.Default(), two.Default())
-	}
-}
-
-func TestImports_ReadsTheOwnScopeFirstAndTheSharedOneLast(t *testing.T) {
-	tagSyntax := regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}$`)
-	rapid.Check(t, func(t *rapid.T) {
-		b := cachescope.Build{
-			Image: rapid.String().Draw(t, "image"), Project: "web", Target: rapid.String().Draw(t, "target"),
-			Platforms: rapid.SliceOf(rapid.String()).Draw(t, "platforms"),
-		}
-		all := b.Imports()
-		if all[0] != b.Default() || all[len(all)-1] != cachescope.Shared || len(slices.Compact(slices.Sorted(slices.Values(all)))) != len(all) {
-			t.Fatalf("%q", all)
-		}
-		for _, scope := range all {
-			if !tagSyntax.MatchString(scope) || strings.Contains(scope, "/") {
-				t.Fatalf("%q is no tag", scope)
-			}
-		}
-	})
 }

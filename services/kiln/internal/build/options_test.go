@@ -263,12 +263,12 @@ func TestCacheScopes_AreReadBesideTheOwnOne(t *testing.T) {
 		t.Errorf("%v, %v", from, to)
 	}
 	o = &options{registryCache: true, cacheRepository: "r/cache", project: "web", tags: []string{"localhost:5000/web:1"}}
-	if _, to := o.cacheEntries(); to.Attrs["ref"] != "r/cache/web:latest" {
+	if _, to := o.cacheEntries(); to.Attrs["ref"] != "r/cache/web:native" {
 		t.Errorf("the plain build writes to %v", to)
 	}
 	o.platforms = []string{"linux/arm64"}
 	from, to = o.cacheEntries()
-	if to.Attrs["ref"] == "r/cache/web:latest" || from[len(from)-1].Attrs["ref"] != "r/cache/web:latest" {
+	if to.Attrs["ref"] != "r/cache/web:linux-arm64" || from[0].Attrs["ref"] != to.Attrs["ref"] || from[len(from)-1].Attrs["ref"] != "r/cache/web:native" {
 		t.Errorf("arm64: %v, %v", from, to)
 	}
 }

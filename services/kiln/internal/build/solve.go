@@ -9,6 +9,8 @@ import (
 	"io"
 	"maps"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -80,11 +82,11 @@ func (o *options) setCaches(opt *client.SolveOpt) {
 
 // cacheEntries are where build-registry reads steps from and writes them to.
 func (o *options) cacheEntries() (from []client.CacheOptionsEntry, to client.CacheOptionsEntry) {
-	usual := cachescope.Build{Image: o.image(), Project: o.project, Target: o.target, Platforms: o.platforms}
-	scope, imports := usual.Default(), usual.Imports()
+	imports := o.usualScopes()
 	if o.cacheScope != "" {
-		scope, imports = o.cacheScope, []string{o.cacheScope}
+		imports = []string{o.cacheScope}
 	}
+	scope := imports[0]
 	repository := o.cacheRepository + "/" + o.project + ":"
 	for _, name := range append(imports, o.cacheFromScopes...) {
 		from = append(from, client.CacheOptionsEntry{Type: "registry", Attrs: map[string]string{"ref": repository + name}})
@@ -92,6 +94,30 @@ func (o *options) cacheEntries() (from []client.CacheOptionsEntry, to client.Cac
 	return from, client.CacheOptionsEntry{Type: "registry", Attrs: map[string]string{
 		"ref": repository + scope, "mode": "max", "image-manifest": "true", "oci-mediatypes": "true",
 	}}
+}
+
+// usualScopes are the scopes that a build reads when it names none, the nearest
+// first: the first one is its own, which it writes to, and the others are of builds
+// that may share steps with it.
+func (o *options) usualScopes() []string {
+	own := cachescope.Build{Platforms: o.platforms, Target: o.target, Image: o.image()}
+	if own.Image == o.project {
+		own.Image = ""
+	}
+	inside, err := filepath.Rel(o.contextDir, filepath.Join(o.dockerfileDir, o.dockerfileName))
+	if err == nil && o.dockerfileName != "" && filepath.IsLocal(inside) && inside != "Dockerfile" {
+		own.Dockerfile = inside
+	}
+	lastStage, plain := own, own
+	lastStage.Target = ""
+	plain.Target, plain.Image, plain.Dockerfile = "", "", ""
+	var all []string
+	for _, b := range []cachescope.Build{own, lastStage, plain, {}} {
+		if name := b.Name(); !slices.Contains(all, name) {
+			all = append(all, name)
+		}
+	}
+	return all
 }
 
 // readSourcePolicy reads the policy that EXPERIMENTAL_BUILDKIT_SOURCE_POLICY names.
