@@ -93,6 +93,21 @@ func inTransaction(ctx context.Context, db *sql.DB, statements ...string) error 
 	return tx.Commit()
 }
 
+// Permanent reports whether a write that failed fails again however often it is tried:
+// it is too large, or breaks a constraint, or the database is damaged.
+func Permanent(err error) bool {
+	e, ok := errors.AsType[*driver.Error](err)
+	if !ok {
+		return errors.Is(err, sql.ErrConnDone)
+	}
+	switch e.Code() & 0xff {
+	case sqlite3.SQLITE_TOOBIG, sqlite3.SQLITE_CONSTRAINT, sqlite3.SQLITE_MISMATCH, sqlite3.SQLITE_MISUSE, sqlite3.SQLITE_RANGE,
+		sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB:
+		return true
+	}
+	return false
+}
+
 // Explain turns an error of a database into a fault: RESOURCE_EXHAUSTED (DISK_FULL)
 // when its disk is full, else INTERNAL. What it keeps is for people, such as
 // "builds". Faults and the ends of contexts stay as they are.

@@ -43,6 +43,7 @@ func (c *Client) again(ctx context.Context, attempt func() (progress bool, _ err
 		wait, passes := passing(err)
 		if progress {
 			pause, worse = firstPause, time.Now()
+			passes = passes || letGo(err)
 		}
 		wait = max(wait, pause/2+rand.N(pause/2))
 		if !passes || time.Since(worse)+wait > c.patience {
@@ -55,6 +56,13 @@ func (c *Client) again(ctx context.Context, attempt func() (progress bool, _ err
 		}
 		pause = min(2*pause, maxPause)
 	}
+}
+
+// letGo reports whether a builder of an earlier version ended a stream because its
+// caller left a message unread; later ones answer UNAVAILABLE (SLOW_READER).
+func letGo(err error) bool {
+	st, ok := status.FromError(err)
+	return ok && st.Code() == codes.DeadlineExceeded && errorInfo(st).GetReason() == "TIMED_OUT"
 }
 
 // passing reports whether an error may be gone when the call is made again, and

@@ -11,8 +11,8 @@ import (
 
 // Watch gives fn the events of a build, from sequence number from on (0: from the
 // start), each once and in order, and returns the outcome. When the connection
-// breaks it comes back at the event after the last one that fn had. fn may be
-// nil; an error of fn ends the watch and is returned as it is.
+// breaks, or the builder ends the stream because fn took minutes for an event, it
+// comes back at the event after the last one that fn had. fn may be nil; an error of fn ends the watch and is returned as it is.
 //
 // The error of a build that did not succeed is a *BuildError, beside its
 // outcome. With any other error the outcome is nil, and the build goes on.

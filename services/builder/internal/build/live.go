@@ -1,10 +1,8 @@
 package build
 
 import (
-	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
@@ -55,6 +53,8 @@ type live struct {
 	left      bool          // the builder stops, and the build goes on when it is back
 	callers   int           // calls of Build that watch it
 	expiry    *time.Timer   // ends a build that no call watches; may be nil
+	unstored  bool          // the store refuses the build's events: only its end is still to come
+	refusal   *Failure      // why; set with unstored
 
 	graph []StepEvent // how the steps of the last attempt ended; set before the outcome is pushed
 
@@ -71,6 +71,7 @@ func (s *Service) enliven(ctx context.Context, rec Record) *live {
 	l.stop = context.AfterFunc(s.open, func() { l.cancel(context.Cause(s.open)) })
 	s.mu.Lock()
 	s.live[rec.ID] = l
+	s.born(rec.ID)
 	if s.stopping { // since the call came in
 		l.cancel(errInterrupted)
 	}
@@ -96,12 +97,19 @@ func (l *live) push(kind any, change ...func(*Record)) {
 	for _, c := range change {
 		c(&l.rec)
 	}
+	outcome, isOutcome := kind.(Outcome)
+	if l.unstored {
+		if isOutcome {
+			l.endUnstored(outcome)
+		}
+		return
+	}
 	l.rec.LastSeq++
 	l.pending = append(l.pending, Event{Sequence: l.rec.LastSeq, Time: time.Now(), Kind: kind})
 	l.size += sizeOf(kind)
 	l.written += sizeOf(kind)
 	l.version++
-	if _, l.final = kind.(Outcome); l.final {
+	if l.final = isOutcome; l.final {
 		signal(l.hurry)
 	}
 	if l.size > maxPending {
@@ -159,193 +167,4 @@ func signal(c chan struct{}) {
 	case c <- struct{}{}:
 	default:
 	}
-}
-
-// attach counts a call that watches the build and on whose end it may end.
-func (l *live) attach() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.callers++
-	l.stopExpiry()
-}
-
-func (l *live) stopExpiry() {
-	if l.expiry != nil {
-		l.expiry.Stop()
-		l.expiry = nil
-	}
-}
-
-// detach makes the build go on without callers.
-func (l *live) detach() {
-	l.update(func(rec *Record) { rec.Detached = true })
-}
-
-// leave takes back attach. The last call that goes ends the build.
-func (l *live) leave(ctx context.Context) {
-	cause := errCallerGone
-	if errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
-		cause = context.DeadlineExceeded
-	}
-	l.mu.Lock()
-	l.callers--
-	last := l.callers == 0 && !l.rec.Detached && !l.final
-	again := l.rec.RequestID != ""
-	l.mu.Unlock()
-	switch {
-	case !last:
-	case again:
-		l.expire(cause)
-	default:
-		l.cancel(cause)
-		<-l.done
-	}
-}
-
-// expire ends the build unless a caller comes for it soon.
-func (l *live) expire(cause error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.stopExpiry()
-	l.expiry = time.AfterFunc(comeBack, func() {
-		l.mu.Lock()
-		alone := l.callers == 0 && !l.rec.Detached
-		l.mu.Unlock()
-		if alone {
-			l.cancel(cause)
-		}
-	})
-}
-
-// store writes what is pushed until the outcome is written, or the build is left.
-func (l *live) store() {
-	defer l.bury()
-	for {
-		<-l.wake
-		b := l.take()
-		if len(b.events) == 0 && !b.last && b.version == b.settled {
-			continue
-		}
-		if err := l.commit(b); err != nil || b.last {
-			l.end = cmp.Or(err, l.goodbye())
-			return
-		}
-		select {
-		case <-time.After(commitEvery):
-		case <-l.hurry:
-		}
-	}
-}
-
-// goodbye is what readers of a build get that goes on later; nil after an outcome.
-func (l *live) goodbye() error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.final {
-		return nil
-	}
-	return errGoesOn
-}
-
-// batch is what one commit writes.
-type batch struct {
-	events           []Event
-	rec              Record
-	version, settled uint64
-	last             bool // nothing comes after it
-}
-
-func (l *live) take() batch {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	b := batch{events: l.pending, rec: l.rec, version: l.version, settled: l.settled, last: l.final || l.left}
-	l.pending, l.size = nil, 0
-	return b
-}
-
-// commit stores a batch, again and again while the disk has no room, and shows
-// it to readers. Its error says that the build can no longer be written to.
-func (l *live) commit(b batch) error {
-	frames, err := l.encode(b.events)
-	ctx := context.WithoutCancel(l.ctx)
-	for try := 0; err == nil; try++ {
-		bounded, cancel := context.WithTimeout(ctx, storeTimeout)
-		err = l.service.Store.Commit(bounded, b.rec, frames)
-		cancel()
-		if err == nil {
-			l.publish(frames, b.version)
-			return nil
-		}
-		if errors.Is(err, ErrFinal) || errors.Is(err, ErrUnknown) {
-			break
-		}
-		if try == 0 {
-			l.service.Log.ErrorContext(ctx, "a build's events cannot be stored; trying again", "build", b.rec.ID, "error", err)
-		}
-		select {
-		case <-l.service.open.Done():
-			// Stopping: the next start finds the build not ended, and ends it.
-		case <-time.After(retryEvery):
-			err = nil
-		}
-	}
-	l.service.Log.ErrorContext(ctx, "a build's events are lost", "build", b.rec.ID, "error", err)
-	lost := fault.Wrap(err, fault.Internal, "INTERNAL", "the builder cannot store the build", "read the builder's log")
-	l.cancel(lost)
-	return lost
-}
-
-// storeTimeout bounds one write to the store.
-const storeTimeout = 30 * time.Second
-
-func (l *live) encode(events []Event) ([]Frame, error) {
-	frames := make([]Frame, len(events))
-	for i, event := range events {
-		data, err := l.service.Encode(event)
-		if err != nil {
-			return nil, fmt.Errorf("encoding event %d: %w", event.Sequence, err)
-		}
-		frames[i] = Frame{Sequence: event.Sequence, Data: data}
-	}
-	return frames, nil
-}
-
-// publish shows frames that are stored to readers.
-func (l *live) publish(frames []Frame, version uint64) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.settled = version
-	defer func() {
-		close(l.changed)
-		l.changed = make(chan struct{})
-	}()
-	if len(frames) == 0 {
-		return
-	}
-	l.stored = frames[len(frames)-1].Sequence
-	for _, f := range frames {
-		l.recentLen += len(f.Data)
-	}
-	l.recent = append(l.recent, frames...)
-	drop := 0
-	for l.recentLen > keepRecent && drop < len(l.recent)-1 {
-		l.recentLen -= len(l.recent[drop].Data)
-		drop++
-	}
-	if drop > 0 { // into a new array: readers may still have the old one
-		l.recent = append([]Frame(nil), l.recent[drop:]...)
-	}
-}
-
-// bury ends the life: nothing more is written.
-func (l *live) bury() {
-	l.stop()
-	l.cancel(nil)
-	l.mu.Lock()
-	l.stopExpiry()
-	l.mu.Unlock()
-	l.service.mu.Lock()
-	delete(l.service.live, l.rec.ID)
-	l.service.mu.Unlock()
-	close(l.done)
 }

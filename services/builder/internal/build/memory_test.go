@@ -22,7 +22,10 @@ type memory struct {
 	requests map[string][]byte
 	frames   map[string][]build.Frame
 	failing  error // of the next commits
+	refuses  func(rec build.Record, frames []build.Frame) error
 	commits  int
+	reads    int
+	creating func() // called once a build is created, before Create returns
 }
 
 func newMemory() *memory {
@@ -33,6 +36,11 @@ func (m *memory) Create(ctx context.Context, rec build.Record, request []byte) (
 	if known, err := m.Find(ctx, rec.Project, rec.RequestID); err == nil {
 		return known, false, nil
 	}
+	defer func() {
+		if m.creating != nil {
+			m.creating()
+		}
+	}()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if _, ok := m.records[rec.ID]; ok {
@@ -60,6 +68,11 @@ func (m *memory) Commit(_ context.Context, rec build.Record, frames []build.Fram
 	if m.failing != nil {
 		return m.failing
 	}
+	if m.refuses != nil {
+		if err := m.refuses(rec, frames); err != nil {
+			return err
+		}
+	}
 	if m.records[rec.ID].State.Final() {
 		return build.ErrFinal
 	}
@@ -71,6 +84,7 @@ func (m *memory) Commit(_ context.Context, rec build.Record, frames []build.Fram
 func (m *memory) Get(_ context.Context, id string) (build.Record, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.reads++
 	rec, ok := m.records[id]
 	if !ok {
 		return rec, build.ErrUnknown

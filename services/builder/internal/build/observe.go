@@ -53,7 +53,7 @@ func (s *Service) Observe(ctx context.Context, o Observation) (context.Context, 
 	if err != nil {
 		return nil, nil, err
 	}
-	if _, _, err := s.Store.Create(ctx, rec, nil); err != nil {
+	if _, _, err := s.create(ctx, rec, nil); err != nil {
 		turn.Release()
 		return nil, nil, err
 	}

@@ -13,7 +13,7 @@ import (
 // run takes a build from the queue to its end.
 func (s *Service) run(l *live, spec Spec, turn Turn) {
 	defer turn.Release()
-	outcome, goesOn := s.attempts(l, spec, turn)
+	outcome, goesOn := s.unlessPanics(l, spec, turn)
 	if goesOn {
 		l.abandon()
 		<-l.done
@@ -22,6 +22,24 @@ func (s *Service) run(l *live, spec Spec, turn Turn) {
 	failpoint.Hit(failSolved)
 	turn.Release() // before the outcome is told: who has it may start the next one
 	s.finish(l, outcome)
+}
+
+// unlessPanics makes the attempts of a build; a panic fails this build alone.
+func (s *Service) unlessPanics(l *live, spec Spec, turn Turn) (outcome Outcome, goesOn bool) {
+	defer func() {
+		if value := recover(); value != nil {
+			outcome, goesOn = panicked(l.ctx, value), false
+		}
+	}()
+	return s.attempts(l, spec, turn)
+}
+
+// panicked reports a panic in a build and returns how the build ends. Call it in the
+// deferred function, so that the stack is that of the panic.
+func panicked(ctx context.Context, value any) Outcome {
+	_ = lifecycle.Recovered(ctx, value) // reported; its text is not for callers
+	return Outcome{State: Failed, Failure: failureOf(fault.New(fault.Internal, "INTERNAL",
+		"the builder failed while building", "report it with the trace id of the build"))}
 }
 
 // finish writes the outcome, the last event, and waits until it is stored.
@@ -36,7 +54,7 @@ func (s *Service) conclude(l *live, outcome Outcome) {
 	if outcome.Failure != nil && l.record().Origin == OriginGateway {
 		outcome.Failure.Remedy = clientRemedy(outcome.Failure.Reason, outcome.Failure.Remedy)
 	}
-	outcome.Times.Total = now.Sub(l.record().Created)
+	outcome.Times.Total = max(0, now.Sub(l.record().Created))
 	failpoint.Hit(failOutcome)
 	l.push(outcome, func(rec *Record) {
 		rec.State, rec.Ended, rec.Outcome, rec.Steps, rec.Waiting = outcome.State, now, &outcome, outcome.Steps, nil
@@ -48,17 +66,20 @@ func (s *Service) settle(l *live, outcome Outcome) {
 	<-l.done
 	failpoint.Hit(failTold)
 	ctx, rec := context.WithoutCancel(l.ctx), l.record()
-	s.Metrics.BuildEnded(ctx, rec)
-	if s.AfterBuild != nil {
-		s.AfterBuild(rec, l.graph)
-	}
+	_ = lifecycle.Protect(ctx, func(context.Context) error { // who is told must not end the process
+		s.Metrics.BuildEnded(ctx, rec)
+		if s.AfterBuild != nil {
+			s.AfterBuild(rec, l.graph)
+		}
+		return nil
+	})
 	attrs := []any{
 		"build", rec.ID, "project", rec.Project, "origin", rec.Origin.String(), "daemon", rec.Daemon, "attempt", rec.Attempt,
 		"state", rec.State.String(), "duration", rec.Ended.Sub(rec.Created).Round(time.Millisecond),
 		"steps", outcome.Steps.Total, "cached", outcome.Steps.Cached,
 	}
-	if outcome.Failure != nil {
-		attrs = append(attrs, "reason", outcome.Failure.Reason)
+	if rec.Outcome != nil && rec.Outcome.Failure != nil { // It may have failed in the store.
+		attrs = append(attrs, "reason", rec.Outcome.Failure.Reason)
 	}
 	s.Log.InfoContext(ctx, "build ended", attrs...)
 }
@@ -186,10 +207,8 @@ func (s *Service) solve(ctx context.Context, l *live, spec Spec, daemon Daemon) 
 	rec := l.record()
 	spec.Caller = rec.Caller
 	defer func() {
-		if p := recover(); p != nil {
-			_ = lifecycle.Recovered(ctx, p) // reported; its text is not for callers
-			outcome = Outcome{State: Failed, Failure: failureOf(fault.New(fault.Internal, "INTERNAL",
-				"the builder failed while building", "report it with the trace id of the build"))}
+		if value := recover(); value != nil {
+			outcome = panicked(ctx, value)
 		}
 	}()
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -115,9 +115,11 @@ type Service struct {
 
 	mu       sync.Mutex
 	live     map[string]*live // builds that have not ended, by id
-	runs     sync.WaitGroup   // the goroutines of builds
-	waiting  atomic.Int64     // builds that wait for a slot
-	stopping bool             // no build begins any more
+	births   map[string]*birth
+	lost     endedInMemory
+	runs     sync.WaitGroup // the goroutines of builds
+	waiting  atomic.Int64   // builds that wait for a slot
+	stopping bool           // no build begins any more
 
 	// open ends when running builds are interrupted, with the cause that they get.
 	open      context.Context //nolint:containedctx // it is the service's own, and no call's
@@ -130,7 +132,7 @@ type Service struct {
 // NewService returns a service that builds on the daemons of the pool. Recover
 // must be called before the first build comes.
 func NewService(opts Options) *Service {
-	s := &Service{Options: opts, live: make(map[string]*live)}
+	s := &Service{Options: opts, live: make(map[string]*live), births: make(map[string]*birth)}
 	s.open, s.interrupt = context.WithCancelCause(context.Background())
 	s.draining, s.drain = context.WithCancel(context.Background())
 	return s
@@ -217,8 +219,12 @@ func (s *Service) wait(ctx context.Context) error {
 }
 
 // Get returns the record of a build as it is stored, so that no kill -9 takes back
-// what it has told, or a NOT_FOUND fault.
+// what it has told, or a NOT_FOUND fault. The end of a build that could not be stored
+// is told from memory.
 func (s *Service) Get(ctx context.Context, id string) (Record, error) {
+	if l := s.lostBuild(id); l != nil {
+		return l.record(), nil
+	}
 	rec, err := s.Store.Get(ctx, id)
 	return rec, s.named(id, err)
 }
@@ -276,47 +282,10 @@ func (s *Service) Cancel(ctx context.Context, id string) (Record, error) {
 	}
 }
 
-// lookUp returns a build that has not ended or, with nil, the record of one that
-// has. A build that is in the store and is neither begins its life this moment.
-func (s *Service) lookUp(ctx context.Context, id string) (*live, Record, error) {
-	for deadline := time.Now().Add(bornWithin); ; {
-		l := s.find(id)
-		rec, err := s.Store.Get(ctx, id)
-		switch {
-		case err != nil:
-			return nil, rec, s.named(id, err)
-		case l != nil:
-			return l, rec, nil
-		case rec.State.Final():
-			return nil, rec, nil
-		case s.isStopping():
-			return nil, rec, errGoesOn
-		case time.Now().After(deadline):
-			return nil, rec, fault.New(fault.Internal, "INTERNAL", fmt.Sprintf("build %q cannot be stored any more", id), "read the builder's log")
-		}
-		select {
-		case <-ctx.Done():
-			return nil, rec, context.Cause(ctx)
-		case <-time.After(time.Millisecond):
-		}
-	}
-}
-
-// bornWithin is far more than there is between a build's place in the store and
-// its life in this process.
-const bornWithin = 5 * time.Second
-
 // errGoesOn is what those get who ask, while the builder stops, for a build that
 // goes on when it is back.
 var errGoesOn = fault.New(fault.Unavailable, "SHUTTING_DOWN", "the builder is stopping; the build goes on when it is back",
 	"watch it again, from the number after the last event that you have, when the builder is back")
-
-// find returns a build that has not ended, or nil.
-func (s *Service) find(id string) *live {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.live[id]
-}
 
 func (s *Service) named(id string, err error) error {
 	if errors.Is(err, ErrUnknown) {

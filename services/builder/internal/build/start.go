@@ -83,7 +83,7 @@ func (s *Service) start(ctx context.Context, sub Submission) (Record, *live, err
 	if err != nil {
 		return Record{}, nil, err
 	}
-	stored, created, err := s.Store.Create(ctx, rec, sub.Request)
+	stored, created, err := s.create(ctx, rec, sub.Request)
 	if err != nil || !created {
 		turn.Release()
 		return s.join(ctx, stored, sub, err)

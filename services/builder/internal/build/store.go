@@ -26,7 +26,8 @@ type Store interface {
 	Create(ctx context.Context, rec Record, request []byte) (_ Record, created bool, _ error)
 	// Commit writes a record and the frames that follow the last stored one, in
 	// one step. It returns ErrFinal, and writes nothing, when the stored record
-	// has ended: there is one terminal state.
+	// has ended: there is one terminal state. An error that wraps ErrRefused comes
+	// again however often the same is written.
 	Commit(ctx context.Context, rec Record, frames []Frame) error
 	// Find returns the build of a project that has a request id, or ErrUnknown.
 	Find(ctx context.Context, project, requestID string) (Record, error)
@@ -57,6 +58,7 @@ type Store interface {
 var (
 	ErrUnknown = errors.New("no such build")
 	ErrFinal   = errors.New("the build has ended already")
+	ErrRefused = errors.New("the store refuses the write")
 )
 
 // Query says which builds to list, and in which order. Builds that are equal in

@@ -1,6 +1,7 @@
 package grpcapi
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -26,7 +27,7 @@ func (s *Server) DownloadArtifact(req *builderv1.DownloadArtifactRequest, stream
 		return err
 	}
 	return deliver(stream, "read the stream as it comes, and go on with the offset of the bytes that you have",
-		func(send func(any) error) error { return s.artifact(req, send) })
+		func(_ context.Context, send func(any) error) error { return s.artifact(req, send) })
 }
 
 // artifact gives send an artifact, in pieces.

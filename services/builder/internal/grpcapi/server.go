@@ -57,7 +57,9 @@ func (s *Server) Build(req *builderv1.BuildRequest, stream builderv1.BuilderServ
 	if err != nil {
 		return err
 	}
-	return follow(stream, func(emit func(build.Frame) error) error { return s.builds.Build(ctx, sub, emit) })
+	return follow(stream, func(ctx context.Context, emit func(build.Frame) error) error {
+		return s.builds.Build(ctx, sub, emit)
+	})
 }
 
 // StartBuild implements the RPC.
@@ -79,8 +81,8 @@ func (s *Server) WatchBuild(req *builderv1.WatchBuildRequest, stream builderv1.B
 	if _, err := s.get(stream.Context(), req.GetBuildId()); err != nil {
 		return err
 	}
-	return follow(stream, func(emit func(build.Frame) error) error {
-		return s.builds.Watch(stream.Context(), req.GetBuildId(), req.GetFromSequence(), emit)
+	return follow(stream, func(ctx context.Context, emit func(build.Frame) error) error {
+		return s.builds.Watch(ctx, req.GetBuildId(), req.GetFromSequence(), emit)
 	})
 }
 

@@ -97,7 +97,7 @@ func (s *Store) commit(ctx context.Context, tx *sql.Tx, rec build.Record, frames
 	first := rec.LastSeq + 1
 	for _, frame := range frames {
 		if rec.LastSeq++; frame.Sequence != rec.LastSeq {
-			return fault.New(fault.Internal, "INTERNAL", fmt.Sprintf("event %d of build %s where %d was to follow", frame.Sequence, rec.ID, rec.LastSeq),
+			return fault.Wrap(build.ErrRefused, fault.Internal, "INTERNAL", fmt.Sprintf("event %d of build %s where %d was to follow", frame.Sequence, rec.ID, rec.LastSeq),
 				"report this as a fault of Kiln")
 		}
 	}

@@ -3,6 +3,7 @@ package sqlite
 import (
 	"database/sql"
 	"errors"
+	"fmt"
 
 	"github.com/kilnbuild/kiln/pkg/sqlitedb"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
@@ -14,7 +15,11 @@ func explain(err error) error {
 	if refused(err) {
 		return err
 	}
-	return sqlitedb.Explain("builds", err)
+	explained := sqlitedb.Explain("builds", err)
+	if sqlitedb.Permanent(err) {
+		return fmt.Errorf("%w: %w", build.ErrRefused, explained)
+	}
+	return explained
 }
 
 // missing turns sql's word for a build that is not there into the domain's.

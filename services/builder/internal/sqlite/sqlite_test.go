@@ -159,6 +159,32 @@ func TestAfterClose(t *testing.T) {
 	}
 }
 
+// A write that fails however often it is tried says so; one that may succeed does not.
+func TestCommit_RefusesForGood(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "builds.db")
+	store := closed(t, open(t, path))
+	rec := newRecord("b1")
+	if _, _, err := store.Create(t.Context(), rec, nil); err != nil {
+		t.Fatal(err)
+	}
+	for name, frames := range map[string][]build.Frame{
+		"a gap":    {{Sequence: 7, Data: []byte("x")}},
+		"too much": {{Sequence: 1, Data: make([]byte, 1_000_000_001)}},
+	} {
+		if err := store.Commit(t.Context(), rec, frames); !errors.Is(err, build.ErrRefused) || fault.KindOf(err) != fault.Internal {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if err := store.Commit(t.Context(), rec, []build.Frame{{Sequence: 1, Data: []byte("x")}}); err != nil {
+		t.Errorf("what is fine: %v", err)
+	}
+	other := open(t, filepath.Join(t.TempDir(), "builds.db"))
+	must(t, other.Close())
+	if err := other.Commit(t.Context(), rec, nil); !errors.Is(err, build.ErrRefused) {
+		t.Errorf("a store that is closed: %v", err)
+	}
+}
+
 // A full disk is said, loses nothing that was committed, and is forgotten when
 // there is space again.
 func TestFullDisk(t *testing.T) {

@@ -46,7 +46,7 @@ func (w *writer) do(ctx context.Context, apply func(ctx context.Context, tx *sql
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-w.stopped:
-		return fault.New(fault.Unavailable, "SHUTTING_DOWN", "the store is closed", "call again when the builder has started again")
+		return fault.Wrap(build.ErrRefused, fault.Unavailable, "SHUTTING_DOWN", "the store is closed", "call again when the builder has started again")
 	}
 }
 

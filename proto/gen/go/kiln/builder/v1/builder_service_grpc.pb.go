@@ -55,7 +55,9 @@ const (
 type BuilderServiceClient interface {
 	// Builds and streams what happens, in order: first `started`, then steps,
 	// logs and warnings as they come, last one `outcome`. Ending the call cancels
-	// the build in the daemon, unless it has a request_id (see there).
+	// the build in the daemon, unless it has a request_id (see there). A caller that
+	// leaves a message unread for a minute gets UNAVAILABLE (SLOW_READER): the build
+	// goes on, and WatchBuild has the events from any number on.
 	//
 	// Errors: INVALID_ARGUMENT with BadRequest for a bad field; PERMISSION_DENIED
 	// (DIRECTORY_NOT_ALLOWED, POLICY_DENIED) for a directory outside the allowed
@@ -73,7 +75,8 @@ type BuilderServiceClient interface {
 	StartBuild(ctx context.Context, in *StartBuildRequest, opts ...grpc.CallOption) (*StartBuildResponse, error)
 	// Streams the events of a build from a sequence number on, those that are
 	// past first, and ends after its outcome. Ending the call does not touch the
-	// build.
+	// build. A caller that leaves a message unread for a minute gets UNAVAILABLE
+	// (SLOW_READER), and calls again from the number after its last event.
 	//
 	// Errors: NOT_FOUND for an unknown build; OUT_OF_RANGE for a sequence number
 	// whose events are no longer kept.
@@ -310,7 +313,9 @@ func (c *builderServiceClient) UndrainDaemon(ctx context.Context, in *UndrainDae
 type BuilderServiceServer interface {
 	// Builds and streams what happens, in order: first `started`, then steps,
 	// logs and warnings as they come, last one `outcome`. Ending the call cancels
-	// the build in the daemon, unless it has a request_id (see there).
+	// the build in the daemon, unless it has a request_id (see there). A caller that
+	// leaves a message unread for a minute gets UNAVAILABLE (SLOW_READER): the build
+	// goes on, and WatchBuild has the events from any number on.
 	//
 	// Errors: INVALID_ARGUMENT with BadRequest for a bad field; PERMISSION_DENIED
 	// (DIRECTORY_NOT_ALLOWED, POLICY_DENIED) for a directory outside the allowed
@@ -328,7 +333,8 @@ type BuilderServiceServer interface {
 	StartBuild(context.Context, *StartBuildRequest) (*StartBuildResponse, error)
 	// Streams the events of a build from a sequence number on, those that are
 	// past first, and ends after its outcome. Ending the call does not touch the
-	// build.
+	// build. A caller that leaves a message unread for a minute gets UNAVAILABLE
+	// (SLOW_READER), and calls again from the number after its last event.
 	//
 	// Errors: NOT_FOUND for an unknown build; OUT_OF_RANGE for a sequence number
 	// whose events are no longer kept.

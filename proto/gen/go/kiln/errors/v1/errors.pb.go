@@ -112,6 +112,14 @@ const (
 	// A type=local cache directory cannot be reached, or was in use without a
 	// pause. UNAVAILABLE.
 	Reason_REASON_CACHE_UNAVAILABLE Reason = 30
+	// The caller left a message of a stream unread for a minute, and the server ended
+	// the call. UNAVAILABLE; call again, for what comes after the last message.
+	Reason_REASON_SLOW_READER Reason = 31
+	// The builder cannot store what happens in the build. INTERNAL.
+	Reason_REASON_STORAGE_FAILED Reason = 32
+	// The host's clock has jumped, so nothing is deleted by age until the new time
+	// is confirmed. FAILED_PRECONDITION.
+	Reason_REASON_CLOCK_JUMPED Reason = 33
 )
 
 // Enum value maps for Reason.
@@ -148,6 +156,9 @@ var (
 		28: "REASON_DIGEST_MISMATCH",
 		29: "REASON_ARCHIVE_INVALID",
 		30: "REASON_CACHE_UNAVAILABLE",
+		31: "REASON_SLOW_READER",
+		32: "REASON_STORAGE_FAILED",
+		33: "REASON_CLOCK_JUMPED",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":           0,
@@ -181,6 +192,9 @@ var (
 		"REASON_DIGEST_MISMATCH":       28,
 		"REASON_ARCHIVE_INVALID":       29,
 		"REASON_CACHE_UNAVAILABLE":     30,
+		"REASON_SLOW_READER":           31,
+		"REASON_STORAGE_FAILED":        32,
+		"REASON_CLOCK_JUMPED":          33,
 	}
 )
 
@@ -570,7 +584,7 @@ const file_kiln_errors_v1_errors_proto_rawDesc = "" +
 	"_exit_code\"?\n" +
 	"\fDaemonDetail\x12\x19\n" +
 	"\btype_url\x18\x01 \x01(\tR\atypeUrl\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value*\xb2\x06\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value*\xfe\x06\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14REASON_INVALID_FIELD\x10\x01\x12\x18\n" +
@@ -603,7 +617,10 @@ const file_kiln_errors_v1_errors_proto_rawDesc = "" +
 	"\x13REASON_OUT_OF_RANGE\x10\x1b\x12\x1a\n" +
 	"\x16REASON_DIGEST_MISMATCH\x10\x1c\x12\x1a\n" +
 	"\x16REASON_ARCHIVE_INVALID\x10\x1d\x12\x1c\n" +
-	"\x18REASON_CACHE_UNAVAILABLE\x10\x1e*\xbb\x01\n" +
+	"\x18REASON_CACHE_UNAVAILABLE\x10\x1e\x12\x16\n" +
+	"\x12REASON_SLOW_READER\x10\x1f\x12\x19\n" +
+	"\x15REASON_STORAGE_FAILED\x10 \x12\x17\n" +
+	"\x13REASON_CLOCK_JUMPED\x10!*\xbb\x01\n" +
 	"\fFailureClass\x12\x1d\n" +
 	"\x19FAILURE_CLASS_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12FAILURE_CLASS_USER\x10\x01\x12 \n" +
