@@ -2,6 +2,7 @@ package gateway
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
@@ -34,6 +35,8 @@ type daemon struct {
 	late  time.Duration // how long a solve is on its way
 	pings int
 	asked []string // refs of the Status calls
+
+	running, most int // solves under way, now and at most
 }
 
 // job is a solve of a client that runs its frontend by itself. It ends when the
@@ -61,6 +64,9 @@ func (d *daemon) find(ctx context.Context, ref string) (*job, error) {
 }
 
 func (d *daemon) Solve(ctx context.Context, req *controlapi.SolveRequest) (*controlapi.SolveResponse, error) {
+	if req.FrontendAttrs["refuse"] != "" {
+		return nil, errors.New("it is refused before there is a job")
+	}
 	j := &job{result: make(chan error, 1), ended: make(chan struct{}), hang: req.FrontendAttrs["hang"] != "", internal: req.Internal}
 	select {
 	case <-time.After(d.late):
@@ -73,8 +79,15 @@ func (d *daemon) Solve(ctx context.Context, req *controlapi.SolveRequest) (*cont
 		return nil, fmt.Errorf("job ID %s exists", req.Ref)
 	}
 	d.jobs[req.Ref] = j
+	d.running++
+	d.most = max(d.most, d.running)
 	d.mu.Unlock()
-	defer close(j.ended)
+	defer func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		d.running--
+		close(j.ended)
+	}()
 	select {
 	case err := <-j.result:
 		return &controlapi.SolveResponse{ExporterResponse: map[string]string{"containerimage.digest": "sha256:abc"}}, err

@@ -12,6 +12,14 @@ import (
 	"github.com/kilnbuild/kiln/services/builder/internal/buildkit/graph"
 )
 
+// openedBeside returns the sessions that a client opens beside a Solve.
+func openedBeside(req *controlapi.SolveRequest) []string {
+	var found named
+	found.add(req.GetSession(), req.GetSourcePolicySession())
+	found.attributes(req.GetFrontendAttrs())
+	return found.ids
+}
+
 // sessionsOf returns the sessions that a request names, in its fields, in the
 // attributes of its frontend, and in the sources of its graphs.
 func sessionsOf(req proto.Message) ([]string, error) {

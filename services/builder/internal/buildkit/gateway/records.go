@@ -14,9 +14,9 @@ import (
 // through the gateway is its id, and that of a build by RPC is its id, with a number
 // for each further attempt.
 
-// attempts are what the builder appends to the id of a build by RPC; see refOf and
-// Solve of package buildkit.
-var attempts = regexp.MustCompile(`^(.+?)(-[0-9]+)?(-again-[0-9]+)?$`)
+// suffixes are what the builder appends to the id of a build by RPC, the last one
+// first; see refOf and Solve of package buildkit.
+var suffixes = []*regexp.Regexp{regexp.MustCompile(`-again-[0-9]+$`), regexp.MustCompile(`-[0-9]+$`)}
 
 // record returns the record of the build that a ref belongs to. ok is false when the
 // builder has none.
@@ -24,12 +24,18 @@ func (g *Gateway) record(ctx context.Context, ref string) (rec build.Record, ok 
 	if rec, ok, err = g.find(ctx, ref); ok || err != nil {
 		return rec, ok, err
 	}
-	m := attempts.FindStringSubmatch(ref)
-	if m == nil || m[1] == ref {
-		return rec, false, nil
+	id := ref
+	for _, suffix := range suffixes {
+		shorter := suffix.ReplaceAllString(id, "")
+		if shorter == id {
+			continue
+		}
+		id = shorter
+		if rec, ok, err = g.find(ctx, id); ok || err != nil {
+			return rec, ok && rec.Origin == build.OriginAPI, err
+		}
 	}
-	rec, ok, err = g.find(ctx, m[1])
-	return rec, ok && rec.Origin == build.OriginAPI, err
+	return rec, false, nil
 }
 
 func (g *Gateway) find(ctx context.Context, id string) (build.Record, bool, error) {

@@ -328,3 +328,14 @@ func (r *rig) final(t *testing.T, ref string) build.Record {
 	})
 	return rec
 }
+
+// conn is a plain connection to the gateway, of a caller without an identity.
+func (r *rig) conn(t *testing.T) *grpc.ClientConn {
+	t.Helper()
+	conn, err := rpc.Dial(r.addr, rpc.ClientOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = conn.Close() })
+	return conn
+}

@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,8 +23,9 @@ import (
 type sessionRoute struct {
 	id       string
 	identity string
-	calls    int       // that name it; guarded by routes.mu
-	secrets  *mask.Set // that the client has given to daemons
+	calls    int           // that name it; guarded by routes.mu
+	came     chan struct{} // closed when the client has opened it
+	secrets  *mask.Set     // that the client has given to daemons
 
 	mu     sync.Mutex
 	client *relay.Client // nil while the client has not opened it
@@ -46,7 +48,7 @@ func (t *routes) claim(identity string, ids []string) (claimed []*sessionRoute, 
 	for _, id := range ids {
 		s := t.sessions[id]
 		if s == nil {
-			s = &sessionRoute{id: id, identity: identity, secrets: buildkit.NewSecrets()}
+			s = &sessionRoute{came: make(chan struct{}), id: id, identity: identity, secrets: buildkit.NewSecrets()}
 			t.sessions[id] = s
 		}
 		s.calls++
@@ -83,6 +85,9 @@ func (s *sessionRoute) arrive(ctx context.Context, client *relay.Client, key str
 		return false, nil
 	}
 	s.client, s.key, s.links = client, key, make(map[string]*relay.Link)
+	if !closed(s.came) {
+		close(s.came)
+	}
 	var errs []error
 	for _, up := range s.wanted {
 		errs = append(errs, s.open(ctx, up))
@@ -145,6 +150,24 @@ func secretsOf(sessions []*sessionRoute, id string) *mask.Set {
 		}
 	}
 	return new(mask.Set)
+}
+
+// awaitOpened waits until the client has opened the sessions that its build is to use
+// from the start. A client opens them beside its Solve, which may overtake them when
+// there are many, and a daemon looks for a session for five seconds only. If a session
+// does not come, the daemon says so when it needs it.
+func awaitOpened(ctx context.Context, sessions []*sessionRoute, ids []string) {
+	ctx, cancel := context.WithTimeout(ctx, comeWithin)
+	defer cancel()
+	for _, s := range sessions {
+		if slices.Contains(ids, s.id) {
+			select {
+			case <-s.came:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}
 }
 
 // openAt opens the sessions that a build names at its daemon.

@@ -76,7 +76,7 @@ func (g *Gateway) build(c *call, r *route, request *rawcodec.Frame, req *control
 		return whyEnded(ctx)
 	}
 	defer release()
-	up, err := g.place(ctx, sessions)
+	up, err := g.place(ctx, sessions, req)
 	if err != nil {
 		cancel(err)
 		observed.End(ctx, outcome.FailureOf(ctx, err, nil), build.Result{})
@@ -142,7 +142,8 @@ func (g *Gateway) admit(ctx context.Context, c *call, r *route, req *controlapi.
 const tracer = "github.com/kilnbuild/kiln/services/builder/internal/buildkit/gateway"
 
 // place chooses the daemon of a build, and opens the sessions that it names there.
-func (g *Gateway) place(ctx context.Context, sessions []*sessionRoute) (*upstream, error) {
+func (g *Gateway) place(ctx context.Context, sessions []*sessionRoute, req *controlapi.SolveRequest) (*upstream, error) {
+	awaitOpened(ctx, sessions, openedBeside(req))
 	daemon, err := g.daemons.Pick(ctx)
 	if err != nil {
 		return nil, err
