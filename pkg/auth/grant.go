@@ -15,7 +15,13 @@ import (
 
 // Grant is what the rules that allow a call say of what it may be about. The zero value
 // says nothing, and allows all.
-type Grant struct{ rules []*configv1.AccessRule }
+type Grant struct {
+	rules  []*configv1.AccessRule
+	denied error // that nothing is allowed, and why
+}
+
+// Refused returns a grant that allows nothing, for the reason err.
+func Refused(err error) Grant { return Grant{denied: err} }
 
 // Use is what a call is about.
 type Use struct {
@@ -43,7 +49,7 @@ func GrantOf(ctx context.Context) Grant {
 // Check returns a DENIED fault that names what is not allowed, unless one of the rules
 // allows the whole use.
 func (g Grant) Check(u Use) error {
-	var why error
+	why := g.denied
 	for _, r := range g.rules {
 		err := fits(r, u)
 		if err == nil {
@@ -59,7 +65,7 @@ func (g Grant) Project(name string) bool { return g.Check(Use{Project: name}) ==
 
 // Unbounded reports whether some rule, or the lack of rules, allows all projects.
 func (g Grant) Unbounded() bool {
-	return len(g.rules) == 0 || slices.ContainsFunc(g.rules, func(r *configv1.AccessRule) bool { return len(r.GetProjects()) == 0 })
+	return g.denied == nil && len(g.rules) == 0 || slices.ContainsFunc(g.rules, func(r *configv1.AccessRule) bool { return len(r.GetProjects()) == 0 })
 }
 
 // Fingerprint returns a digest that equal grants share, and nil for a grant without

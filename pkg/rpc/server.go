@@ -55,6 +55,7 @@ type Server struct {
 	listener net.Listener
 	httpSide net.Listener // Nil: off.
 	ready    *readiness
+	access   *access
 	audit    *audit        // nil before it could be opened
 	drained  chan struct{} // Closed when the gRPC server has ended.
 }
@@ -104,6 +105,7 @@ func newGuard(opts ServerOptions, s *Server, tel *telemetry.Telemetry) (*guard, 
 	if err := s.bind(opts.Config, access.tls()); err != nil {
 		return nil, err
 	}
+	s.access = access
 	if s.audit, err = newAudit(opts.Name, opts.Config.GetAuditFile(), tel.Logger); err != nil {
 		return nil, fault.Wrap(err, fault.InvalidArgument, "INVALID_FIELD", "the audit log cannot be written", "name a file with server.audit_file that the server's user may write")
 	}
@@ -112,6 +114,20 @@ func newGuard(opts ServerOptions, s *Server, tel *telemetry.Telemetry) (*guard, 
 		return nil, err
 	}
 	return g, nil
+}
+
+// GrantOf returns what the rules allow an identity that makes one of some calls now,
+// as its own call would: for work that outlives the call which asked for it.
+func (s *Server) GrantOf(ctx context.Context, identity string, fullMethods ...string) auth.Grant {
+	var why error
+	for _, method := range fullMethods {
+		grant, err := s.access.authorize(ctx, method, auth.Identity{Name: identity})
+		if err == nil {
+			return grant
+		}
+		why = err
+	}
+	return auth.Refused(why)
 }
 
 // RegisterService adds a service, and an entry for it in the health service.

@@ -12,6 +12,7 @@ import (
 	"github.com/google/uuid"
 
 	"github.com/kilnbuild/kiln/pkg/aip"
+	"github.com/kilnbuild/kiln/pkg/auth"
 	"github.com/kilnbuild/kiln/pkg/lifecycle"
 	"github.com/kilnbuild/kiln/pkg/rpc"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
@@ -111,17 +112,25 @@ func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Teleme
 	s.builds = build.NewService(build.Options{
 		Pool: s.fleet, Store: s.store, Queue: turns{newQueue(s.cfg)}, Metrics: counters, Log: tel.Logger,
 		MaxBuildTime: s.cfg.GetMaxBuildTime().AsDuration(), NewID: uuid.NewString, Encode: wire.Encode, Decode: translate.Decode,
-		Hold: func(spec build.Spec) (release func()) { return buildkit.Hold(s.contexts, spec) },
+		Hold:   func(spec build.Spec) (release func()) { return buildkit.Hold(s.contexts, spec) },
+		Behalf: s.onBehalf,
 		AfterBuild: func(rec build.Record, graph []build.StepEvent) {
 			s.reporter.add(rec, graph, daemon.Workers())
 			s.pruner.ask()
 		},
 	})
 	s.parts.Push("builds", s.builds.Close)
-	if err := s.builds.Recover(ctx); err != nil {
+	if err := s.serve(translate, rules, tel); err != nil {
 		return nil, err
 	}
-	return s, s.serve(translate, rules, tel)
+	// Once there are rules to hold them to; calls are served from Run on.
+	return s, s.builds.Recover(ctx)
+}
+
+// onBehalf returns ctx with what the caller of a build may do now.
+func (s *Service) onBehalf(ctx context.Context, rec build.Record) context.Context {
+	return auth.WithGrant(ctx, s.server.GrantOf(ctx, rec.Caller,
+		builderv1.BuilderService_StartBuild_FullMethodName, builderv1.BuilderService_Build_FullMethodName))
 }
 
 // openStores opens what the builder keeps on disk.

@@ -179,3 +179,40 @@ func detached() build.Submission {
 	sub.Detached, sub.Spec.MaxAttempts = true, 3
 	return sub
 }
+
+type rightsKey struct{}
+
+// A build that goes on after a restart has the rights that its caller has then, not
+// those of the process that takes it up.
+func TestRecover_BuildsOnBehalfOfTheCaller(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := newMemory()
+		r := newRig(t, &pool{daemon: daemon(hangs)}, store, 1)
+		sub := detached()
+		sub.Caller.Identity = "ci"
+		rec, err := r.Start(t.Context(), sub)
+		if err != nil {
+			t.Fatal(err)
+		}
+		synctest.Wait()
+		r.stop(t)
+		var rights any
+		again := newRig(t, &pool{daemon: daemon(func(ctx context.Context, sink func(any)) build.Result {
+			rights = ctx.Value(rightsKey{})
+			return succeeds(ctx, sink)
+		})}, store, 1)
+		again.Behalf = func(ctx context.Context, rec build.Record) context.Context {
+			return context.WithValue(ctx, rightsKey{}, "of "+rec.Caller)
+		}
+		if err := again.Recover(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		defer again.stop(t)
+		if err := again.Watch(t.Context(), rec.ID, 1, func(build.Frame) error { return nil }); err != nil {
+			t.Fatal(err)
+		}
+		if rights != "of ci" {
+			t.Errorf("it is built with the rights %v", rights)
+		}
+	})
+}

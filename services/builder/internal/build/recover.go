@@ -25,7 +25,11 @@ func (s *Service) Recover(ctx context.Context) error {
 	for _, rec := range unended {
 		failpoint.Hit(failRecover)
 		s.Metrics.BuildStarted(ctx, rec.Origin)
-		l := s.enliven(ctx, rec)
+		own := ctx
+		if s.Behalf != nil {
+			own = s.Behalf(ctx, rec)
+		}
+		l := s.enliven(own, rec)
 		if rec.LastSeq == 0 { // killed before its first event was stored
 			l.push(Started{BuildID: rec.ID, TraceID: rec.TraceID})
 		}

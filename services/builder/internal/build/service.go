@@ -101,6 +101,9 @@ type Options struct {
 	// build that was accepted before a restart. What is gone already is not held.
 	// nil: nothing.
 	Hold func(spec Spec) (release func())
+	// Behalf returns ctx with the rights that the caller of a build has now: for a
+	// build that was accepted before a restart. nil: ctx as it is.
+	Behalf func(ctx context.Context, rec Record) context.Context
 }
 
 // Caller says who asks for a build.

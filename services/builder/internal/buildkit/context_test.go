@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 
@@ -20,7 +21,7 @@ func optOf(t *testing.T, spec build.Spec) client.SolveOpt {
 	if spec.Context.Directory != nil && spec.Context.Directory.Path == "" {
 		spec.Context.Directory.Path = dir
 	}
-	d := &Daemon{opts: Options{Roots: []string{"/"}, Guard: guard.New(guard.Policy{Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, Schemes: []string{"ssh", "https"}}, slog.New(slog.DiscardHandler))}}
+	d := &Daemon{opts: Options{Roots: []string{os.TempDir()}, Guard: guard.New(guard.Policy{Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}, Schemes: []string{"ssh", "https"}}, slog.New(slog.DiscardHandler))}}
 	j, err := d.prepare("id", spec)
 	if err != nil {
 		t.Fatal(err)

@@ -6,12 +6,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"strings"
 
 	"github.com/containerd/containerd/v2/core/content"
 	"github.com/moby/buildkit/client"
 	"github.com/moby/buildkit/client/llb"
 	"github.com/tonistiigi/fsutil"
 
+	"github.com/kilnbuild/kiln/pkg/auth"
 	"github.com/kilnbuild/kiln/pkg/contextfs"
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
@@ -29,6 +32,7 @@ type job struct {
 	contextKey string // tells the context apart from others of the project
 
 	sources *sourcePolicy
+	users   *users // nil: the builder has none
 	reading contextfs.Watch
 
 	outputs []*output
@@ -96,7 +100,34 @@ func (j *job) asked() Asked {
 	for _, e := range j.opt.CacheExports {
 		a.CacheExports = append(a.CacheExports, Entry{e.Type, e.Attrs})
 	}
+	for _, e := range j.opt.CacheImports {
+		for _, repo := range CacheRepository(e.Type, e.Attrs) {
+			if host, _, _ := strings.Cut(repo, "/"); loginOf(j.daemon.opts.Logins, host) != nil {
+				a.Pulls = append(a.Pulls, repo)
+			}
+		}
+	}
 	return a
+}
+
+// authorize holds the job to the rules of its caller, which ctx carries, and lends it
+// the builder's users as far as they allow.
+func (j *job) authorize(ctx context.Context) error {
+	grant, use := auth.GrantOf(ctx), j.asked().Use()
+	if err := grant.Check(use); err != nil {
+		return err
+	}
+	if rights := grant.Fingerprint(); j.users != nil && rights != nil {
+		j.users.lend(append(rights, j.spec.Project...), func(repository string, push bool) bool {
+			more := use
+			more.Pulls = append(slices.Clone(use.Pulls), repository)
+			if push {
+				more.Pulls, more.Registries = use.Pulls, append(slices.Clone(use.Registries), repository)
+			}
+			return grant.Check(more) == nil
+		})
+	}
+	return nil
 }
 
 // keep closes c when the solve has ended.
@@ -141,6 +172,11 @@ func (j *job) run(ctx context.Context, statuses chan *client.SolveStatus, abando
 func (j *job) known(err error) error {
 	if failed := cmp.Or(j.writeFailed(), j.reading.Failed()); failed != nil {
 		return failed
+	}
+	if j.users != nil && unauthorized(err) {
+		if refused := j.users.denied(); refused != nil {
+			return refused
+		}
 	}
 	if explained, ok := errors.AsType[*fault.Error](j.sources.explain(err)); ok {
 		return explained

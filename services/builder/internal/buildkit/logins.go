@@ -1,43 +1,52 @@
 package buildkit
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"strings"
 
 	"github.com/docker/cli/cli/config/types"
-	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/auth/authprovider"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 )
 
-// dockerHub is how BuildKit asks for the user of docker.io.
-const dockerHub = "https://index.docker.io/v1/"
+// hostOf returns a registry's host as references name it: BuildKit asks for the user
+// of docker.io by the name of its API's host.
+func hostOf(host string) string {
+	switch host {
+	case authprovider.DockerHubRegistryHost, authprovider.DockerHubConfigfileKey:
+		return "docker.io"
+	default:
+		return host
+	}
+}
 
-// asUsers answers the daemon's questions for the users of registries. Passwords are read when
-// they are asked for, so that a new one needs no restart.
-func asUsers(logins []*configv1.RegistryLogin) session.Attachable {
-	return authprovider.NewDockerAuthProvider(authprovider.DockerAuthProviderConfig{
-		AuthConfigProvider: func(_ context.Context, host string, _ []string, _ authprovider.ExpireCachedAuthCheck) (types.AuthConfig, error) {
-			if host == dockerHub {
-				host = "docker.io"
-			}
-			for _, login := range logins {
-				if login.GetHost() != host {
-					continue
-				}
-				password, err := os.ReadFile(login.GetPasswordFile())
-				if err != nil {
-					return types.AuthConfig{}, fmt.Errorf("the builder's password for %s: %w", host, err)
-				}
-				return types.AuthConfig{ServerAddress: host, Username: login.GetUsername(), Password: strings.TrimSpace(string(password))}, nil
-			}
-			return types.AuthConfig{}, nil
-		},
-	})
+// loginOf returns the login for a host; nil when there is none.
+func loginOf(logins []*configv1.RegistryLogin, host string) *configv1.RegistryLogin {
+	for _, login := range logins {
+		if login.GetHost() == host {
+			return login
+		}
+	}
+	return nil
+}
+
+// passwordOf reads the user of a host; it is empty when there is none. Passwords are
+// read when they are asked for, so that a new one needs no restart.
+func passwordOf(logins []*configv1.RegistryLogin, host string) (types.AuthConfig, error) {
+	login := loginOf(logins, hostOf(host))
+	if login == nil {
+		return types.AuthConfig{}, nil
+	}
+	password, err := os.ReadFile(login.GetPasswordFile())
+	if err != nil {
+		return types.AuthConfig{}, fmt.Errorf("the builder's password for %s: %w", login.GetHost(), err)
+	}
+	return types.AuthConfig{
+		ServerAddress: login.GetHost(), Username: login.GetUsername(), Password: strings.TrimSpace(string(password)),
+	}, nil
 }
 
 // CheckLogins is an INVALID_FIELD fault when a password cannot be read.

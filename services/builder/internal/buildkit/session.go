@@ -28,7 +28,9 @@ func (j *job) addSession() error {
 		return insecure
 	}
 	if logins := j.daemon.opts.Logins; len(logins) > 0 {
-		j.opt.Session = append(j.opt.Session, asUsers(logins))
+		j.users = newUsers(logins)
+		j.sources.images = j.users.reads
+		j.opt.Session = append(j.opt.Session, j.users)
 	}
 	if len(j.spec.Secrets) > 0 {
 		values := make(map[string][]byte, len(j.spec.Secrets))

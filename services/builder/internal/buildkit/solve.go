@@ -12,7 +12,6 @@ import (
 	"github.com/moby/buildkit/util/grpcerrors"
 	"google.golang.org/grpc/codes"
 
-	"github.com/kilnbuild/kiln/pkg/auth"
 	"github.com/kilnbuild/kiln/pkg/cachelease"
 	"github.com/kilnbuild/kiln/pkg/lifecycle"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
@@ -33,7 +32,7 @@ func (d *Daemon) Accept(ctx context.Context, spec build.Spec) (release func(), e
 		return nil, err
 	}
 	release = Hold(d.opts.Contexts, spec) // before its contexts are closed
-	if err := errors.Join(auth.GrantOf(ctx).Check(j.asked().Use()), j.close()); err != nil {
+	if err := errors.Join(j.authorize(ctx), j.close()); err != nil {
 		release()
 		return nil, err
 	}
@@ -102,6 +101,9 @@ func (r *run) solve(ctx context.Context, id, ref string, spec build.Spec) ([]bui
 	j, err := r.daemon.prepareWithin(ctx, id, spec)
 	if err != nil {
 		return nil, err
+	}
+	if err := j.authorize(ctx); err != nil { // rules may have changed since the build was accepted
+		return nil, errors.Join(err, j.close())
 	}
 	j.opt.Ref = ref
 	j.lease(ctx)

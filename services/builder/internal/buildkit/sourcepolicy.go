@@ -41,7 +41,8 @@ type Guard interface {
 // host to its key.
 type sourcePolicy struct {
 	guard   Guard
-	secrets map[string][]byte // as the daemon uses them to authenticate
+	secrets map[string][]byte      // as the daemon uses them to authenticate
+	images  func(ref string) error // judges an image that is read; nil: all may be
 
 	mu       sync.Mutex
 	verdicts map[string]*verdict // by source: a daemon asks about each several times
@@ -154,10 +155,15 @@ func (p *sourcePolicy) refuse(err error) {
 // judge says what a source must have besides its own attributes to be read, or why
 // it must not be read.
 func (p *sourcePolicy) judge(ctx context.Context, source *pb.SourceOp) (map[string]string, error) {
-	scheme, _, _ := strings.Cut(source.GetIdentifier(), "://")
+	scheme, ref, _ := strings.Cut(source.GetIdentifier(), "://")
 	switch scheme {
-	case "docker-image", "docker-image+blob", "oci-layout", "oci-layout+blob", "local":
-		return nil, nil // Images are the registries' business; the rest is the builder's own.
+	case "docker-image", "docker-image+blob":
+		if p.images == nil {
+			return nil, nil // images are the registries' business
+		}
+		return nil, p.images(ref)
+	case "oci-layout", "oci-layout+blob", "local":
+		return nil, nil // the builder's own
 	case "http", "https":
 		return p.judgeHTTP(ctx, source)
 	case "git":
