@@ -38,6 +38,7 @@ import (
 	"github.com/kilnbuild/kiln/e2e/lab/labtest"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
+	errorsv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/errors/v1"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 	janitorv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/janitor/v1"
 )
@@ -420,6 +421,49 @@ func TestS7_SecuredBuilds(t *testing.T) {
 	s.secretsAreNowhere(t, auth)
 }
 
+// The builder's user of the registry is lent for what the rules of a caller name: its
+// builds read and push there, and nothing of another project.
+func TestUsersOfRegistries_AreLentPerRepository(t *testing.T) {
+	s := startSecured(t)
+	runKiln(t, "certs", "issue", "narrow", "--dir", s.dir)
+	rule := fmt.Sprintf("  - identities: [narrow]\n    methods: [\"/kiln.builder.v1.BuilderService/*\"]\n    projects: [web]\n    registries: [%q]\n", s.registry.Addr+"/web")
+	labtest.Write(t, s.dir, map[string]string{"policy.yaml": rules + rule})
+	admin := builderv1.NewBuilderServiceClient(s.dial(t, s.builder.Addr, credential{certificate: s.certificate(t, "admin")}))
+	narrow := builderv1.NewBuilderServiceClient(s.dial(t, s.builder.Addr, credential{certificate: s.certificate(t, "narrow")}))
+	labtest.Eventually(t, 30*time.Second, "the new rule is in force", func() bool {
+		_, err := narrow.ListBuilds(t.Context(), &builderv1.ListBuildsRequest{})
+		return err == nil
+	})
+	run := func(api builderv1.BuilderServiceClient, project, from, to string) *builderv1.Outcome {
+		t.Helper()
+		b := inline(map[string]string{"Dockerfile": "FROM " + from + "\nCOPY Dockerfile /" + filepath.Base(to) + "\n"}, s.registry.Addr+"/"+to)
+		b.Project, b.Pull = project, true
+		stream := labtest.Must(api.Build(labtest.Context(t, 2*time.Minute), &builderv1.BuildRequest{Spec: b}))(t)
+		for {
+			res, err := stream.Recv()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if outcome := res.GetEvent().GetOutcome(); outcome != nil {
+				return outcome
+			}
+		}
+	}
+	for _, project := range []string{"web", "payroll"} {
+		if o := run(admin, project, "scratch", project+":1"); o.GetState() != builderv1.BuildState_BUILD_STATE_SUCCEEDED {
+			t.Fatal(o)
+		}
+	}
+	if o := run(narrow, "web", s.registry.Addr+"/web:1", "web:2"); o.GetState() != builderv1.BuildState_BUILD_STATE_SUCCEEDED {
+		t.Errorf("a build of its own image: %v", o)
+	}
+	// The daemon has the image, and the registry's session of the other builds.
+	o := run(narrow, "web", s.registry.Addr+"/payroll:1", "web:3")
+	if o.GetState() == builderv1.BuildState_BUILD_STATE_SUCCEEDED || o.GetFailure().GetReason() != errorsv1.Reason_REASON_DENIED {
+		t.Errorf("a build of another project's image: %v", o)
+	}
+}
+
 // checkAudit holds that an audit log has the calls that change something, and no others.
 func checkAudit(t *testing.T, file string) {
 	t.Helper()
@@ -427,8 +471,9 @@ func checkAudit(t *testing.T, file string) {
 	scanner := bufio.NewScanner(bytes.NewReader(labtest.Must(os.ReadFile(file))(t)))
 	for scanner.Scan() {
 		var line struct {
-			Method, Identity, Code, Peer string
-			Project                      string `json:"spec.project"`
+			Event, Method, Identity, Code, Peer, Ref, Session string
+			Of                                                string `json:"project"`
+			Project                                           string `json:"spec.project"`
 		}
 		if err := json.Unmarshal(scanner.Bytes(), &line); err != nil {
 			t.Fatalf("%v in %s", err, scanner.Text())
@@ -436,11 +481,18 @@ func checkAudit(t *testing.T, file string) {
 		if line.Peer == "" {
 			t.Errorf("no peer in %s", scanner.Text())
 		}
+		if strings.HasSuffix(line.Method, "Control/Solve") {
+			if line.Ref == "" || line.Session == "" {
+				t.Errorf("no ref or session in %s", scanner.Text())
+			}
+			seen[strings.TrimSpace("Solve "+line.Event+" "+line.Of+" "+line.Code)]++
+		}
 		seen[strings.Join([]string{line.Method[strings.LastIndex(line.Method, "/")+1:], line.Identity, line.Code, line.Project}, " ")]++
 	}
 	for want, n := range map[string]int{
 		"Build spiffe://lab/ci OK web": 1, "Build admin OK payroll": 1, "Build spiffe://lab/ci PermissionDenied payroll": 1,
 		"Build spiffe://lab/ci PermissionDenied web": 1, "Solve spiffe://lab/ci OK ": 1,
+		"Solve begin team-a": 1, "Solve end team-a OK": 1, "Solve begin payroll": 1, "Solve end payroll PermissionDenied": 1,
 	} {
 		if seen[want] < n {
 			t.Errorf("the audit log has %d of %q, want %d: %v", seen[want], want, n, seen)

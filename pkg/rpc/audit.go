@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"os"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/metric"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
@@ -20,25 +22,41 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 
 	"github.com/kilnbuild/kiln/pkg/auth"
+	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/pkg/telemetry"
+	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 )
 
-// audit notes each call that changes something: who, from where, what, about what, and how
-// it ended. Of the request it has names only, no contents.
+// audit notes each call that changes something, and each call that is refused: who,
+// from where, what, about what, and how it ended. A call with a stream is noted when it
+// is known what it is about, and again when it has ended. Of a request the audit log
+// has names only, no contents.
 type audit struct {
-	log  *slog.Logger
-	file *rotated // nil: the log
+	handler  slog.Handler
+	log      *slog.Logger
+	file     *rotated // nil: the log
+	required bool     // calls that cannot be noted are refused
+	failures metric.Int64Counter
 }
 
 // newAudit notes in a file, or in the log.
-func newAudit(service, file string, log *slog.Logger) (*audit, error) {
-	if file == "" {
-		return &audit{log: log.With("audit", true)}, nil
+func newAudit(service string, cfg *configv1.ServerConfig, tel *telemetry.Telemetry) (*audit, error) {
+	failures, err := tel.Meter.Meter("github.com/kilnbuild/kiln/pkg/rpc").Int64Counter("kiln.audit.failures", metric.WithUnit("{entry}"),
+		metric.WithDescription("Entries that could not be written to the audit log"))
+	if err != nil {
+		return nil, fmt.Errorf("making a metric: %w", err)
 	}
-	w := &rotated{path: file}
-	if err := w.open(); err != nil {
+	a := &audit{log: tel.Logger, required: cfg.GetAuditRequired(), failures: failures}
+	if cfg.GetAuditFile() == "" {
+		a.handler = tel.Logger.With("audit", true).Handler()
+		return a, nil
+	}
+	a.file = &rotated{path: cfg.GetAuditFile()}
+	if err := a.file.open(); err != nil {
 		return nil, err
 	}
-	return &audit{log: slog.New(slog.NewJSONHandler(w, nil)).With("service", service), file: w}, nil
+	a.handler = slog.NewJSONHandler(a.file, nil).WithAttrs([]slog.Attr{slog.String("service", service)})
+	return a, nil
 }
 
 func (a *audit) close() error {
@@ -48,25 +66,110 @@ func (a *audit) close() error {
 	return a.file.Close()
 }
 
-func (a *audit) note(ctx context.Context, method string, id auth.Identity, start time.Time, request any, st *status.Status) {
-	if !mutates(method) {
+// write writes an entry. One that cannot be written is logged and counted; the error
+// is an UNAVAILABLE fault when the audit log is required.
+func (a *audit) write(ctx context.Context, attrs []slog.Attr) error {
+	record := slog.NewRecord(time.Now(), slog.LevelInfo, "call that changes something", 0)
+	record.AddAttrs(attrs...)
+	err := a.handler.Handle(ctx, record)
+	if err == nil {
+		return nil
+	}
+	a.failures.Add(ctx, 1)
+	a.log.ErrorContext(ctx, "the audit log cannot be written", "error", err)
+	if !a.required {
+		return nil
+	}
+	return fault.Wrap(err, fault.Unavailable, "DISK_FULL", "the server's audit log cannot be written, and it serves no changes without it",
+		"free disk where server.audit_file is, or set server.audit_required to false")
+}
+
+// entry is what the audit log has of one call.
+type entry struct {
+	audit  *audit
+	method string
+	id     auth.Identity
+	start  time.Time
+
+	mu    sync.Mutex
+	about []slog.Attr
+	begun bool
+}
+
+type entryKey struct{}
+
+// entryOf returns ctx with the entry of a call.
+func (a *audit) entryOf(ctx context.Context, method string, id auth.Identity) (context.Context, *entry) {
+	e := &entry{audit: a, method: method, id: id, start: time.Now()}
+	return context.WithValue(ctx, entryKey{}, e), e
+}
+
+// Audit tells the audit log what the call of ctx is about, for a handler of methods
+// whose requests the server does not read. The values must be names and no secrets.
+// The error says that the call must not go on: the audit log is required and cannot
+// be written.
+func Audit(ctx context.Context, attrs ...slog.Attr) error {
+	e, ok := ctx.Value(entryKey{}).(*entry)
+	if !ok {
+		return nil
+	}
+	e.mu.Lock()
+	e.about = append(e.about, attrs...)
+	e.mu.Unlock()
+	return e.begin(ctx, nil)
+}
+
+// begin notes that a call begins that changes something, once. request may be nil.
+func (e *entry) begin(ctx context.Context, request any) error {
+	if !mutates(e.method) {
+		return nil
+	}
+	e.mu.Lock()
+	if e.begun {
+		e.mu.Unlock()
+		return nil
+	}
+	e.begun = true
+	e.mu.Unlock()
+	return e.audit.write(ctx, append(e.attrs(ctx, "begin"), e.names(request)...))
+}
+
+// end notes how a call ended that changes something, or that was refused.
+func (e *entry) end(ctx context.Context, request any, st *status.Status) {
+	refused := st.Code() == codes.PermissionDenied || st.Code() == codes.Unauthenticated
+	if !mutates(e.method) && !refused {
 		return
 	}
-	attrs := []slog.Attr{
-		slog.String("method", method), slog.String("identity", id.String()), slog.String("code", st.Code().String()), slog.Duration("duration", time.Since(start)),
-	}
-	if from, ok := peer.FromContext(ctx); ok && from.Addr != nil {
-		attrs = append(attrs, slog.String("peer", from.Addr.String()))
-	}
+	attrs := append(e.attrs(ctx, "end"), slog.String("code", st.Code().String()), slog.Duration("duration", time.Since(e.start)))
 	for _, detail := range st.Details() {
 		if info, ok := detail.(*errdetails.ErrorInfo); ok {
 			attrs = append(attrs, slog.String("reason", info.GetReason()))
 		}
 	}
-	if m, ok := request.(proto.Message); ok && st.Code() != codes.InvalidArgument { // which may hold anything
+	if st.Code() == codes.InvalidArgument { // the request may hold anything
+		request = nil
+	}
+	_ = e.audit.write(ctx, append(attrs, e.names(request)...)) // the call has ended; the error is logged and counted
+}
+
+// attrs are those of each entry.
+func (e *entry) attrs(ctx context.Context, event string) []slog.Attr {
+	attrs := []slog.Attr{slog.String("event", event), slog.String("method", e.method), slog.String("identity", e.id.String())}
+	if from, ok := peer.FromContext(ctx); ok && from.Addr != nil {
+		attrs = append(attrs, slog.String("peer", from.Addr.String()))
+	}
+	return attrs
+}
+
+// names say what the call is about.
+func (e *entry) names(request any) []slog.Attr {
+	e.mu.Lock()
+	attrs := slices.Clone(e.about)
+	e.mu.Unlock()
+	if m, ok := request.(proto.Message); ok {
 		attrs = append(attrs, about(m.ProtoReflect(), "")...)
 	}
-	a.log.LogAttrs(ctx, slog.LevelInfo, "call that changes something", attrs...)
+	return attrs
 }
 
 // named are the fields of requests that say what a call is about. None of them is secret.
@@ -93,6 +196,8 @@ func about(m protoreflect.Message, prefix string) (attrs []slog.Attr) {
 // passedOn are the methods of BuildKit's that change something.
 var passedOn = []string{
 	"/moby.buildkit.v1.Control/Solve", "/moby.buildkit.v1.Control/Prune", "/moby.buildkit.v1.Control/UpdateBuildHistory",
+	"/containerd.services.content.v1.Content/Update", "/containerd.services.content.v1.Content/Delete",
+	"/containerd.services.content.v1.Content/Write", "/containerd.services.content.v1.Content/Abort",
 }
 
 var mutating sync.Map // of methods, whether they change something

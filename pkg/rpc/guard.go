@@ -37,14 +37,13 @@ const healthWatch = "/grpc.health.v1.Health/Watch"
 func ours(method string) bool { return strings.HasPrefix(method, "/kiln.") }
 
 func (g *guard) outerUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (any, error) {
-	start := time.Now()
 	id, err := g.access.identify(ctx)
-	ctx = auth.NewContext(lifecycle.WithReporter(ctx, g.panicked), id)
+	ctx, noted := g.audit.entryOf(auth.NewContext(lifecycle.WithReporter(ctx, g.panicked), id), info.FullMethod, id)
 	var resp any
 	if err == nil {
 		resp, err = next(ctx, req)
 	}
-	err = g.finish(ctx, info.FullMethod, id, start, req, err)
+	err = g.finish(ctx, noted, req, err)
 	if err != nil {
 		return nil, err
 	}
@@ -68,13 +67,23 @@ func (g *guard) innerUnary(ctx context.Context, req any, info *grpc.UnaryServerI
 	if err := check(req); err != nil {
 		return nil, err
 	}
+	if g.audit.required { // else one entry, at the end, says all
+		if err := begin(ctx, req); err != nil {
+			return nil, err
+		}
+	}
 	return next(ctx, req)
 }
 
+// begin notes the begin of the call of ctx.
+func begin(ctx context.Context, request any) error {
+	noted, _ := ctx.Value(entryKey{}).(*entry)
+	return noted.begin(ctx, request)
+}
+
 func (g *guard) outerStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
-	start := time.Now()
 	id, err := g.access.identify(stream.Context())
-	ctx := auth.NewContext(lifecycle.WithReporter(stream.Context(), g.panicked), id)
+	ctx, noted := g.audit.entryOf(auth.NewContext(lifecycle.WithReporter(stream.Context(), g.panicked), id), info.FullMethod, id)
 	if info.FullMethod == healthWatch {
 		var cancel context.CancelFunc
 		ctx, cancel = untilClosed(ctx, g.draining)
@@ -84,7 +93,7 @@ func (g *guard) outerStream(srv any, stream grpc.ServerStream, info *grpc.Stream
 	if err == nil {
 		err = next(srv, guarded)
 	}
-	return g.finish(ctx, info.FullMethod, id, start, guarded.first.Load(), err)
+	return g.finish(ctx, noted, guarded.first.Load(), err)
 }
 
 func (g *guard) innerStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) error {
@@ -92,6 +101,11 @@ func (g *guard) innerStream(srv any, stream grpc.ServerStream, info *grpc.Stream
 	grant, err := g.access.authorize(ctx, info.FullMethod, auth.FromContext(ctx))
 	if err != nil {
 		return err
+	}
+	if g.audit.required && !ours(info.FullMethod) { // whose requests are not read here
+		if err := begin(ctx, nil); err != nil {
+			return err
+		}
 	}
 	return next(srv, &grantedStream{ServerStream: stream, ctx: auth.WithGrant(ctx, grant)})
 }
@@ -105,20 +119,20 @@ type grantedStream struct {
 func (s *grantedStream) Context() context.Context { return s.ctx }
 
 // finish maps the error of a call and logs the call.
-func (g *guard) finish(ctx context.Context, method string, id auth.Identity, start time.Time, request any, err error) error {
+func (g *guard) finish(ctx context.Context, noted *entry, request any, err error) error {
 	if err == nil {
-		g.audit.note(ctx, method, id, start, request, status.New(codes.OK, ""))
+		noted.end(ctx, request, status.New(codes.OK, ""))
 		if g.log.Enabled(ctx, slog.LevelDebug) {
-			g.log.DebugContext(ctx, "call", "method", method, "code", codes.OK.String(), "duration", time.Since(start), "identity", id.String())
+			g.log.DebugContext(ctx, "call", "method", noted.method, "code", codes.OK.String(), "duration", time.Since(noted.start), "identity", noted.id.String())
 		}
 		return nil
 	}
 	st := Status(err)
-	if ours(method) {
-		st = explain(ctx, method, st)
+	if ours(noted.method) {
+		st = explain(ctx, noted.method, st)
 	}
-	g.audit.note(ctx, method, id, start, request, st)
-	g.logFailure(ctx, method, id, start, st, err)
+	noted.end(ctx, request, st)
+	g.logFailure(ctx, noted.method, noted.id, noted.start, st, err)
 	return st.Err()
 }
 
@@ -163,8 +177,10 @@ func (s *guardedStream) RecvMsg(m any) error {
 	if !s.strict {
 		return nil
 	}
-	s.first.CompareAndSwap(nil, m)
-	return check(m)
+	if err := check(m); err != nil || !s.first.CompareAndSwap(nil, m) {
+		return err
+	}
+	return begin(s.ctx, m)
 }
 
 // untilClosed is ctx, cancelled also when done is closed.

@@ -106,7 +106,7 @@ func newGuard(opts ServerOptions, s *Server, tel *telemetry.Telemetry) (*guard, 
 		return nil, err
 	}
 	s.access = access
-	if s.audit, err = newAudit(opts.Name, opts.Config.GetAuditFile(), tel.Logger); err != nil {
+	if s.audit, err = newAudit(opts.Name, opts.Config, tel); err != nil {
 		return nil, fault.Wrap(err, fault.InvalidArgument, "INVALID_FIELD", "the audit log cannot be written", "name a file with server.audit_file that the server's user may write")
 	}
 	g := &guard{log: tel.Logger, panicked: tel.Panicked, access: access, audit: s.audit, limits: s.limits, draining: s.ready.draining}

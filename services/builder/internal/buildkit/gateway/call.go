@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"fmt"
+	"log/slog"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/kilnbuild/kiln/pkg/protocodec"
 	"github.com/kilnbuild/kiln/pkg/protolimit"
+	"github.com/kilnbuild/kiln/pkg/rpc"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 	"github.com/kilnbuild/kiln/services/builder/internal/rawcodec"
 )
@@ -53,6 +55,14 @@ func (c *call) receive(into proto.Message) (*rawcodec.Frame, error) {
 	}
 	return request, nil
 }
+
+// audit notes what a call is about, beside its project. Its error ends the call.
+func (c *call) audit(attrs ...slog.Attr) error {
+	return rpc.Audit(c.Context(), append(attrs, slog.String("project", project(c.Context())))...)
+}
+
+// brief returns as much of a name that a client chose as the audit log has.
+func brief(name string) string { return name[:min(len(name), 128)] }
 
 // project returns the project that the metadata of a call names.
 func project(ctx context.Context) string {

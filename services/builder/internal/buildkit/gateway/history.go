@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"slices"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
@@ -150,6 +151,9 @@ func (g *Gateway) updateHistory(c *call) error {
 	var req controlapi.UpdateBuildHistoryRequest
 	request, err := c.receive(&req)
 	if err != nil {
+		return err
+	}
+	if err := c.audit(slog.String("ref", brief(req.GetRef()))); err != nil {
 		return err
 	}
 	ctx := c.Context()

@@ -54,6 +54,9 @@ func administrative(serve method) method {
 			return fault.New(fault.PermissionDenied, "DENIED", c.method+" is about the builds of all callers of the daemon",
 				"ask the operator for a rule with daemon_admin")
 		}
+		if err := c.audit(); err != nil {
+			return err
+		}
 		return serve(g, c)
 	}
 }

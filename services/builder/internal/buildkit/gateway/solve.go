@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
@@ -30,6 +31,9 @@ func (g *Gateway) solve(c *call) (err error) {
 	ref := req.GetRef()
 	if ref == "" {
 		return fault.Invalid("Ref", "", "a build needs an id", "send a ref that no other build has")
+	}
+	if err := c.audit(slog.String("ref", brief(ref)), slog.String("session", brief(req.GetSession()))); err != nil {
+		return err
 	}
 	if err := g.reserved(c.Context(), ref); err != nil {
 		return err

@@ -1596,9 +1596,14 @@ type ServerConfig struct {
 	// the fields of TokenFile. Read again when it changes. Tokens are taken over TLS,
 	// over unix sockets and from loopback only.
 	TokensFile string `protobuf:"bytes,8,opt,name=tokens_file,json=tokensFile,proto3" json:"tokens_file,omitempty"`
-	// File to which each call that changes something is noted, a line of JSON each,
-	// appended; it may be rotated by renaming it. Empty: the log.
-	AuditFile     string `protobuf:"bytes,9,opt,name=audit_file,json=auditFile,proto3" json:"audit_file,omitempty"`
+	// File to which each call that changes something, or is refused, is noted, a line
+	// of JSON each, appended; it may be rotated by renaming it. Calls with a stream are
+	// noted when they begin and when they end. Empty: the log.
+	AuditFile string `protobuf:"bytes,9,opt,name=audit_file,json=auditFile,proto3" json:"audit_file,omitempty"`
+	// Refuse calls that change something while the audit log cannot be written. Each is
+	// then noted before it is served. Default: they are served, and the failure is
+	// logged and counted (kiln_audit_failures_total).
+	AuditRequired bool `protobuf:"varint,10,opt,name=audit_required,json=auditRequired,proto3" json:"audit_required,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1694,6 +1699,13 @@ func (x *ServerConfig) GetAuditFile() string {
 		return x.AuditFile
 	}
 	return ""
+}
+
+func (x *ServerConfig) GetAuditRequired() bool {
+	if x != nil {
+		return x.AuditRequired
+	}
+	return false
 }
 
 // Who may call what, in a file of its own.
@@ -2578,7 +2590,7 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\x13NotificationsConfig\x12+\n" +
 	"\vsecret_file\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80 R\n" +
-	"secretFile\"\x98\x03\n" +
+	"secretFile\"\xbf\x03\n" +
 	"\fServerConfig\x12 \n" +
 	"\x06listen\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06listen\x12)\n" +
 	"\vhttp_listen\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\n" +
@@ -2592,7 +2604,9 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\vtokens_file\x18\b \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\n" +
 	"tokensFile\x12'\n" +
 	"\n" +
-	"audit_file\x18\t \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\tauditFile\"K\n" +
+	"audit_file\x18\t \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\tauditFile\x12%\n" +
+	"\x0eaudit_required\x18\n" +
+	" \x01(\bR\rauditRequired\"K\n" +
 	"\fAccessPolicy\x12;\n" +
 	"\x05rules\x18\x01 \x03(\v2\x1a.kiln.config.v1.AccessRuleB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\x05rules\"E\n" +
 	"\tTokenFile\x128\n" +
