@@ -22,7 +22,7 @@ const Domain = "kiln.build"
 const maxText = 2000
 
 // Status maps an error to gRPC, the one place that does. A fault.Error becomes
-// its code with ErrorInfo, and BadRequest or RetryInfo where they apply. A gRPC
+// its code with ErrorInfo, and BadRequest, QuotaFailure or RetryInfo where they apply. A gRPC
 // status passes through. The end of a context becomes CANCELLED or
 // DEADLINE_EXCEEDED. All else becomes INTERNAL and says nothing of the cause.
 // A nil error is OK.
@@ -85,6 +85,15 @@ func build(f *fault.Error, message string, violations []*errdetails.BadRequest_F
 	details := []protoadapt.MessageV1{info}
 	if len(violations) > 0 {
 		details = append(details, &errdetails.BadRequest{FieldViolations: violations})
+	}
+	if limit := f.Metadata["limit"]; f.Kind == fault.ResourceExhausted && limit != "" {
+		subject := limit // the limit of all, unless it is one of a tenant
+		if tenant := f.Metadata["tenant"]; tenant != "" {
+			subject = "tenant:" + tenant
+		}
+		details = append(details, &errdetails.QuotaFailure{Violations: []*errdetails.QuotaFailure_Violation{{
+			Subject: clip(subject, maxShown), Description: clip(message, maxText),
+		}}})
 	}
 	if f.RetryAfter > 0 {
 		details = append(details, &errdetails.RetryInfo{RetryDelay: durationpb.New(f.RetryAfter)})

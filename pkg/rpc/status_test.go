@@ -98,6 +98,9 @@ func TestStatusDetails(t *testing.T) {
 	if got := detail[*errdetails.RetryInfo](st).GetRetryDelay().AsDuration(); got != 3*time.Second {
 		t.Errorf("retry after %s", got)
 	}
+	if got := detail[*errdetails.QuotaFailure](st).GetViolations(); len(got) != 1 || got[0].GetSubject() != "64" {
+		t.Errorf("quota failure %v", got)
+	}
 	metadata := detail[*errdetails.ErrorInfo](st).GetMetadata()
 	if metadata["limit"] != "64" || metadata["remedy"] != "try again later" {
 		t.Errorf("metadata: %v", metadata)

@@ -61,6 +61,10 @@ func (a Asked) Check(ctx context.Context, policy Policy) error {
 	return auth.GrantOf(ctx).Check(a.Use())
 }
 
+// maxEntries bounds the cache imports, the cache exports and the exporters of a build,
+// each of which the daemon handles by itself. The Build API's contract allows fewer.
+const maxEntries = 256
+
 // Allowed holds a request to the builder's policy. The fields of its errors are those
 // of BuildSpec, below "spec.".
 func (a Asked) Allowed(policy Policy) error {
@@ -78,6 +82,11 @@ func (a Asked) Allowed(policy Policy) error {
 	imports, err := a.imports()
 	if err != nil {
 		return err
+	}
+	for field, entries := range map[string][]Entry{"spec.cache.imports": imports, "spec.cache.exports": a.CacheExports, "spec.outputs": a.Exports} {
+		if len(entries) > maxEntries {
+			return fault.Invalid(field, "", fmt.Sprintf("are %d, and a build may have %d", len(entries), maxEntries), "name fewer in one build")
+		}
 	}
 	for field, entries := range map[string][]Entry{"imports": imports, "exports": a.CacheExports} {
 		for i, entry := range entries {

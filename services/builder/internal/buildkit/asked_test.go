@@ -54,6 +54,8 @@ func TestAsked_IsHeldToPolicyAndRules(t *testing.T) {
 		"an object store":                   {Asked{CacheExports: []Entry{{"s3", attrs{"bucket": "b", "region": "r"}}}}, "POLICY_DENIED"},
 		"an object store to read":           {Asked{CacheImports: []Entry{{"azblob", attrs{"account_url": "http://169.254.169.254/"}}}}, "POLICY_DENIED"},
 		"an object store in the attributes": {Asked{Attrs: attrs{"cache-imports": `[{"Type":"s3","Attrs":{"endpoint_url":"http://10.0.0.1/"}}]`}}, "POLICY_DENIED"},
+		"imports without number":            {Asked{CacheImports: make([]Entry, 257)}, "INVALID_FIELD"},
+		"exporters without number":          {Asked{Exports: make([]Entry, 257)}, "INVALID_FIELD"},
 		"imports that cannot be read":       {Asked{Attrs: attrs{"cache-imports": `{`}}, "INVALID_FIELD"},
 	} {
 		t.Run(name, func(t *testing.T) {
