@@ -18,9 +18,9 @@ const (
 // becomes the name of a directory of artifacts.
 var validID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$`)
 
-// checkID returns an INVALID_ARGUMENT fault for an id of a client that no call could
+// CheckID returns an INVALID_ARGUMENT fault for an id of a client that no call could
 // name.
-func checkID(id string) error {
+func CheckID(id string) error {
 	if validID.MatchString(id) {
 		return nil
 	}

@@ -37,7 +37,7 @@ type Observed struct {
 // when too many wait; ALREADY_EXISTS when its id is known already, which BuildKit too
 // refuses.
 func (s *Service) Observe(ctx context.Context, o Observation) (context.Context, *Observed, error) {
-	if err := cmp.Or(checkID(o.ID), checkTags(o.Tags)); err != nil {
+	if err := cmp.Or(CheckID(o.ID), checkTags(o.Tags)); err != nil {
 		return nil, nil, err
 	}
 	done, err := s.begin()

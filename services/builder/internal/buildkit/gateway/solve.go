@@ -32,6 +32,9 @@ func (g *Gateway) solve(c *call) (err error) {
 	if ref == "" {
 		return fault.Invalid("Ref", "", "a build needs an id", "send a ref that no other build has")
 	}
+	if err := build.CheckID(ref); err != nil { // before it is kept as the name of a route
+		return err
+	}
 	if err := c.audit(slog.String("ref", brief(ref)), slog.String("session", brief(req.GetSession()))); err != nil {
 		return err
 	}

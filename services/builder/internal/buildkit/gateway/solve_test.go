@@ -400,3 +400,33 @@ func TestOthersSessionsAndBuilds(t *testing.T) {
 	_, _ = r.builds.Cancel(t.Context(), build1)
 	<-victim
 }
+
+func TestSolve_TimesOut(t *testing.T) {
+	r := newRig(t)
+	r.builds.MaxBuildTime = 300 * time.Millisecond
+	got := r.run(t.Context(), r.client(t, "ann"), client.SolveOpt{Frontend: "dockerfile.v0", FrontendAttrs: map[string]string{"hang": "y"}})
+	if grpcerrors.Code(got.err) != codes.DeadlineExceeded {
+		t.Errorf("its client gets %v", got.err)
+	}
+	if rec := r.final(t, got.ref); rec.State != build.TimedOut {
+		t.Errorf("its record is %s", rec.State)
+	}
+}
+
+func TestSolve_RefusesRefsAndNamesWithoutBound(t *testing.T) {
+	r := newRig(t)
+	c := r.client(t, "ann")
+	long := strings.Repeat("a,", 1<<20)
+	for name, req := range map[string]*controlapi.SolveRequest{
+		"a long ref":    {Ref: strings.Repeat("a", 129)},
+		"a ref of path": {Ref: "../x"},
+		"many names":    {Ref: identity.NewID(), Exporters: []*controlapi.Exporter{{Type: "image", Attrs: map[string]string{"name": long}}}},
+	} {
+		if _, err := c.ControlClient().Solve(t.Context(), req); grpcerrors.Code(err) != codes.InvalidArgument {
+			t.Errorf("%s: %v", name, err)
+		}
+		if _, err := r.store.Get(t.Context(), req.Ref); err == nil {
+			t.Errorf("%s: it left a record", name)
+		}
+	}
+}
