@@ -2,6 +2,9 @@ package build
 
 import (
 	"context"
+	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/moby/buildkit/client"
 
@@ -30,11 +33,46 @@ func (o *options) leaseCacheDir(ctx context.Context, opt *client.SolveOpt, tel *
 	if leased {
 		from.Attrs["digest"] = digest
 	}
-	if !leased || digest != "" {
-		opt.CacheImports = append(opt.CacheImports, from)
-	}
-	return func() {
+	release = func() {
 		leases.Release(ctx)
 		_ = cc.Close() // nothing is left to lose
-	}, nil
+	}
+	if !leased || digest != "" {
+		entries := []client.CacheOptionsEntry{from}
+		if err := o.plainPaths(entries, "src"); err != nil {
+			release()
+			return nil, err
+		}
+		opt.CacheImports = append(opt.CacheImports, entries...)
+	}
+	return release, nil
+}
+
+// plainPaths gives directories of type=local caches another path where theirs is not
+// printable ASCII: BuildKit names the directory in a header, which holds nothing else.
+func (o *options) plainPaths(entries []client.CacheOptionsEntry, attr string) error {
+	for _, entry := range entries {
+		path := entry.Attrs[attr]
+		if entry.Type != "local" || path == "" || strings.IndexFunc(path, func(r rune) bool { return r < ' ' || r > '~' }) < 0 {
+			continue
+		}
+		path, err := filepath.Abs(path)
+		if err != nil {
+			return err
+		}
+		if attr == "dest" {
+			if err := os.MkdirAll(path, 0o755); err != nil { //nolint:gosec // As BuildKit's client makes it.
+				return err
+			}
+		}
+		dir, err := o.scratchDir()
+		if err != nil {
+			return err
+		}
+		entry.Attrs[attr] = filepath.Join(dir, "cache")
+		if err := os.Symlink(path, entry.Attrs[attr]); err != nil {
+			return err
+		}
+	}
+	return nil
 }

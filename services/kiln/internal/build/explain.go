@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 	"time"
 
@@ -23,9 +24,13 @@ import (
 // cancelled is the exit code of a build that was cancelled, as that of docker buildx.
 const cancelled = 130
 
-// plain is the error without the words that every failure begins with.
+// jargon is what gRPC puts before the message of a status.
+var jargon = regexp.MustCompile(`rpc error: code = \w+ desc = `)
+
+// plain is the error without the words that every failure begins with, and without
+// those of gRPC.
 func plain(err error) string {
-	return strings.TrimPrefix(err.Error(), "failed to solve: ")
+	return jargon.ReplaceAllString(strings.TrimPrefix(err.Error(), "failed to solve: "), "")
 }
 
 // ofDaemon makes the error of a connection that the builder has to its daemon into

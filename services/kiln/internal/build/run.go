@@ -11,6 +11,7 @@ import (
 
 	"github.com/google/uuid"
 	"github.com/moby/buildkit/client"
+	"github.com/moby/buildkit/util/bklog"
 	"github.com/moby/buildkit/util/progress/progressui"
 	"go.opentelemetry.io/otel/attribute"
 	otelcodes "go.opentelemetry.io/otel/codes"
@@ -40,6 +41,9 @@ func run(ctx context.Context, o *options, stdout, stderr io.Writer) (err error) 
 	ctx, span := tel.Tracer.Tracer("github.com/kilnbuild/kiln/services/kiln").Start(ctx, "kiln build",
 		trace.WithSpanKind(trace.SpanKindClient), trace.WithAttributes(attribute.String("kiln.project", o.project)))
 	defer span.End()
+	// What BuildKit's client logs beside its errors is not for users, for example that
+	// a file system has no fs-verity.
+	bklog.L.Logger.SetOutput(io.Discard)
 	if o.detach {
 		return o.startDetached(ctx, tel, stdout, stderr)
 	}

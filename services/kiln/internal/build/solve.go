@@ -53,13 +53,12 @@ func (o *options) solveOpt(ctx context.Context, ref string, stdout, stderr io.Wr
 	if opt.SourcePolicy, err = readSourcePolicy(); err != nil {
 		return opt, err
 	}
-	o.setCaches(&opt)
-	return opt, nil
+	return opt, o.setCaches(&opt)
 }
 
 // setCaches says where steps are read from and written to, but for the reads of
 // --cache-dir, which need a lease.
-func (o *options) setCaches(opt *client.SolveOpt) {
+func (o *options) setCaches(opt *client.SolveOpt) error {
 	for _, entry := range o.cacheFrom {
 		opt.CacheImports = append(opt.CacheImports, client.CacheOptionsEntry{Type: entry.Type, Attrs: maps.Clone(entry.Attrs)})
 	}
@@ -78,6 +77,10 @@ func (o *options) setCaches(opt *client.SolveOpt) {
 			Type: "local", Attrs: map[string]string{"dest": o.cacheDir, "tag": o.project, "mode": "max"},
 		})
 	}
+	if err := o.plainPaths(opt.CacheImports, "src"); err != nil {
+		return err
+	}
+	return o.plainPaths(opt.CacheExports, "dest")
 }
 
 // cacheEntries are where build-registry reads steps from and writes them to.
