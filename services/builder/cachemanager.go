@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/kilnbuild/kiln/pkg/rpc"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 )
@@ -19,7 +18,7 @@ func (s *Service) dialCacheManager(tel *telemetry.Telemetry) error {
 	if cfg == nil {
 		return nil
 	}
-	conn, err := rpc.Dial(cfg.GetAddress(), rpc.ClientOptions{TLS: cfg.GetTls(), Telemetry: tel})
+	conn, err := dialPeer(cfg, tel)
 	if err != nil {
 		return fmt.Errorf("cache_manager: %w", err)
 	}

@@ -6,7 +6,6 @@ import (
 
 	"go.opentelemetry.io/otel/metric"
 
-	"github.com/kilnbuild/kiln/pkg/rpc"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	janitorv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/janitor/v1"
 )
@@ -18,7 +17,7 @@ func (s *Service) dialJanitor(tel *telemetry.Telemetry) (janitor janitorv1.Janit
 	if cfg == nil {
 		return nil, nil, nil
 	}
-	conn, err := rpc.Dial(cfg.GetAddress(), rpc.ClientOptions{TLS: cfg.GetTls(), Telemetry: tel})
+	conn, err := dialPeer(cfg, tel)
 	if err != nil {
 		return nil, nil, fmt.Errorf("janitor: %w", err)
 	}

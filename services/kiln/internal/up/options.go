@@ -23,11 +23,18 @@ type Options struct {
 	// ListenBase says.
 	RegistryListen string
 	// AllowRoots are the directories that a request may name as its context.
-	// Empty: the working directory.
+	// Empty: the working directory, unless that is the root directory or contains
+	// the data directory.
 	AllowRoots []string
+	// rootsByDefault says that AllowRoots is the working directory because nothing
+	// else was named.
+	rootsByDefault bool
 	// AllowNetworks are networks in CIDR form that sources of builds may come from,
 	// and that steps may reach, although they are not public.
 	AllowNetworks []string
+	// RequireToken has every service refuse callers without the token that kiln up
+	// writes for the user who runs it.
+	RequireToken bool
 	// StepNetwork is the network of RUN steps, StepsIsolated or StepsOnHost. Empty:
 	// StepsIsolated.
 	StepNetwork string
@@ -87,7 +94,7 @@ func (o Options) complete() (Options, error) {
 	}
 	roots := o.AllowRoots
 	if len(roots) == 0 {
-		roots = []string{"."}
+		roots, o.rootsByDefault = []string{"."}, true
 	}
 	o.AllowRoots = nil
 	for _, root := range roots {

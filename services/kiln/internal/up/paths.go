@@ -31,8 +31,10 @@ func (p paths) janitor() string           { return filepath.Join(p.root, "janito
 func (p paths) eventsSecret() string {
 	return filepath.Join(p.root, "config", "registry-events.secret")
 }
-func (p paths) ipam() string { return filepath.Join(p.root, "step-addresses") }
-func (p paths) cni() string  { return p.config("cni.conflist") }
+func (p paths) token() string  { return p.config("token") }
+func (p paths) tokens() string { return p.config("tokens.yaml") }
+func (p paths) ipam() string   { return filepath.Join(p.root, "step-addresses") }
+func (p paths) cni() string    { return p.config("cni.conflist") }
 
 // namespaces holds the network namespaces of steps. buildkitd makes it and, when it
 // starts, removes what is in it.

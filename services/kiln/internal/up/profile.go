@@ -9,11 +9,12 @@ import (
 // profile returns the profile by which commands find this stack.
 func (r *runner) profile() *profile.Profile {
 	usual, _ := DefaultDataDir() // Empty when there is none: then this is another one.
+	name := profile.NameFor(r.paths.root, usual)
 	service := func(address, http string) profile.Service {
-		return profile.Service{Address: address, HTTPAddress: http}
+		return profile.Service{Address: address, HTTPAddress: http, TokenFile: r.publishedToken(name)}
 	}
 	return &profile.Profile{
-		Name:         profile.NameFor(r.paths.root, usual),
+		Name:         name,
 		Builder:      service(r.addrs.builder, r.addrs.builderHTTP),
 		CacheManager: service(r.addrs.cacheManager, r.addrs.cacheManagerHTTP),
 		Janitor:      service(r.addrs.janitor, r.addrs.janitorHTTP),
@@ -28,7 +29,12 @@ func (r *runner) profile() *profile.Profile {
 
 // publishProfile writes the profile. A stack without one serves all the same.
 func (r *runner) publishProfile() {
-	if err := r.profile().Publish(); err != nil {
+	p := r.profile()
+	err := r.publishToken(p.Builder.TokenFile)
+	if err == nil {
+		err = p.Publish()
+	}
+	if err != nil {
 		r.say(fmt.Sprintf("commands need --builder, --cache-manager and --janitor: cannot write the profile: %v", err))
 	}
 }

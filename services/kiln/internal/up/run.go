@@ -56,8 +56,8 @@ func Run(ctx context.Context, opts Options, session Session) (err error) {
 	if r.paths, err = makePaths(opts.DataDir); err != nil {
 		return err
 	}
-	if err := builder.CheckRoots(opts.AllowRoots, r.paths.root); err != nil {
-		return rootRefused(err)
+	if err := r.checkRoots(); err != nil {
+		return err
 	}
 	lock, err := claim(ctx, r.paths)
 	if err != nil {
@@ -73,6 +73,9 @@ func Run(ctx context.Context, opts Options, session Session) (err error) {
 	if err := os.MkdirAll(r.paths.sockets, 0o700); err != nil {
 		return err
 	}
+	if err := r.setUpToken(); err != nil {
+		return err
+	}
 	if err := r.setUpSteps(ctx); err != nil {
 		return err
 	}
@@ -82,8 +85,14 @@ func Run(ctx context.Context, opts Options, session Session) (err error) {
 	return r.run(ctx)
 }
 
-// rootRefused names the flag instead of the builder's configuration key.
-func rootRefused(err error) error {
+// checkRoots refuses allowed roots that give the host or Kiln's state away. A working
+// directory that does is no allowed root by default: builds that upload need none.
+func (r *runner) checkRoots() error {
+	err := builder.CheckRoots(r.opts.AllowRoots, r.paths.root)
+	if err != nil && r.opts.rootsByDefault {
+		r.opts.AllowRoots = nil
+		return nil
+	}
 	if refused, ok := errors.AsType[*fault.Error](err); ok {
 		refused.Field, refused.Remedy = "--allow-root", "name only directories that hold sources with --allow-root, such as /srv/src"
 	}
@@ -167,7 +176,7 @@ func (r *runner) explain(err error) error {
 func (r *runner) cleanUp(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), leftoversTimeout)
 	defer cancel()
-	err := errors.Join(removeLeftovers(ctx, r.paths, r.bins.runc), removeNamespaces(r.paths), r.closeSteps(), r.profile().Withdraw())
+	err := errors.Join(removeLeftovers(ctx, r.paths, r.bins.runc), removeNamespaces(r.paths), r.closeSteps(), r.withdrawToken(), r.profile().Withdraw())
 	if r.paths.outside() {
 		return errors.Join(err, os.RemoveAll(r.paths.sockets))
 	}

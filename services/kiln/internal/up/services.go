@@ -101,28 +101,28 @@ func (r *runner) newTelemetry(ctx context.Context, name, log string, closers *li
 
 func (r *runner) newBuilder(ctx context.Context, tel *telemetry.Telemetry) (service, error) {
 	return builder.New(ctx, &configv1.BuilderConfig{
-		Server:          server(r.addrs.builder, r.addrs.builderHTTP),
+		Server:          r.server(r.addrs.builder, r.addrs.builderHTTP),
 		Daemons:         r.daemons(),
 		AllowedRoots:    r.opts.AllowRoots,
 		CacheRepository: r.addrs.registryName() + "/cache",
 		StateDir:        r.paths.builder(),
 		Policy:          &configv1.BuildPolicyConfig{Sources: &configv1.SourcesConfig{Networks: r.opts.AllowNetworks}},
 		Egress:          &configv1.EgressConfig{Listen: r.addrs.egress},
-		CacheManager:    &configv1.CacheManagerClient{Address: r.addrs.cacheManager},
-		Janitor:         &configv1.JanitorClient{Address: r.addrs.janitor},
+		CacheManager:    &configv1.CacheManagerClient{Address: r.addrs.cacheManager, TokenFile: r.peerToken()},
+		Janitor:         &configv1.JanitorClient{Address: r.addrs.janitor, TokenFile: r.peerToken()},
 	}, tel)
 }
 
 func (r *runner) newCacheManager(ctx context.Context, tel *telemetry.Telemetry) (service, error) {
 	return cachemanager.New(ctx, &configv1.CacheManagerConfig{
-		Server:  server(r.addrs.cacheManager, r.addrs.cacheManagerHTTP),
+		Server:  r.server(r.addrs.cacheManager, r.addrs.cacheManagerHTTP),
 		Daemons: r.daemons(), StateDir: r.paths.cacheManager(),
 	}, tel)
 }
 
 func (r *runner) newJanitor(ctx context.Context, tel *telemetry.Telemetry) (service, error) {
 	return janitor.New(ctx, &configv1.JanitorConfig{
-		Server: server(r.addrs.janitor, r.addrs.janitorHTTP),
+		Server: r.server(r.addrs.janitor, r.addrs.janitorHTTP),
 		Registry: &configv1.RegistryConfig{
 			Address: r.addrs.registryName(), PlainHttp: true, StorageRoot: r.paths.registry(),
 		},
@@ -130,11 +130,11 @@ func (r *runner) newJanitor(ctx context.Context, tel *telemetry.Telemetry) (serv
 	}, tel)
 }
 
-func server(listen, http string) *configv1.ServerConfig {
-	return &configv1.ServerConfig{
+func (r *runner) server(listen, http string) *configv1.ServerConfig {
+	return r.restrict(&configv1.ServerConfig{
 		Listen: listen, HttpListen: http,
 		Limits: &configv1.LimitsConfig{ShutdownGrace: durationpb.New(serviceGrace)},
-	}
+	})
 }
 
 func (r *runner) daemons() []*configv1.DaemonConfig {

@@ -1,6 +1,7 @@
 package up
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 
@@ -26,18 +27,19 @@ func (r *runner) summary(parts []wait) string {
 		fmt.Fprintln(&b, strings.TrimRight(line, " "))
 	}
 	fmt.Fprintf(&b, "  %-14s %s (logs in logs/)\n", "state", r.paths.root)
-	fmt.Fprintf(&b, "  %-14s %s\n", "contexts from", strings.Join(r.opts.AllowRoots, ", "))
+	fmt.Fprintf(&b, "  %-14s %s\n", "contexts from", cmp.Or(strings.Join(r.opts.AllowRoots, ", "), "uploads only; name directories of this host with --allow-root"))
 
 	use := ""
 	if name := r.profile().Name; name != profile.Local {
 		use = "--profile " + name + " "
 	}
 	fmt.Fprintf(&b, "  %-14s %s\n", "profile", r.profile().Name)
-	fmt.Fprintf(&b, `
-Try:
-  kiln build %s--push . . %s/hello:dev
-  buildctl --addr tcp://%s du
-  grpcurl -plaintext %s list
-`, use, r.addrs.registryName(), r.addrs.builder, r.addrs.builder)
+	fmt.Fprintf(&b, "\nTry:\n  kiln build %s--push . . %s/hello:dev\n", use, r.addrs.registryName())
+	if token := r.publishedToken(r.profile().Name); token != "" {
+		// buildctl and buildx have no way to show a token.
+		fmt.Fprintf(&b, "  kiln builds ls %s\n  grpcurl -plaintext -H \"authorization: Bearer $(cat %s)\" %s list\n", use, token, r.addrs.builder)
+		return b.String()
+	}
+	fmt.Fprintf(&b, "  buildctl --addr tcp://%s du\n  grpcurl -plaintext %s list\n", r.addrs.builder, r.addrs.builder)
 	return b.String()
 }

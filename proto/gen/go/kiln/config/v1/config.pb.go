@@ -301,7 +301,10 @@ type JanitorClient struct {
 	// Address: "host:port", or "unix:///path".
 	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
 	// Certificates. Unset: plain text.
-	Tls           *ClientTLS `protobuf:"bytes,2,opt,name=tls,proto3" json:"tls,omitempty"`
+	Tls *ClientTLS `protobuf:"bytes,2,opt,name=tls,proto3" json:"tls,omitempty"`
+	// File with a token that the builder shows, read at each call. Without tls the
+	// address must be of this host. Empty: none.
+	TokenFile     string `protobuf:"bytes,3,opt,name=token_file,json=tokenFile,proto3" json:"token_file,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -350,6 +353,13 @@ func (x *JanitorClient) GetTls() *ClientTLS {
 	return nil
 }
 
+func (x *JanitorClient) GetTokenFile() string {
+	if x != nil {
+		return x.TokenFile
+	}
+	return ""
+}
+
 // How a builder reaches the cache manager.
 type CacheManagerClient struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -360,8 +370,11 @@ type CacheManagerClient struct {
 	// Ask for a run of the policy after builds, at most once in this time. Unset:
 	// never.
 	PruneAfterBuild *durationpb.Duration `protobuf:"bytes,3,opt,name=prune_after_build,json=pruneAfterBuild,proto3" json:"prune_after_build,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// File with a token that the builder shows, read at each call. Without tls the
+	// address must be of this host. Empty: none.
+	TokenFile     string `protobuf:"bytes,4,opt,name=token_file,json=tokenFile,proto3" json:"token_file,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CacheManagerClient) Reset() {
@@ -413,6 +426,13 @@ func (x *CacheManagerClient) GetPruneAfterBuild() *durationpb.Duration {
 		return x.PruneAfterBuild
 	}
 	return nil
+}
+
+func (x *CacheManagerClient) GetTokenFile() string {
+	if x != nil {
+		return x.TokenFile
+	}
+	return ""
 }
 
 // How long a builder keeps what it remembers. What is over a bound goes, the
@@ -2479,17 +2499,21 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\busername\x18\x02 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\xff\x01R\busername\x12/\n" +
 	"\rpassword_file\x18\x03 \x01(\tB\n" +
-	"\xbaH\ar\x05\x10\x01\x18\x80 R\fpasswordFile\"b\n" +
+	"\xbaH\ar\x05\x10\x01\x18\x80 R\fpasswordFile\"\x8b\x01\n" +
 	"\rJanitorClient\x12$\n" +
 	"\aaddress\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\aaddress\x12+\n" +
-	"\x03tls\x18\x02 \x01(\v2\x19.kiln.config.v1.ClientTLSR\x03tls\"\xc0\x01\n" +
+	"\x03tls\x18\x02 \x01(\v2\x19.kiln.config.v1.ClientTLSR\x03tls\x12'\n" +
+	"\n" +
+	"token_file\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\ttokenFile\"\xe9\x01\n" +
 	"\x12CacheManagerClient\x12$\n" +
 	"\aaddress\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\aaddress\x12+\n" +
 	"\x03tls\x18\x02 \x01(\v2\x19.kiln.config.v1.ClientTLSR\x03tls\x12W\n" +
 	"\x11prune_after_build\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x10\xbaH\r\xaa\x01\n" +
-	"\"\x04\b\x80\xf5$2\x02\b\x01R\x0fpruneAfterBuild\"\xac\x03\n" +
+	"\"\x04\b\x80\xf5$2\x02\b\x01R\x0fpruneAfterBuild\x12'\n" +
+	"\n" +
+	"token_file\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\ttokenFile\"\xac\x03\n" +
 	"\x0fRetentionConfig\x12J\n" +
 	"\tbuild_age\x18\x01 \x01(\v2\x19.google.protobuf.DurationB\x12\xbaH\x0f\xaa\x01\f\"\x06\b\x80\x86\xb0\x96\x012\x02\b\x01R\bbuildAge\x120\n" +
 	"\vbuild_bytes\x18\x02 \x01(\x04B\x0f\xbaH\f2\n" +
