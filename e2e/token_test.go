@@ -90,9 +90,16 @@ func TestUp_RequireTokenRefusesCallersWithoutIt(t *testing.T) {
 			t.Errorf("kiln %s: %v\n%s", strings.Join(args, " "), err, out.Stderr)
 		}
 	}
-	log := labtest.Must(os.ReadFile(filepath.Join(up.DataDir, "logs", "builder.log")))(t)
-	if strings.Contains(string(log), "UNAUTHENTICATED") || strings.Contains(string(log), secret) {
-		t.Errorf("the builder was refused by the others, or logs the token:\n%s", log)
+	for _, name := range []string{"builder", "cachemanager", "janitor"} {
+		log := string(labtest.Must(os.ReadFile(filepath.Join(up.DataDir, "logs", name+".log")))(t))
+		if strings.Contains(log, secret) {
+			t.Errorf("%s logs the token", name)
+		}
+		for line := range strings.Lines(log) {
+			if peer := strings.Contains(line, "Lease") || strings.Contains(line, "ReportBuild") || strings.Contains(line, "RecordUse"); peer && strings.Contains(strings.ToLower(line), "unauthenticated") {
+				t.Errorf("a peer of %s was refused: %s", name, line)
+			}
+		}
 	}
 
 	// A restart keeps the token, and the end takes the caller's copy away.
