@@ -37,7 +37,7 @@ rootfs() { # DIR BINARIES...: a root with busybox, and the binaries with the lib
 // importImages gives the machine's Docker Engine the public images of the core that cannot be
 // pulled here: of the same names, made from the tools that are pinned.
 const importImages = rootfs + `
-rootfs /tmp/buildkit bin/buildkitd bin/buildctl "$(command -v runc)" "$(command -v iptables)" /usr/lib/cni/{bridge,loopback,host-local,firewall}
+rootfs /tmp/buildkit bin/buildkitd bin/buildctl "$(command -v runc)" "$(command -v iptables)" "$(command -v ip6tables)" /usr/lib/cni/{bridge,loopback,host-local,firewall}
 for plugin in bridge loopback host-local firewall; do mv /tmp/buildkit/usr/bin/$plugin /tmp/buildkit/usr/bin/buildkit-cni-$plugin; done
 cp -rL --parents /usr/lib/*/xtables /tmp/buildkit/
 tar -C /tmp/buildkit -c . | docker import --change 'ENTRYPOINT ["buildkitd"]' --change 'ENV PATH=/usr/bin:/bin' - moby/buildkit:v0.34.2 >/dev/null

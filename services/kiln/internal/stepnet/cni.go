@@ -40,8 +40,13 @@ func ForwardPlugin(dir string) bool {
 	if !hasPlugin(dir, "firewall") {
 		return false
 	}
-	_, err := exec.LookPath("iptables")
-	return err == nil || hasPlugin("/usr/sbin", "iptables") || hasPlugin("/sbin", "iptables")
+	// The plugin wants both.
+	return hasProgram("iptables") && hasProgram("ip6tables")
+}
+
+func hasProgram(name string) bool {
+	_, err := exec.LookPath(name)
+	return err == nil || hasPlugin("/usr/sbin", name) || hasPlugin("/sbin", name)
 }
 
 type cniList struct {
