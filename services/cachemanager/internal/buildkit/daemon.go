@@ -4,6 +4,7 @@ package buildkit
 import (
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/moby/buildkit/client"
@@ -109,7 +110,8 @@ func (d *Daemon) List(ctx context.Context) (cache.Listing, error) {
 	if err != nil {
 		return cache.Listing{}, d.explain(ctx, err, "list its history")
 	}
-	listing.Records = append(records, builds...)
+	listing.Records = append(records, builds.records...)
+	listing.Unreadable, listing.Unread = builds.unreadable, builds.why
 	if d.root != "" {
 		listing.Uncounted = uncounted(d.root)
 	}
@@ -135,7 +137,7 @@ func (d *Daemon) Disk() (*cache.Disk, error) {
 // recordOf translates a record of BuildKit's.
 func recordOf(info client.UsageInfo) cache.Record {
 	r := cache.Record{
-		ID: info.ID, Type: cache.ParseType(string(info.RecordType)), Description: info.Description,
+		ID: info.ID, Type: cache.ParseType(string(info.RecordType)), Description: text(info.Description),
 		Bytes: info.Size, Parents: info.Parents, Mutable: info.Mutable, InUse: info.InUse, Shared: info.Shared,
 		Created: info.CreatedAt, UsageCount: info.UsageCount,
 	}
@@ -144,6 +146,10 @@ func recordOf(info client.UsageInfo) cache.Record {
 	}
 	return r
 }
+
+// text is a text of BuildKit's as Kiln's contracts take it: what is not UTF-8 is replaced. A
+// description has the names of files and arguments, which may be any bytes.
+func text(s string) string { return strings.ToValidUTF8(s, "\uFFFD") }
 
 // unsampled makes calls within ctx leave no spans, here and in the daemon, unless
 // they are part of a trace that is recorded anyway.

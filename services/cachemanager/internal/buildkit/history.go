@@ -3,32 +3,82 @@ package buildkit
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"unicode/utf8"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
+	"github.com/moby/buildkit/util/grpcerrors"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/mem"
+	"google.golang.org/protobuf/proto"
 
+	"github.com/kilnbuild/kiln/pkg/protocodec"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
 )
 
-// history lists the builds of the daemon's history that have ended.
-func (d *Daemon) history(ctx context.Context) ([]cache.Record, error) {
-	stream, err := d.client.ControlClient().ListenBuildHistory(ctx, &controlapi.BuildHistoryRequest{EarlyExit: true})
+// builds is the history of a daemon.
+type builds struct {
+	records    []cache.Record // of builds that have ended
+	unreadable int64
+	why        error // of one that could not be read
+}
+
+func (b *builds) skip(err error) {
+	b.unreadable++
+	b.why = err
+}
+
+// history lists the builds of the daemon's history that have ended. A record that cannot be
+// read is counted, and is no error; nor is the end of the list by one that the daemon cannot send.
+func (d *Daemon) history(ctx context.Context) (builds, error) {
+	var found builds
+	stream, err := d.client.ControlClient().ListenBuildHistory(ctx, &controlapi.BuildHistoryRequest{EarlyExit: true},
+		grpc.ForceCodecV2(skipping{skip: found.skip}))
 	if err != nil {
-		return nil, err
+		return found, err
 	}
-	var records []cache.Record
 	for {
 		event, err := stream.Recv()
-		if errors.Is(err, io.EOF) {
-			return records, nil
+		switch {
+		case errors.Is(err, io.EOF):
+			return found, nil
+		case err != nil && grpcerrors.Code(err) == codes.Internal:
+			found.skip(err)
+			return found, nil
+		case err != nil:
+			return found, err
 		}
-		if err != nil {
-			return nil, err
-		}
-		if build := event.GetRecord(); build.GetCompletedAt() != nil {
-			records = append(records, historyRecord(build))
-		}
+		found.add(event.GetRecord())
 	}
+}
+
+func (b *builds) add(build *controlapi.BuildHistoryRecord) {
+	switch ref := build.GetRef(); {
+	case build.GetCompletedAt() == nil: // it is under way, or was skipped
+	case !utf8.ValidString(ref):
+		b.skip(fmt.Errorf("the id of the build, %q, is not UTF-8", ref))
+	default:
+		b.records = append(b.records, historyRecord(build))
+	}
+}
+
+// skipping is a codec that leaves a message empty which it cannot read, and says so.
+type skipping struct {
+	protocodec.Codec
+	skip func(error)
+}
+
+// Unmarshal implements encoding.CodecV2.
+func (c skipping) Unmarshal(data mem.BufferSlice, v any) error {
+	err := c.Codec.Unmarshal(data, v)
+	if m, ok := v.(proto.Message); ok && err != nil {
+		c.skip(err)
+		proto.Reset(m)
+		return nil
+	}
+	return err
 }
 
 func historyRecord(build *controlapi.BuildHistoryRecord) cache.Record {
@@ -38,7 +88,7 @@ func historyRecord(build *controlapi.BuildHistoryRecord) cache.Record {
 		InUse: build.GetPinned(), // by a person, who keeps it
 	}
 	if target := build.GetFrontendAttrs()["filename"]; target != "" {
-		r.Description += " of " + target
+		r.Description += " of " + text(target)
 	}
 	for _, blob := range blobsOf(build) {
 		r.Bytes += blob.GetSize()

@@ -126,4 +126,8 @@ type Listing struct {
 	// Uncounted are bytes on the disk that are of no record: databases, downloads that
 	// have not ended, what nothing reaches any more.
 	Uncounted int64
+	// Unreadable counts the records that the daemon has and that could not be read. They are
+	// not among Records, so that nothing removes them. Unread is why, of one of them.
+	Unreadable int64
+	Unread     error
 }

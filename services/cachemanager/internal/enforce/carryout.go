@@ -81,7 +81,10 @@ func (j *job) expect(listings []cache.Listing, p run.Plan) {
 		j.run.Rules = append(j.run.Rules, plan.RuleAmount{Rule: rule.Rule})
 	}
 	for _, l := range listings {
-		c := run.OfCache{Cache: l.Cache, State: run.Running, Before: bytesOf(l), After: bytesOf(l)}
+		c := run.OfCache{Cache: l.Cache, State: run.Running, Before: bytesOf(l), After: bytesOf(l), Unreadable: l.Unreadable}
+		if l.Unreadable > 0 {
+			j.engine.Log.Warn("records cannot be read and stay", "run", j.run.ID, "cache", l.Cache.String(), "records", l.Unreadable, "error", l.Unread)
+		}
 		for _, v := range p.Verdicts {
 			j.spent = j.spent || v.Reason == plan.OverBudget
 			if v.Cache != l.Cache {

@@ -25,13 +25,14 @@ type Runs struct {
 	lastSuccess  metric.Float64Gauge
 	bytes        metric.Int64Gauge
 	records      metric.Int64Gauge
+	unreadable   metric.Int64Gauge
 }
 
 // New makes the instruments.
 func New(provider metric.MeterProvider) (*Runs, error) {
 	meter := provider.Meter("github.com/kilnbuild/kiln/services/cachemanager")
 	var r Runs
-	var errs [7]error
+	var errs [8]error
 	r.runs, errs[0] = meter.Int64Counter("kiln.cache.runs",
 		metric.WithDescription("Runs of the policy on a cache, by outcome and trigger"), metric.WithUnit("{run}"))
 	r.duration, errs[1] = meter.Float64Histogram("kiln.cache.run.duration",
@@ -47,6 +48,8 @@ func New(provider metric.MeterProvider) (*Runs, error) {
 		metric.WithDescription("Bytes of the records of a cache when it was listed last, by type"), metric.WithUnit("By"))
 	r.records, errs[6] = meter.Int64Gauge("kiln.cache.records",
 		metric.WithDescription("Records of a cache when it was listed last, by type"), metric.WithUnit("{record}"))
+	r.unreadable, errs[7] = meter.Int64Gauge("kiln.cache.records.unreadable",
+		metric.WithDescription("Records of a cache that could not be read when it was listed last; they stay"), metric.WithUnit("{record}"))
 	return &r, errors.Join(errs[:]...)
 }
 
@@ -82,6 +85,7 @@ func (r *Runs) CacheSeen(ctx context.Context, listing cache.Listing) {
 		r.bytes.Record(ctx, byType[t].Bytes, attrs)
 		r.records.Record(ctx, byType[t].Records, attrs)
 	}
+	r.unreadable.Record(ctx, listing.Unreadable, metric.WithAttributes(label(listing.Cache)))
 }
 
 // label names a cache.

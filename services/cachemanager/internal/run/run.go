@@ -36,6 +36,7 @@ type OfCache struct {
 	Before, After int64 // bytes
 	Predicted     plan.Amount
 	Removed       plan.Amount
+	Unreadable    int64                       // records that could not be read, and stay
 	Reasons       map[plan.Reason]plan.Amount // what really went; not stored
 }
 

@@ -28,6 +28,7 @@ func RunProto(r run.Run) *cachemanagerv1.Run {
 		out.Caches = append(out.Caches, &cachemanagerv1.CacheRun{
 			Cache: RefProto(c.Cache), State: cachemanagerv1.RunState(cachemanagerv1.RunState_value[statePrefix+string(c.State)]), Error: statusProto(c.Err),
 			BeforeBytes: c.Before, AfterBytes: c.After, Predicted: AmountProto(c.Predicted), Removed: AmountProto(c.Removed),
+			UnreadableRecords: c.Unreadable,
 		})
 	}
 	return out
@@ -48,6 +49,7 @@ func Run(in *cachemanagerv1.Run) run.Run {
 		out.Caches = append(out.Caches, run.OfCache{
 			Cache: Ref(c.GetCache()), State: stateOf(c.GetState()), Err: errorOf(c.GetError()), Before: c.GetBeforeBytes(), After: c.GetAfterBytes(),
 			Predicted: amount(c.GetPredicted()), Removed: amount(c.GetRemoved()),
+			Unreadable: c.GetUnreadableRecords(),
 		})
 	}
 	return out

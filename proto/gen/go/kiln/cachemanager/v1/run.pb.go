@@ -603,9 +603,12 @@ type CacheRun struct {
 	// What was to go.
 	Predicted *Amount `protobuf:"bytes,6,opt,name=predicted,proto3" json:"predicted,omitempty"`
 	// What really went.
-	Removed       *Amount `protobuf:"bytes,7,opt,name=removed,proto3" json:"removed,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Removed *Amount `protobuf:"bytes,7,opt,name=removed,proto3" json:"removed,omitempty"`
+	// How many records of the cache could not be read. They stay, and the run goes on with
+	// the others; the log says why, of one of them.
+	UnreadableRecords int64 `protobuf:"varint,8,opt,name=unreadable_records,json=unreadableRecords,proto3" json:"unreadable_records,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *CacheRun) Reset() {
@@ -687,6 +690,13 @@ func (x *CacheRun) GetRemoved() *Amount {
 	return nil
 }
 
+func (x *CacheRun) GetUnreadableRecords() int64 {
+	if x != nil {
+		return x.UnreadableRecords
+	}
+	return 0
+}
+
 var File_kiln_cachemanager_v1_run_proto protoreflect.FileDescriptor
 
 const file_kiln_cachemanager_v1_run_proto_rawDesc = "" +
@@ -732,7 +742,7 @@ const file_kiln_cachemanager_v1_run_proto_rawDesc = "" +
 	"\x06caller\x18\x0e \x01(\tR\x06caller\x12\x19\n" +
 	"\btrace_id\x18\x0f \x01(\tR\atraceId\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x10 \x01(\tR\trequestId\"\xd8\x02\n" +
+	"request_id\x18\x10 \x01(\tR\trequestId\"\x87\x03\n" +
 	"\bCacheRun\x124\n" +
 	"\x05cache\x18\x01 \x01(\v2\x1e.kiln.cachemanager.v1.CacheRefR\x05cache\x124\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1e.kiln.cachemanager.v1.RunStateR\x05state\x12(\n" +
@@ -741,7 +751,8 @@ const file_kiln_cachemanager_v1_run_proto_rawDesc = "" +
 	"\vafter_bytes\x18\x05 \x01(\x03R\n" +
 	"afterBytes\x12:\n" +
 	"\tpredicted\x18\x06 \x01(\v2\x1c.kiln.cachemanager.v1.AmountR\tpredicted\x126\n" +
-	"\aremoved\x18\a \x01(\v2\x1c.kiln.cachemanager.v1.AmountR\aremoved*\xb6\x01\n" +
+	"\aremoved\x18\a \x01(\v2\x1c.kiln.cachemanager.v1.AmountR\aremoved\x12-\n" +
+	"\x12unreadable_records\x18\b \x01(\x03R\x11unreadableRecords*\xb6\x01\n" +
 	"\bRunState\x12\x19\n" +
 	"\x15RUN_STATE_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11RUN_STATE_RUNNING\x10\x01\x12\x17\n" +
