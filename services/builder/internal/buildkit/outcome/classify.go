@@ -30,6 +30,7 @@ var (
 	digestsDiffer = regexp.MustCompile(`digest mismatch|expected checksum to match|does not match expected checksum|checksum mismatch`)
 	epochUnread   = regexp.MustCompile(`(?i)invalid source[-_]date[-_]epoch`)
 	valueUnread   = regexp.MustCompile(`strconv\.Parse\w+: parsing `)
+	notUTF8       = regexp.MustCompile(`string field contains invalid UTF-8`)
 	patternUnread = regexp.MustCompile(`syntax error in pattern|illegal exclusion pattern`)
 
 	denied = regexp.MustCompile(`(?i)\b(?:401|403)\b|unauthorized|forbidden|authorization failed|access denied|insufficient_scope|authentication required|authentication failed|could not read username|permission denied \(publickey`)
@@ -52,7 +53,7 @@ type cause struct {
 // certain before what is likely.
 var kinds = []func(*cause) bool{
 	ended, notGranted, diskFull, stepFailed, dockerfileMissing, secretMissing, imageUnread, fileMissing, targetMissing,
-	digestDiffers, exportFailed, linkLeads, gitUnread, urlUnread, daemonGone, patternWrong, requestWrong, knownText, dockerfileWrong,
+	digestDiffers, exportFailed, linkLeads, gitUnread, urlUnread, daemonGone, patternWrong, textNotUTF8, requestWrong, knownText, dockerfileWrong,
 }
 
 // classify gives the failure its kind, reason, class and remedy.
@@ -206,6 +207,13 @@ func digestDiffers(c *cause) bool {
 func patternWrong(c *cause) bool {
 	return patternUnread.MatchString(c.text) &&
 		c.set(fault.InvalidArgument, "DOCKERFILE_INVALID", build.User, "correct the pattern in .dockerignore or in the instruction that the message names")
+}
+
+// textNotUTF8 tells text in another encoding: BuildKit cannot put it into a step.
+func textNotUTF8(c *cause) bool {
+	return notUTF8.MatchString(c.text) &&
+		c.set(fault.InvalidArgument, "DOCKERFILE_INVALID", build.User,
+			"save the Dockerfile in UTF-8, and give its steps UTF-8 build arguments; text in another encoding can stand in a file of the context")
 }
 
 // requestWrong tells values that cannot be read: they stand in the request, or in what

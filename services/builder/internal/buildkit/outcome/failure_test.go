@@ -57,6 +57,7 @@ func TestClassify(t *testing.T) {
 		"no stage":          {errors.New(`target stage "imaginary" could not be found`), "", "DOCKERFILE_INVALID", fault.InvalidArgument, build.User},
 		"no secret":         {errors.New(`secret absent: not found`), "[2/2] RUN true", "SOURCE_NOT_FOUND", fault.NotFound, build.User},
 		"syntax":            {errors.New(`dockerfile parse error on line 3: unknown instruction: COPPY`), "", "DOCKERFILE_INVALID", fault.InvalidArgument, build.User},
+		"not UTF-8":         {errors.New(`failed to marshal LLB definition: string field contains invalid UTF-8`), "", "DOCKERFILE_INVALID", fault.InvalidArgument, build.User},
 		"a link":            {errors.New(`openat x: path escapes from parent`), "[internal] load build context", "SOURCE_NOT_FOUND", fault.FailedPrecondition, build.User},
 		"daemon gone":       {status.Error(codes.Unavailable, `connection error: desc = "transport: error while dialing: dial unix /run/b.sock: connect: no such file or directory"`), "", "DAEMON_UNAVAILABLE", fault.Unavailable, build.Infrastructure},
 		"cancelled":         {fmt.Errorf("solving: %w", context.Canceled), "", "CANCELLED", fault.Canceled, build.ByCancel},
