@@ -35,16 +35,28 @@ type Status struct {
 	Info          Info      // of the last check that went well
 	Err           error     // nil: it answered
 	Checked       time.Time // zero: not asked yet
+	Answered      time.Time // last check that went well; zero: none yet
 	FailingSince  time.Time // zero: it answered
+	Missed        int       // checks in a row that failed
 }
 
-// How often daemons are asked, and how long they may take to answer. A daemon
-// that stops is known to be gone after at most checkEvery + checkTimeout.
-// A build is sent to a daemon on an answer no older than fresh.
+// Unreachable reports whether the daemon has failed several checks in a row, over a span of time. A
+// daemon that has missed one is busy, or is being restarted.
+func (s Status) Unreachable() bool {
+	return s.Missed >= unreachableChecks && s.Checked.Sub(s.FailingSince) >= unreachableAfter
+}
+
+// How often daemons are asked, and how long they may take to answer. A build is sent to
+// a daemon on an answer no older than fresh. A daemon is unreachable once it has failed
+// unreachableChecks in a row, the first of them unreachableAfter ago.
 const (
 	checkEvery   = 2 * time.Second
 	checkTimeout = 3 * time.Second
 	fresh        = time.Second
+
+	unreachableChecks = 3
+	unreachableAfter  = 4 * time.Second
+	checkAgain        = 500 * time.Millisecond // after a failed check that a build waits for
 )
 
 // Pool is a fleet of daemons.
@@ -79,9 +91,10 @@ func (p *Pool[M]) Run(ctx context.Context) error {
 	}
 }
 
-// Pick returns a member for a build. It asks again when the last answer is not
-// fresh or was an error, and gives an UNAVAILABLE fault within checkTimeout when
-// there is no member that answers.
+// Pick returns a member for a build. It asks again when the last answer is not fresh or
+// was an error, and waits for a member that has missed a check. It returns an UNAVAILABLE
+// fault when the member is unreachable: within some 10 seconds of its first missed check, and
+// within checkTimeout after that.
 func (p *Pool[M]) Pick(ctx context.Context) (M, error) { return p.pick(ctx, fresh) }
 
 // Current returns the member that calls go to which are only passed on. It goes by
@@ -89,24 +102,35 @@ func (p *Pool[M]) Pick(ctx context.Context) (M, error) { return p.pick(ctx, fres
 func (p *Pool[M]) Current(ctx context.Context) (M, error) { return p.pick(ctx, math.MaxInt64) }
 
 func (p *Pool[M]) pick(ctx context.Context, oldest time.Duration) (M, error) {
+	var none M
 	status := p.Statuses()[0]
-	if status.Err != nil || status.Checked.IsZero() || time.Since(status.Checked) > oldest {
-		if err := p.check(ctx); err != nil {
-			var none M
-			if cause := context.Cause(ctx); cause != nil {
-				return none, cause
-			}
+	if status.Err == nil && !status.Checked.IsZero() && time.Since(status.Checked) <= oldest {
+		return p.member, nil
+	}
+	for {
+		err := p.check(ctx)
+		if err == nil {
+			return p.member, nil
+		}
+		if cause := context.Cause(ctx); cause != nil {
+			return none, cause
+		}
+		if p.Statuses()[0].Unreachable() {
 			return none, p.unavailable(err)
 		}
+		select {
+		case <-ctx.Done():
+			return none, context.Cause(ctx)
+		case <-time.After(checkAgain):
+		}
 	}
-	return p.member, nil
 }
 
-// Health returns nil when the last check of the member went well; else since
-// when it fails, and an UNAVAILABLE fault.
+// Health returns nil unless the member is unreachable; else since when it fails, and an
+// UNAVAILABLE fault.
 func (p *Pool[M]) Health(string) (time.Time, error) {
 	status := p.Statuses()[0]
-	if status.Err == nil {
+	if !status.Unreachable() {
 		return time.Time{}, nil
 	}
 	return status.FailingSince, p.unavailable(status.Err)
@@ -119,12 +143,15 @@ func (p *Pool[M]) Statuses() []Status {
 	return []Status{p.status}
 }
 
-// Ready returns nil when a member answers: the builder's health check. It asks
-// by itself when nobody has asked yet.
+// Ready returns nil when a member has answered and is not unreachable: the builder's health
+// check. It asks by itself when nobody has asked yet.
 func (p *Pool[M]) Ready(ctx context.Context) error {
 	status := p.Statuses()[0]
 	if status.Checked.IsZero() {
 		return p.check(ctx)
+	}
+	if !status.Answered.IsZero() && !status.Unreachable() {
+		return nil
 	}
 	return status.Err
 }
@@ -156,15 +183,21 @@ func (p *Pool[M]) remember(info Info, err error) {
 	was := p.status
 	p.status.Checked, p.status.Err = now, err
 	if err == nil {
-		p.status.Info, p.status.FailingSince = info, time.Time{}
-	} else if was.Err == nil {
-		p.status.FailingSince = now
+		p.status.Info, p.status.Answered, p.status.FailingSince, p.status.Missed = info, now, time.Time{}, 0
+	} else {
+		p.status.Missed++
+		if was.Err == nil {
+			p.status.FailingSince = now
+		}
 	}
+	is := p.status
 	p.mu.Unlock()
 
 	switch {
-	case err != nil && (was.Err == nil || was.Checked.IsZero()):
-		p.log.Warn("buildkitd does not answer", "daemon", was.Name, "address", was.Address, "error", err)
+	case is.Unreachable() && !was.Unreachable(), err != nil && was.Checked.IsZero():
+		p.log.Warn("buildkitd does not answer", "daemon", was.Name, "address", was.Address, "checks", is.Missed, "error", err)
+	case err != nil && was.Err == nil:
+		p.log.Info("buildkitd has missed a check", "daemon", was.Name, "address", was.Address, "error", err)
 	case err == nil && (was.Err != nil || was.Checked.IsZero()):
 		p.log.Info("buildkitd is ready", "daemon", was.Name, "address", was.Address, "version", info.Version)
 	}

@@ -69,7 +69,7 @@ func TestPickFollowsTheDaemon(t *testing.T) {
 					t.Fatal(err)
 				}
 				broken(m)
-				time.Sleep(6 * time.Second)
+				time.Sleep(12 * time.Second) // until it is unreachable
 				start := time.Now()
 				_, err := p.Pick(t.Context())
 				var refused *fault.Error
@@ -96,6 +96,47 @@ func TestPickFollowsTheDaemon(t *testing.T) {
 			})
 		})
 	}
+}
+
+// One missed check, or a restart within seconds, ends nothing: not the health of builds that
+// have not begun, not that of the builder, and a build that wants the daemon waits for it.
+func TestPool_OneMissedCheckIsNotAnOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &member{}
+		p := pool.New(m, slog.New(slog.DiscardHandler))
+		defer run(t, p)()
+		m.set(errors.New("connection refused"), false)
+		time.Sleep(3 * time.Second)
+		if p.Statuses()[0].Missed != 1 {
+			t.Fatalf("%d checks missed, want 1", p.Statuses()[0].Missed)
+		}
+		if _, err := p.Health("d1"); err != nil {
+			t.Errorf("health after one missed check: %v", err)
+		}
+		if err := p.Ready(t.Context()); err != nil {
+			t.Errorf("not ready after one missed check: %v", err)
+		}
+		time.AfterFunc(1500*time.Millisecond, func() { m.set(nil, false) })
+		if _, err := p.Pick(t.Context()); err != nil {
+			t.Errorf("a build that came meanwhile: %v", err)
+		}
+	})
+}
+
+// A member that never answered is not ready, and builds are told so within seconds.
+func TestPool_MemberThatNeverAnswered(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := &member{err: errors.New("no such file")}
+		p := pool.New(m, slog.New(slog.DiscardHandler))
+		defer run(t, p)()
+		if p.Ready(t.Context()) == nil {
+			t.Error("ready without an answer")
+		}
+		start := time.Now()
+		if _, err := p.Pick(t.Context()); fault.KindOf(err) != fault.Unavailable || time.Since(start) > 6*time.Second {
+			t.Errorf("%v after %v", err, time.Since(start))
+		}
+	})
 }
 
 // A fresh answer is used again: builds in a row must not each wait for one.
@@ -133,7 +174,7 @@ func TestPickShared(t *testing.T) {
 		if err := <-patient; fault.KindOf(err) != fault.Unavailable {
 			t.Errorf("the one that stayed: %v", err)
 		}
-		if m.asked != 1 {
+		if m.asked != 3 { // until it is unreachable, by both together
 			t.Errorf("asked %d times", m.asked)
 		}
 	})
