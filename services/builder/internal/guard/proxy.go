@@ -3,11 +3,13 @@ package guard
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httputil"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
@@ -17,6 +19,8 @@ import (
 // Bounds of the proxy.
 const (
 	maxConnections = 512             // requests and tunnels at once
+	maxPerClient   = 256             // of one client address
+	maxPerTarget   = 128             // to one host and port
 	tunnelIdle     = 5 * time.Minute // without a byte in either direction
 	maxLife        = 6 * time.Hour   // of a request or a tunnel
 	viaName        = "1.1 kiln-egress"
@@ -27,6 +31,9 @@ type proxy struct {
 	guard   *Guard
 	forward *httputil.ReverseProxy
 	slots   chan struct{} // one taken for each request
+
+	mu   sync.Mutex
+	held map[string]int // slots by client, and by target
 }
 
 // Proxy is an HTTP proxy for daemons that fetch by themselves: it looks hosts up,
@@ -36,7 +43,7 @@ type proxy struct {
 func (g *Guard) Proxy() http.Handler { return g.newProxy() }
 
 func (g *Guard) newProxy() *proxy {
-	p := &proxy{guard: g, slots: make(chan struct{}, maxConnections)}
+	p := &proxy{guard: g, slots: make(chan struct{}, maxConnections), held: map[string]int{}}
 	p.forward = &httputil.ReverseProxy{
 		Transport:      checked{g},
 		Rewrite:        rewrite,
@@ -80,13 +87,12 @@ func (g *Guard) ServeProxy(ctx context.Context, listener net.Listener) error {
 
 // ServeHTTP implements http.Handler.
 func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	select {
-	case p.slots <- struct{}{}:
-		defer func() { <-p.slots }()
-	default:
-		http.Error(w, "the egress proxy has too many connections", http.StatusServiceUnavailable)
+	release, refusal := p.acquire(r)
+	if refusal != "" {
+		http.Error(w, refusal, http.StatusServiceUnavailable)
 		return
 	}
+	defer release()
 	ctx, cancel := context.WithTimeout(r.Context(), maxLife)
 	defer cancel()
 	r = r.WithContext(ctx)
@@ -100,6 +106,42 @@ func (p *proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		p.forward.ServeHTTP(w, r)
 	}
+}
+
+// acquire takes a slot for a request, or says why there is none. One client cannot take the
+// slots of others, nor can those who fetch from one slow server: a daemon fetches for all
+// tenants from one address.
+func (p *proxy) acquire(r *http.Request) (release func(), refusal string) {
+	client, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		client = r.RemoteAddr
+	}
+	keys := map[string]int{"client " + client: maxPerClient, "target " + strings.ToLower(r.URL.Host): maxPerTarget}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for key, most := range keys {
+		if p.held[key] >= most {
+			return nil, fmt.Sprintf("the egress proxy has %d connections of %s, which is the most; try again later", most, key)
+		}
+	}
+	select {
+	case p.slots <- struct{}{}:
+	default:
+		return nil, fmt.Sprintf("the egress proxy has %d connections, which is the most; try again later", maxConnections)
+	}
+	for key := range keys {
+		p.held[key]++
+	}
+	return func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		for key := range keys {
+			if p.held[key]--; p.held[key] == 0 {
+				delete(p.held, key)
+			}
+		}
+		<-p.slots
+	}, ""
 }
 
 // rewrite makes the request that goes on. ReverseProxy has taken the hop-by-hop
