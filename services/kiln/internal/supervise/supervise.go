@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"runtime"
@@ -25,8 +26,10 @@ type Spec struct {
 	Path string
 	Args []string
 	Env  []string
-	// LogPath is the file that its output is appended to.
+	// LogPath is the file that its output is appended to. At MaxLog bytes it is renamed to
+	// LogPath.1, also while the child runs, and a new one is begun. 0: 64 MiB.
 	LogPath string
+	MaxLog  int64
 	// Prepare is called before each start: after a crash there may be something
 	// to clean up. An error counts as a failed start.
 	Prepare func(context.Context) error
@@ -59,6 +62,8 @@ func (b Backoff) next(last, ran time.Duration) time.Duration {
 const (
 	readyEvery   = 20 * time.Millisecond
 	readyTimeout = 2 * time.Second
+	// lastOutput is how long what a child wrote last is waited for once it has ended.
+	lastOutput = time.Second
 )
 
 // StartError is a child that ended before it was ever ready.
@@ -156,14 +161,28 @@ func (c *Child) once(ctx context.Context) error {
 			return err
 		}
 	}
-	log, err := OpenLog(c.spec.LogPath)
+	log, err := NewLog(c.spec.LogPath, c.spec.MaxLog)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
-	if info, err := log.Stat(); err == nil {
-		c.logStart = info.Size()
+	c.logStart = log.size
+	output, input, err := os.Pipe()
+	if err != nil {
+		return err
 	}
+	copied := make(chan struct{})
+	go func() {
+		defer close(copied)
+		_, _ = io.Copy(log, output) // to the end: a log always takes it
+	}()
+	defer func() {
+		// Whatever the child left running is out of its group, and may hold the pipe open.
+		_ = input.Close()
+		_ = output.SetReadDeadline(time.Now().Add(lastOutput))
+		<-copied
+		_ = output.Close()
+	}()
 
 	ended := make(chan error, 1)
 	go func() {
@@ -171,7 +190,7 @@ func (c *Child) once(ctx context.Context) error {
 		// the thread must live as long as the child.
 		runtime.LockOSThread()
 		defer runtime.UnlockOSThread()
-		ended <- c.process(ctx, log)
+		ended <- c.process(ctx, input)
 	}()
 	return <-ended
 }

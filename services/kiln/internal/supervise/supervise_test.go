@@ -151,6 +151,33 @@ func TestFailedStartShowsTheLog(t *testing.T) {
 	}
 }
 
+// A child that runs for long does not fill the disk with its log, and no line is lost or cut
+// between the two files.
+func TestLog_IsPutAsideWhileTheChildRuns(t *testing.T) {
+	spec, _ := shell(t, `i=0; while [ $i -lt 1000 ]; do i=$((i+1)); echo "line $i"; [ $i != 500 ] || sleep 0.3; done; echo done >"$0.done"; sleep 300`)
+	spec.Args = append(spec.Args, spec.LogPath)
+	spec.MaxLog = 6000 // of some 9 KB, so that there are two files
+	_, stop := start(t, spec)
+	eventually(t, "the child wrote all", func() bool { _, err := os.Stat(spec.LogPath + ".done"); return err == nil })
+	if err := stop(); err != nil {
+		t.Fatal(err)
+	}
+	var all []byte
+	for _, path := range []string{spec.LogPath + ".1", spec.LogPath} {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(data) > int(spec.MaxLog) {
+			t.Errorf("%s has %d bytes", path, len(data))
+		}
+		all = append(all, data...)
+	}
+	if lines := strings.Count(string(all), "\n"); lines != 1000 || !strings.HasSuffix(string(all), "line 1000\n") {
+		t.Errorf("%d lines, the last of which are %q", lines, all[max(0, len(all)-30):])
+	}
+}
+
 func TestMissingProgram(t *testing.T) {
 	spec, _ := shell(t, "")
 	spec.Path = "/nonexistent/program"

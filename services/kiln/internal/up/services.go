@@ -82,7 +82,7 @@ func (r reporting) Run(ctx context.Context) error {
 
 // newTelemetry makes the telemetry of a service, which logs to a file of its own.
 func (r *runner) newTelemetry(ctx context.Context, name, log string, closers *lifecycle.Stack) (*telemetry.Telemetry, error) {
-	file, err := supervise.OpenLog(r.paths.log(log))
+	file, err := supervise.NewLog(r.paths.log(log), 0)
 	if err != nil {
 		return nil, err
 	}
