@@ -295,6 +295,26 @@ func TestMake(t *testing.T) {
 	}
 }
 
+// A large bake leaves thousands of builds in a daemon's history within minutes: the default policy
+// keeps the newest, and what they hold in the cache stays.
+func TestDefaultPolicy_BoundsTheHistory(t *testing.T) {
+	records := []cache.Record{rec("layer", 3, 40_000_000)}
+	for i := range 1500 {
+		records = append(records, with(rec(fmt.Sprintf("history:%04d", i), 1, 0), func(r *cache.Record) {
+			r.Type, r.LastUsed = cache.History, now.Add(-time.Hour-time.Duration(i)*time.Second)
+		}))
+	}
+	p := plan.Make(plan.Input{Now: now, Listings: one(records...), Policy: policy.Default(48*time.Hour, 100_000_000)})
+	if p.Removes.Records != 500 {
+		t.Errorf("%d records go, want the 500 oldest builds", p.Removes.Records)
+	}
+	for _, v := range p.Verdicts {
+		if newest := v.Record.ID < "history:1000"; v.Record.Type == cache.History && v.Remove == newest || v.Record.ID == "layer" && v.Remove {
+			t.Fatalf("%s: removed %t, %s", v.Record.ID, v.Remove, v.Explain)
+		}
+	}
+}
+
 // The sums of a plan, and what it says to people.
 func TestSumsAndWords(t *testing.T) {
 	in := plan.Input{
@@ -307,7 +327,7 @@ func TestSumsAndWords(t *testing.T) {
 	if p.Removes != (plan.Amount{Records: 3, Bytes: 50_000_007}) || p.Keeps != (plan.Amount{Records: 2, Bytes: 80_000_000}) || p.RemovesAll {
 		t.Errorf("removes %+v, keeps %+v, all %v", p.Removes, p.Keeps, p.RemovesAll)
 	}
-	want := []plan.RuleAmount{{Rule: "age", Amount: plan.Amount{Records: 2, Bytes: 10_000_007}}, {Rule: "size", Amount: plan.Amount{Records: 1, Bytes: 40_000_000}}}
+	want := []plan.RuleAmount{{Rule: "age", Amount: plan.Amount{Records: 2, Bytes: 10_000_007}}, {Rule: "history"}, {Rule: "size", Amount: plan.Amount{Records: 1, Bytes: 40_000_000}}}
 	if fmt.Sprint(p.Rules) != fmt.Sprint(want) {
 		t.Errorf("rules %+v", p.Rules)
 	}

@@ -7,14 +7,23 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
 )
 
-// Default is the policy of a cache manager that was told no other: what was unused
-// for longer than keepAge goes, of whatever type; then the least recently used until
-// each cache has at most keepBytes bytes.
+// defaultBuilds bounds the builds in the history of a daemon. buildkitd itself removes a
+// build only when it is older than 48 hours and not among the newest 50: what large bakes
+// leave within two days is without a bound.
+const defaultBuilds = 1000
+
+// Default returns the policy of a cache manager without another one. Records that were unused
+// for longer than keepAge go, whatever their type. Of a daemon's history, the oldest builds go
+// until 1,000 are left. Then the least recently used records go until each cache has at most
+// keepBytes bytes.
 func Default(keepAge time.Duration, keepBytes int64) Policy {
+	builds := int64(defaultBuilds)
 	return Policy{Rules: []Rule{
 		{Name: "age", Keep: &Keep{Age: &keepAge}},
+		{Name: "history", Match: &Match{Types: []cache.Type{cache.History}}, Keep: &Keep{Records: &builds}},
 		{Name: "size", Keep: &Keep{Bytes: &keepBytes}},
 	}}
 }

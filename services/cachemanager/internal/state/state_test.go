@@ -81,7 +81,7 @@ func TestPolicies(t *testing.T) {
 		t.Fatal(err)
 	}
 	first := must(s.PolicyInForce(ctx))(t)
-	if first.Version != 1 || !first.Updated.Equal(now) || len(first.Rules) != 2 {
+	if first.Version != 1 || !first.Updated.Equal(now) || len(first.Rules) != 3 {
 		t.Errorf("%+v", first)
 	}
 	wanted := full()
@@ -107,7 +107,7 @@ func TestPolicies(t *testing.T) {
 	if err := again.Configure(ctx, policy.Default(time.Hour, 100), now); err != nil || must(again.PolicyInForce(ctx))(t).Version != 3 {
 		t.Error("a new configuration does not count", err)
 	}
-	if old := must(again.PolicyVersion(ctx, 1))(t); len(old.Rules) != 2 || *old.Rules[0].Keep.Age != 48*time.Hour {
+	if old := must(again.PolicyVersion(ctx, 1))(t); len(old.Rules) != 3 || *old.Rules[0].Keep.Age != 48*time.Hour {
 		t.Errorf("%+v", old)
 	}
 }
