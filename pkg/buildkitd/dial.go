@@ -18,7 +18,7 @@ import (
 
 	"github.com/kilnbuild/kiln/pkg/auth"
 	"github.com/kilnbuild/kiln/pkg/fault"
-	"github.com/kilnbuild/kiln/pkg/protocodec"
+	"github.com/kilnbuild/kiln/pkg/grpccodec"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 )
@@ -43,7 +43,7 @@ const (
 // codec that gRPC finds by name must read their messages, too.
 //
 //nolint:gochecknoinits // gRPC allows codecs to be registered while the program initialises only
-func init() { encoding.RegisterCodecV2(protocodec.Codec{}) }
+func init() { encoding.RegisterCodecV2(grpccodec.Codec{}) }
 
 // Options says how to connect to a daemon.
 type Options struct {
@@ -122,7 +122,7 @@ func (o Options) dial() (Address, []grpc.DialOption, error) {
 		grpc.WithTransportCredentials(creds),
 		grpc.WithAuthority(authority(address, o.Daemon.GetTls())),
 		grpc.WithDefaultCallOptions(
-			grpc.ForceCodecV2(protocodec.Codec{}), grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
+			grpc.ForceCodecV2(grpccodec.Codec{}), grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxBackoff},
 			MinConnectTimeout: connectTimeout,

@@ -36,7 +36,7 @@ type Status struct {
 	Err           error     // nil: it answered
 	Checked       time.Time // zero: not asked yet
 	Answered      time.Time // last check that went well; zero: none yet
-	FailingSince  time.Time // zero: it answered
+	FailingSince  time.Time // when the first check that failed was begun; zero: it answered
 	Missed        int       // checks in a row that failed
 }
 
@@ -48,13 +48,14 @@ func (s Status) Unreachable() bool {
 
 // How often daemons are asked, and how long they may take to answer. A build is sent to
 // a daemon on an answer no older than fresh. A daemon is unreachable once it has failed
-// unreachableChecks in a row, the first of them unreachableAfter ago.
+// unreachableChecks in a row, the first of them begun unreachableAfter ago: one that
+// hangs after at most 8 s, one that refuses connections after 6 s.
 const (
 	checkEvery   = 2 * time.Second
 	checkTimeout = 3 * time.Second
 	fresh        = time.Second
 
-	unreachableChecks = 3
+	unreachableChecks = 2
 	unreachableAfter  = 4 * time.Second
 	checkAgain        = 500 * time.Millisecond // after a failed check that a build waits for
 )
@@ -93,8 +94,8 @@ func (p *Pool[M]) Run(ctx context.Context) error {
 
 // Pick returns a member for a build. It asks again when the last answer is not fresh or
 // was an error, and waits for a member that has missed a check. It returns an UNAVAILABLE
-// fault when the member is unreachable: within some 10 seconds of its first missed check, and
-// within checkTimeout after that.
+// fault when the member is unreachable: within some 10 seconds of its last
+// answer, and within checkTimeout after that.
 func (p *Pool[M]) Pick(ctx context.Context) (M, error) { return p.pick(ctx, fresh) }
 
 // Current returns the member that calls go to which are only passed on. It goes by
@@ -162,11 +163,12 @@ func (p *Pool[M]) check(ctx context.Context) error {
 	answer := p.asking.DoChan("", func() (any, error) {
 		asked, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTimeout)
 		defer cancel()
+		begun := time.Now()
 		info, err := p.member.Check(asked)
 		if err != nil && asked.Err() != nil {
 			err = fmt.Errorf("no answer within %s", checkTimeout)
 		}
-		p.remember(info, err)
+		p.remember(begun, info, err)
 		return nil, err
 	})
 	select {
@@ -177,7 +179,7 @@ func (p *Pool[M]) check(ctx context.Context) error {
 	}
 }
 
-func (p *Pool[M]) remember(info Info, err error) {
+func (p *Pool[M]) remember(begun time.Time, info Info, err error) {
 	now := time.Now()
 	p.mu.Lock()
 	was := p.status
@@ -187,7 +189,7 @@ func (p *Pool[M]) remember(info Info, err error) {
 	} else {
 		p.status.Missed++
 		if was.Err == nil {
-			p.status.FailingSince = now
+			p.status.FailingSince = begun
 		}
 	}
 	is := p.status

@@ -174,7 +174,7 @@ func TestPickShared(t *testing.T) {
 		if err := <-patient; fault.KindOf(err) != fault.Unavailable {
 			t.Errorf("the one that stayed: %v", err)
 		}
-		if m.asked != 3 { // until it is unreachable, by both together
+		if m.asked != 2 { // until it is unreachable, by both together
 			t.Errorf("asked %d times", m.asked)
 		}
 	})

@@ -11,7 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/protoadapt"
 
-	"github.com/kilnbuild/kiln/pkg/protocodec"
+	"github.com/kilnbuild/kiln/pkg/grpccodec"
 	"github.com/kilnbuild/kiln/pkg/protolimit"
 )
 
@@ -30,7 +30,7 @@ type Codec struct{}
 var _ encoding.CodecV2 = Codec{}
 
 // Name is that of the protobuf codec: on the wire there is no difference.
-func (Codec) Name() string { return protocodec.Codec{}.Name() }
+func (Codec) Name() string { return grpccodec.Codec{}.Name() }
 
 // Marshal implements encoding.CodecV2.
 func (Codec) Marshal(v any) (mem.BufferSlice, error) {
@@ -38,7 +38,7 @@ func (Codec) Marshal(v any) (mem.BufferSlice, error) {
 	case *Frame:
 		return m.Data, nil
 	default:
-		return protocodec.Codec{}.Marshal(v)
+		return grpccodec.Codec{}.Marshal(v)
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 
-	"github.com/kilnbuild/kiln/pkg/protocodec"
+	"github.com/kilnbuild/kiln/pkg/grpccodec"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
 )
 
@@ -66,7 +66,7 @@ func (b *builds) add(build *controlapi.BuildHistoryRecord) {
 
 // skipping is a codec that leaves a message empty which it cannot read, and says so.
 type skipping struct {
-	protocodec.Codec
+	grpccodec.Codec
 	skip func(error)
 }
 

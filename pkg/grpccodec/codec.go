@@ -1,10 +1,5 @@
-// Package protocodec encodes and decodes protobuf messages as BuildKit's programs do.
-//
-// The strings of BuildKit's messages need not be UTF-8: a file name or a build argument is
-// whatever bytes its owner chose. BuildKit encodes its messages by generated code that does
-// not check strings. The protobuf library does check them, and refuses such a message. Messages
-// without that generated code, Kiln's own among them, are left to the protobuf library.
-package protocodec
+// Package grpccodec is package protocodec as a codec of gRPC.
+package grpccodec
 
 import (
 	"fmt"
@@ -14,40 +9,11 @@ import (
 	"google.golang.org/grpc/mem"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/protoadapt"
+
+	"github.com/kilnbuild/kiln/pkg/protocodec"
 )
 
-// generated is a message with the encoding that vtprotobuf generates.
-type generated interface {
-	SizeVT() int
-	MarshalToSizedBufferVT(data []byte) (int, error)
-	UnmarshalVT(data []byte) error
-}
-
-// Marshal encodes a message.
-func Marshal(m proto.Message) ([]byte, error) {
-	vt, ok := m.(generated)
-	if !ok {
-		return proto.Marshal(m)
-	}
-	data := make([]byte, vt.SizeVT())
-	n, err := vt.MarshalToSizedBufferVT(data)
-	if err != nil {
-		return nil, err
-	}
-	return data[len(data)-n:], nil
-}
-
-// Unmarshal decodes a message, after it has reset m.
-func Unmarshal(data []byte, m proto.Message) error {
-	vt, ok := m.(generated)
-	if !ok {
-		return proto.Unmarshal(data, m)
-	}
-	proto.Reset(m)
-	return vt.UnmarshalVT(data)
-}
-
-// Codec is Marshal and Unmarshal as a gRPC codec with the name of the standard one.
+// Codec encodes and decodes by protocodec, under the name of gRPC's own codec.
 //
 // BuildKit's own codec (util/grpcutil/encoding/proto) does not reset a message before it decodes
 // into it; this one does.
@@ -64,7 +30,7 @@ func (Codec) Marshal(v any) (mem.BufferSlice, error) {
 	if m == nil {
 		return nil, fmt.Errorf("cannot encode a %T: not a protobuf message", v)
 	}
-	data, err := Marshal(m)
+	data, err := protocodec.Marshal(m)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +45,7 @@ func (Codec) Unmarshal(data mem.BufferSlice, v any) error {
 	}
 	buffer := data.MaterializeToBuffer(mem.DefaultBufferPool())
 	defer buffer.Free()
-	return Unmarshal(buffer.ReadOnlyData(), m)
+	return protocodec.Unmarshal(buffer.ReadOnlyData(), m)
 }
 
 // message returns v as a protobuf message, and nil if it is none.
