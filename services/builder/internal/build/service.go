@@ -143,7 +143,7 @@ func NewService(opts Options) *Service {
 
 // errInterrupted is the cause that builds get when the builder stops.
 var errInterrupted = fault.New(fault.Aborted, "INTERRUPTED", "the builder stopped while the build was running",
-	"build again, when the builder is back or on another one; with retry.max_attempts, a build goes on by itself")
+	"build again when the builder is back, or on another one")
 
 // Drain begins no build any more, and waits until those that are running have
 // ended, at most for the grace time. Builds that wait are not begun: they go on when

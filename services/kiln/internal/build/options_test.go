@@ -184,8 +184,6 @@ func TestStandardInput_IsATarOrADockerfile(t *testing.T) {
 	if err != nil || o.contextDir != inside || !o.ownDockerfile {
 		t.Errorf("a Dockerfile for a directory: %+v, %v", o, err)
 	}
-	tar := strings.Repeat("\x00", 257) + "ustar" + strings.Repeat("\x00", 1000)
-	tar = "Dockerfile" + tar[len("Dockerfile"):]
 	if o, err = parsed(t, "\x1f\x8b\x08"+strings.Repeat("x", 100), "-f", "sub/Dockerfile", "-"); err != nil || o.contextTar == nil || o.dockerfileName != "sub/Dockerfile" {
 		t.Errorf("a compressed tar: %+v, %v", o, err)
 	}

@@ -153,7 +153,7 @@ func (s *solving) run(ctx context.Context, tel *telemetry.Telemetry, stdout, std
 		// Not bound to ctx: what is left to show of a cancelled build is shown, and
 		// Solve closes the channel.
 		_, err := display.UpdateFrom(context.WithoutCancel(ctx), shown)
-		for range shown { //nolint:revive // The display has failed; the build goes on.
+		for range shown { // The display has failed; the build goes on.
 		}
 		return err
 	})

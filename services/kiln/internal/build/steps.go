@@ -59,9 +59,9 @@ func (s *stepFlags) attrs() (attrs map[string]string, rights []string, allowDele
 
 func parseAllow(flags []string) (rights []string, allowDelete bool, err error) {
 	for _, right := range flags {
-		switch {
-		case right == "":
-		case right == localDelete:
+		switch right {
+		case "":
+		case localDelete:
 			allowDelete = true
 		default:
 			if _, _, err := entitlements.Parse(right); err != nil {
