@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -139,13 +140,18 @@ func addIgnoredFlags(flags *pflag.FlagSet) {
 	}
 }
 
-// warnIgnored says which flags have no effect.
+// warnIgnored says which flags have no effect, and which file has none.
 func (o *options) warnIgnored(flags *pflag.FlagSet, stderr io.Writer) {
 	flags.Visit(func(f *pflag.Flag) {
 		if why, ok := ignored[f.Name]; ok {
 			_, _ = fmt.Fprintf(stderr, "warning: --%s has no effect, as with docker buildx: %s\n", f.Name, why)
 		}
 	})
+	policy := filepath.Join(o.dockerfileDir, o.dockerfileName+".rego")
+	if _, err := os.Stat(policy); err == nil && o.dockerForm && len(o.policies) == 0 {
+		_, _ = fmt.Fprintf(stderr, "warning: %s is a policy of docker buildx, which kiln does not evaluate: "+
+			"the builder's own policy says which sources builds may use (--policy disabled=true hides this)\n", policy)
+	}
 }
 
 // detachable are the flags that a build which goes on by itself can heed.
