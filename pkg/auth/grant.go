@@ -65,7 +65,10 @@ func (g Grant) Project(name string) bool { return g.Check(Use{Project: name}) ==
 
 // Unbounded reports whether some rule, or the lack of rules, allows all projects.
 func (g Grant) Unbounded() bool {
-	return g.denied == nil && len(g.rules) == 0 || slices.ContainsFunc(g.rules, func(r *configv1.AccessRule) bool { return len(r.GetProjects()) == 0 })
+	if len(g.rules) == 0 {
+		return g.denied == nil
+	}
+	return slices.ContainsFunc(g.rules, func(r *configv1.AccessRule) bool { return len(r.GetProjects()) == 0 })
 }
 
 // Fingerprint returns a digest that equal grants share, and nil for a grant without

@@ -41,7 +41,8 @@ type audit struct {
 
 // newAudit notes in a file, or in the log.
 func newAudit(service string, cfg *configv1.ServerConfig, tel *telemetry.Telemetry) (*audit, error) {
-	failures, err := tel.Meter.Meter("github.com/kilnbuild/kiln/pkg/rpc").Int64Counter("kiln.audit.failures", metric.WithUnit("{entry}"),
+	meter := tel.Meter.Meter("github.com/kilnbuild/kiln/pkg/rpc")
+	failures, err := meter.Int64Counter("kiln.audit.failures", metric.WithUnit("{entry}"),
 		metric.WithDescription("Entries that could not be written to the audit log"))
 	if err != nil {
 		return nil, fmt.Errorf("making a metric: %w", err)
@@ -80,7 +81,8 @@ func (a *audit) write(ctx context.Context, attrs []slog.Attr) error {
 	if !a.required {
 		return nil
 	}
-	return fault.Wrap(err, fault.Unavailable, "DISK_FULL", "the server's audit log cannot be written, and it serves no changes without it",
+	return fault.Wrap(err, fault.Unavailable, "DISK_FULL",
+		"the server's audit log cannot be written, and it serves no changes without it",
 		"free disk where server.audit_file is, or set server.audit_required to false")
 }
 
@@ -140,7 +142,8 @@ func (e *entry) end(ctx context.Context, request any, st *status.Status) {
 	if !mutates(e.method) && !refused {
 		return
 	}
-	attrs := append(e.attrs(ctx, "end"), slog.String("code", st.Code().String()), slog.Duration("duration", time.Since(e.start)))
+	attrs := append(e.attrs(ctx, "end"),
+		slog.String("code", st.Code().String()), slog.Duration("duration", time.Since(e.start)))
 	for _, detail := range st.Details() {
 		if info, ok := detail.(*errdetails.ErrorInfo); ok {
 			attrs = append(attrs, slog.String("reason", info.GetReason()))
@@ -154,7 +157,9 @@ func (e *entry) end(ctx context.Context, request any, st *status.Status) {
 
 // attrs are those of each entry.
 func (e *entry) attrs(ctx context.Context, event string) []slog.Attr {
-	attrs := []slog.Attr{slog.String("event", event), slog.String("method", e.method), slog.String("identity", e.id.String())}
+	attrs := []slog.Attr{
+		slog.String("event", event), slog.String("method", e.method), slog.String("identity", e.id.String()),
+	}
 	if from, ok := peer.FromContext(ctx); ok && from.Addr != nil {
 		attrs = append(attrs, slog.String("peer", from.Addr.String()))
 	}

@@ -123,7 +123,8 @@ func (g *guard) finish(ctx context.Context, noted *entry, request any, err error
 	if err == nil {
 		noted.end(ctx, request, status.New(codes.OK, ""))
 		if g.log.Enabled(ctx, slog.LevelDebug) {
-			g.log.DebugContext(ctx, "call", "method", noted.method, "code", codes.OK.String(), "duration", time.Since(noted.start), "identity", noted.id.String())
+			g.log.DebugContext(ctx, "call", "method", noted.method, "code", codes.OK.String(),
+				"duration", time.Since(noted.start), "identity", noted.id.String())
 		}
 		return nil
 	}

@@ -182,5 +182,8 @@ func (s *Store) makeRoom(project string, bytes int64) error {
 
 // heaviest returns the project with artifacts that uses most bytes.
 func (s *Store) heaviest(all []kept) string {
-	return slices.MaxFunc(all, func(a, b kept) int { return cmp.Compare(s.account.Of(a.project), s.account.Of(b.project)) }).project
+	most := slices.MaxFunc(all, func(a, b kept) int {
+		return cmp.Compare(s.account.Of(a.project), s.account.Of(b.project))
+	})
+	return most.project
 }

@@ -26,7 +26,8 @@ func (l *live) bounded(kind any) (_ any, keep bool) {
 	before := l.written <= maxEvents
 	if before && l.written+sizeOf(kind) > maxEvents {
 		l.written += maxEvents
-		return Warning{Message: fmt.Sprintf("the build has more than %d bytes of events; what follows is not kept", maxEvents)}, true
+		message := fmt.Sprintf("the build has more than %d bytes of events; what follows is not kept", maxEvents)
+		return Warning{Message: message}, true
 	}
 	return kind, before
 }

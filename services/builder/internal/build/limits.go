@@ -31,11 +31,13 @@ func CheckID(id string) error {
 // than a record may hold. The store writes them with each of its commits.
 func checkTags(tags []string) error {
 	if len(tags) > maxTags {
-		return fault.Invalid("tags", "", fmt.Sprintf("are %d, and a build may have %d", len(tags), maxTags), "push fewer names in one build")
+		return fault.Invalid("tags", "", fmt.Sprintf("are %d, and a build may have %d", len(tags), maxTags),
+			"push fewer names in one build")
 	}
 	for _, tag := range tags {
 		if len(tag) > maxTagBytes {
-			return fault.Invalid("tags", shown(tag), fmt.Sprintf("has %d bytes, and a name may have %d", len(tag), maxTagBytes), "use a shorter name")
+			return fault.Invalid("tags", shown(tag), fmt.Sprintf("has %d bytes, and a name may have %d", len(tag), maxTagBytes),
+				"use a shorter name")
 		}
 	}
 	return nil

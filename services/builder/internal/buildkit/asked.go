@@ -83,9 +83,12 @@ func (a Asked) Allowed(policy Policy) error {
 	if err != nil {
 		return err
 	}
-	for field, entries := range map[string][]Entry{"spec.cache.imports": imports, "spec.cache.exports": a.CacheExports, "spec.outputs": a.Exports} {
+	for field, entries := range map[string][]Entry{
+		"spec.cache.imports": imports, "spec.cache.exports": a.CacheExports, "spec.outputs": a.Exports,
+	} {
 		if len(entries) > maxEntries {
-			return fault.Invalid(field, "", fmt.Sprintf("are %d, and a build may have %d", len(entries), maxEntries), "name fewer in one build")
+			return fault.Invalid(field, "", fmt.Sprintf("are %d, and a build may have %d", len(entries), maxEntries),
+				"name fewer in one build")
 		}
 	}
 	for field, entries := range map[string][]Entry{"imports": imports, "exports": a.CacheExports} {
@@ -141,7 +144,8 @@ func replaced(image string, attrs map[string]string) error {
 			short = strings.TrimSuffix(reference.FamiliarString(other), ":latest")
 		}
 		if short == name {
-			return fault.Invalid(fmt.Sprintf("spec.named_contexts[%q]", name), name, "has the name of the frontend's image", "give the context another name")
+			return fault.Invalid(fmt.Sprintf("spec.named_contexts[%q]", name), name,
+				"has the name of the frontend's image", "give the context another name")
 		}
 	}
 	return nil
@@ -179,7 +183,8 @@ func (a Asked) imports() ([]Entry, error) {
 	if raw := a.Attrs[attrCacheImports]; raw != "" {
 		var more []Entry
 		if err := json.Unmarshal([]byte(raw), &more); err != nil {
-			return nil, fault.Invalid(`spec.frontend.attributes["cache-imports"]`, "", "cannot be read: "+err.Error(), "send it as BuildKit's own client does")
+			return nil, fault.Invalid(`spec.frontend.attributes["cache-imports"]`, "", "cannot be read: "+err.Error(),
+				"send it as BuildKit's own client does")
 		}
 		all = append(all, more...)
 	}

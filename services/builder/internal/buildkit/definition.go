@@ -33,7 +33,8 @@ func (j *job) addDefinition() error {
 	if len(def.Def) == 0 {
 		return badDefinition("has no operations", "marshal a state that is not scratch alone")
 	}
-	if err := graph.Walk(&def, graph.Default, func(op *pb.Op) error { return checkSource(op.GetSource().GetIdentifier()) }); err != nil {
+	check := func(op *pb.Op) error { return checkSource(op.GetSource().GetIdentifier()) }
+	if err := graph.Walk(&def, graph.Default, check); err != nil {
 		return badGraph(err)
 	}
 	j.def = new(llb.Definition)

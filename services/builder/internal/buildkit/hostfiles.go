@@ -84,7 +84,8 @@ func blocked(ctx context.Context) error {
 	if !errors.Is(context.Cause(ctx), context.DeadlineExceeded) {
 		return context.Cause(ctx)
 	}
-	return fault.New(fault.DeadlineExceeded, "TIMED_OUT", "the files that the request names on the builder's host cannot be opened in time",
+	return fault.New(fault.DeadlineExceeded, "TIMED_OUT",
+		"the files that the request names on the builder's host cannot be opened in time",
 		"check the file system of the directory; a network file system may hang")
 }
 

@@ -43,7 +43,9 @@ type users struct {
 func newUsers(logins []*configv1.RegistryLogin) *users {
 	asServer := func(logins []*configv1.RegistryLogin) auth.AuthServer {
 		server, _ := authprovider.NewDockerAuthProvider(authprovider.DockerAuthProviderConfig{
-			AuthConfigProvider: func(_ context.Context, host string, _ []string, _ authprovider.ExpireCachedAuthCheck) (types.AuthConfig, error) {
+			AuthConfigProvider: func(
+				_ context.Context, host string, _ []string, _ authprovider.ExpireCachedAuthCheck,
+			) (types.AuthConfig, error) {
 				return passwordOf(logins, host)
 			},
 		}).(auth.AuthServer)
@@ -110,7 +112,7 @@ func (u *users) reads(ref string) error {
 func (u *users) refuse(repository string) error {
 	u.refusal = fault.New(fault.PermissionDenied, "DENIED",
 		fmt.Sprintf("the builder's user is not lent for %s, and its registry asks for one", repository),
-		"ask the operator to add the repository to pulls of the caller's rule, or build with `kiln build`, which uses your own login")
+		"ask the operator to add the repository to pulls of the caller's rule, or use `kiln build`, which has your own login")
 	return u.refusal
 }
 
@@ -132,8 +134,9 @@ func (u *users) FetchToken(ctx context.Context, req *auth.FetchTokenRequest) (*a
 	}
 	// A token for a part: to push, the daemon also asks to read where it may mount
 	// layers from.
-	part := &auth.FetchTokenRequest{ClientID: req.GetClientID(), Host: req.GetHost(), Realm: req.GetRealm(), Service: req.GetService(), Scopes: scopes}
-	return u.AuthServer.FetchToken(ctx, part)
+	return u.AuthServer.FetchToken(ctx, &auth.FetchTokenRequest{
+		ClientID: req.GetClientID(), Host: req.GetHost(), Realm: req.GetRealm(), Service: req.GetService(), Scopes: scopes,
+	})
 }
 
 // scopes returns those that a user is lent for, and whether that is all of them. See
@@ -170,13 +173,21 @@ func (u *users) allowsScope(host, scope string) bool {
 }
 
 // GetTokenAuthority implements auth.AuthServer.
-func (u *users) GetTokenAuthority(ctx context.Context, req *auth.GetTokenAuthorityRequest) (*auth.GetTokenAuthorityResponse, error) {
-	return u.AuthServer.GetTokenAuthority(ctx, &auth.GetTokenAuthorityRequest{Host: req.GetHost(), Salt: u.salted(req.GetSalt())})
+func (u *users) GetTokenAuthority(
+	ctx context.Context, req *auth.GetTokenAuthorityRequest,
+) (*auth.GetTokenAuthorityResponse, error) {
+	return u.AuthServer.GetTokenAuthority(ctx, &auth.GetTokenAuthorityRequest{
+		Host: req.GetHost(), Salt: u.salted(req.GetSalt()),
+	})
 }
 
 // VerifyTokenAuthority implements auth.AuthServer.
-func (u *users) VerifyTokenAuthority(ctx context.Context, req *auth.VerifyTokenAuthorityRequest) (*auth.VerifyTokenAuthorityResponse, error) {
-	return u.AuthServer.VerifyTokenAuthority(ctx, &auth.VerifyTokenAuthorityRequest{Host: req.GetHost(), Payload: req.GetPayload(), Salt: u.salted(req.GetSalt())})
+func (u *users) VerifyTokenAuthority(
+	ctx context.Context, req *auth.VerifyTokenAuthorityRequest,
+) (*auth.VerifyTokenAuthorityResponse, error) {
+	return u.AuthServer.VerifyTokenAuthority(ctx, &auth.VerifyTokenAuthorityRequest{
+		Host: req.GetHost(), Payload: req.GetPayload(), Salt: u.salted(req.GetSalt()),
+	})
 }
 
 // salted makes the key by which a session proves its user to the daemon depend on the
@@ -192,7 +203,6 @@ func (u *users) salted(salt []byte) []byte {
 // which BuildKit only words.
 func unauthorized(err error) bool {
 	text := strings.ToLower(err.Error())
-	return slices.ContainsFunc([]string{"unauthorized", "authorization", "insufficient_scope", "forbidden", "denied"}, func(word string) bool {
-		return strings.Contains(text, word)
-	})
+	words := []string{"unauthorized", "authorization", "insufficient_scope", "forbidden", "denied"}
+	return slices.ContainsFunc(words, func(word string) bool { return strings.Contains(text, word) })
 }

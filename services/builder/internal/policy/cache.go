@@ -20,7 +20,8 @@ func (p *Policy) Cache(kind string, attrs map[string]string) error {
 	case "", "registry", "local", "inline":
 		return nil
 	}
-	if p != nil && slices.ContainsFunc(p.objectCaches, func(g *configv1.ObjectCache) bool { return grants(g, kind, attrs) }) {
+	granted := func(g *configv1.ObjectCache) bool { return grants(g, kind, attrs) }
+	if p != nil && slices.ContainsFunc(p.objectCaches, granted) {
 		return nil
 	}
 	where := cmp.Or(attrs["endpoint_url"], attrs["account_url"], attrs["url_v2"], attrs["url"])
@@ -40,7 +41,9 @@ func grants(g *configv1.ObjectCache, kind string, attrs map[string]string) bool 
 	}
 	switch kind {
 	case "s3":
-		return label.MatchString(attrs["region"]) && bucket(g, attrs["bucket"]) && (attrs["endpoint_url"] == "" && len(g.GetEndpoints()) == 0 || endpoint(g, attrs["endpoint_url"]))
+		where := attrs["endpoint_url"]
+		ofAWS := where == "" && len(g.GetEndpoints()) == 0
+		return label.MatchString(attrs["region"]) && bucket(g, attrs["bucket"]) && (ofAWS || endpoint(g, where))
 	case "azblob":
 		return bucket(g, attrs["container"]) && endpoint(g, attrs["account_url"])
 	case "gha":

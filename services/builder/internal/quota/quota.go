@@ -158,10 +158,12 @@ func (a *Account) Full(tenant, what, eachKey, allKey string) *fault.Error {
 	limits := a.limits
 	a.mu.Unlock()
 	key := allKey
-	message := fmt.Sprintf("the builder has no room for more %s: all projects use %d bytes of %d (%s)", what, all, limits.All, allKey)
+	message := fmt.Sprintf("the builder has no room for more %s: all projects use %d bytes of %d (%s)",
+		what, all, limits.All, allKey)
 	if limits.Each > 0 && (limits.All == 0 || limits.All-all > limits.Each-each) {
 		key = eachKey
-		message = fmt.Sprintf("project %q has no room for more %s: it uses %d bytes of %d (%s)", tenant, what, each, limits.Each, eachKey)
+		message = fmt.Sprintf("project %q has no room for more %s: it uses %d bytes of %d (%s)",
+			tenant, what, each, limits.Each, eachKey)
 	}
 	err := fault.New(fault.ResourceExhausted, "LIMIT_REACHED", message,
 		"try again when builds and uploads under way have ended, send less, or have "+key+" of the builder raised")
