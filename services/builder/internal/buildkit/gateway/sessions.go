@@ -204,5 +204,14 @@ func (g *Gateway) session(c *call) error {
 		return err
 	}
 	<-client.Done()
-	return client.Err()
+	return leaving(client.Err())
+}
+
+// leaving is how a session ends. A client that no longer answers has left: nobody
+// gets the error, and it is no failure to log as one.
+func leaving(err error) error {
+	if own, ok := errors.AsType[*fault.Error](err); ok && own.Kind == fault.Unavailable {
+		return fault.New(fault.Canceled, "CANCELLED", own.Message, own.Remedy)
+	}
+	return err
 }

@@ -55,3 +55,18 @@ func TestSessionsBelongToOne(t *testing.T) {
 		})
 	})
 }
+
+// A client that left is no failure that the builder's log warns of.
+func TestSession_OfAClientThatLeftEndsAsCancelled(t *testing.T) {
+	gone := fault.New(fault.Unavailable, "UNAVAILABLE", "the client no longer answers", "build again")
+	if err := leaving(gone); fault.KindOf(err) != fault.Canceled {
+		t.Error(err)
+	}
+	wrong := fault.New(fault.InvalidArgument, "INVALID_FIELD", "it does not speak HTTP/2", "")
+	if err := leaving(wrong); fault.KindOf(err) != fault.InvalidArgument {
+		t.Error(err)
+	}
+	if err := leaving(nil); err != nil {
+		t.Error(err)
+	}
+}
