@@ -40,6 +40,8 @@ const (
 		`"/containerd.services.content.v1.Content/*", "/opentelemetry.proto.collector.trace.v1.TraceService/*"`
 
 	rules = `rules:
+  - identities: ["*"]
+    methods: ["/grpc.health.v1.Health/Check"]
   - identities: [operator]
     methods: ["*"]
     daemon_admin: true
