@@ -214,7 +214,7 @@ func TestBuilder_StaysBoundedUnderAttack(t *testing.T) {
 	if err := s.behave(t.Context()); err != nil {
 		t.Errorf("after all attacks: %v", err)
 	}
-	if log := s.Builder.Output(); strings.Contains(log, "panic") {
+	if log := s.Builder.Output(); strings.Contains(log, "panic") || strings.Contains(log, "goroutine ") {
 		t.Error("the builder's log tells of a panic")
 	}
 }
