@@ -156,7 +156,9 @@ func garbageSessions(ctx context.Context, t *testing.T, s *target) {
 		if err != nil {
 			return
 		}
-		go func() { _, _ = control.Solve(ctx, &controlapi.SolveRequest{Ref: identity.NewID(), Session: id, Frontend: "dockerfile.v0", Cache: &controlapi.CacheOptions{}}) }()
+		go func() {
+			_, _ = control.Solve(ctx, &controlapi.SolveRequest{Ref: identity.NewID(), Session: id, Frontend: "dockerfile.v0", Cache: &controlapi.CacheOptions{}})
+		}()
 		noise := make([]byte, 1<<20)
 		_, _ = rand.Read(noise)
 		for ctx.Err() == nil {
