@@ -10,7 +10,8 @@ import (
 // Bounds of what is kept of a build, whichever entrance it comes through. The Build
 // API's contract is stricter in places.
 const (
-	maxTags     = 1024 // 16 outputs of 64 tags
+	// MaxTags is how many names a build may give to its image.
+	MaxTags     = 1024 // 16 outputs of 64 tags
 	maxTagBytes = 512
 )
 
@@ -30,8 +31,8 @@ func CheckID(id string) error {
 // checkTags returns an INVALID_ARGUMENT fault when a build has more or longer names
 // than a record may hold. The store writes them with each of its commits.
 func checkTags(tags []string) error {
-	if len(tags) > maxTags {
-		return fault.Invalid("tags", "", fmt.Sprintf("are %d, and a build may have %d", len(tags), maxTags),
+	if len(tags) > MaxTags {
+		return fault.Invalid("tags", "", fmt.Sprintf("are %d, and a build may have %d", len(tags), MaxTags),
 			"push fewer names in one build")
 	}
 	for _, tag := range tags {

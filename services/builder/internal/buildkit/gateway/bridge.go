@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/kilnbuild/kiln/services/builder/internal/build"
 	"github.com/kilnbuild/kiln/services/builder/internal/rawcodec"
 )
 
@@ -56,6 +57,9 @@ func (g *Gateway) bridge(c *call, serve func(*Gateway, *visit) error) error {
 	ref := buildid.FromIncomingContext(c.Context())
 	if ref == "" {
 		return status.Error(codes.Unknown, "no buildid found in context") // as buildkitd says
+	}
+	if err := build.CheckID(ref); err != nil {
+		return err
 	}
 	r := g.routes.enter(ref)
 	defer g.routes.leave(r)

@@ -179,10 +179,22 @@ func whyEnded(ctx context.Context) error {
 	return fault.New(fault.Canceled, "CANCELLED", "the build was cancelled with CancelBuild", "build again")
 }
 
+// tagsOf returns the names that a build gives to its image, and no more than one too
+// many: a message holds millions.
 func tagsOf(req *controlapi.SolveRequest) []string {
-	var tags []string
+	var names []string
 	for _, exporter := range req.GetExporters() {
-		for tag := range strings.SplitSeq(exporter.GetAttrs()["name"], ",") {
+		names = append(names, exporter.GetAttrs()["name"])
+	}
+	if names == nil { // as buildkitd reads it: clients of today send both forms
+		names = append(names, req.GetExporterAttrsDeprecated()["name"])
+	}
+	var tags []string
+	for _, list := range names {
+		for tag := range strings.SplitSeq(list, ",") {
+			if len(tags) > build.MaxTags {
+				return tags
+			}
 			if tag != "" {
 				tags = append(tags, tag)
 			}

@@ -10,6 +10,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+
+	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )
 
 // askAgain is how long after its answer that it does not know a build the daemon is
@@ -26,6 +28,9 @@ const comeWithin = 30 * time.Second
 func (g *Gateway) status(c *call) error {
 	var req controlapi.StatusRequest
 	if _, err := c.receive(&req); err != nil {
+		return err
+	}
+	if err := build.CheckID(req.GetRef()); err != nil {
 		return err
 	}
 	r := g.routes.enter(req.GetRef())
