@@ -106,6 +106,7 @@ func TestS13_ComposeCore(t *testing.T) {
 	checkImages(t, run)
 
 	run("mkdir /srv/kiln && cp -r docker-compose.yml deploy /srv/kiln/ && rm -rf /srv/kiln/deploy/compose/secrets /srv/kiln/deploy/compose/registry.env && /srv/kiln/deploy/scripts/compose-secrets.sh")
+	run("echo KILN_DENY_NETWORK=45.45.45.1/32 >/srv/kiln/.env")
 	compose("--profile observe config --quiet")
 	compose("up --detach --wait --wait-timeout 60")
 	if privileged := run(`for c in $(docker ps -q); do docker inspect -f '{{.HostConfig.Privileged}} {{.Config.User}} {{index .Config.Labels "com.docker.compose.service"}}' $c; done | sort`); privileged !=
@@ -183,7 +184,7 @@ func observe(t *testing.T, run func(script string) string, build func() outcome)
 	t.Helper()
 	t.Log("Grafana's image cannot be pulled here, nor made: it is left out; see TestS9_DashboardsAreGrafanas")
 	run(importObservers)
-	run(`cd /srv/kiln && printf 'OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4317\nOTEL_TRACES_EXPORTER=otlp\n' >.env &&
+	run(`cd /srv/kiln && printf 'OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4317\nOTEL_TRACES_EXPORTER=otlp\n' >>.env &&
 docker-compose --progress quiet --profile observe up --detach --wait --wait-timeout 60 $(docker-compose --profile observe config --services | grep -vxF grafana)`)
 	build()
 	// within waits up to a minute for a page that has all of some lines.

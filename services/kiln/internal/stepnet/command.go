@@ -19,7 +19,7 @@ import (
 // flags are the flags of `kiln step-network`.
 type flags struct {
 	cniConfig, bridge, subnet string
-	networks, servers         []string
+	networks, denied, servers []string
 	check                     bool
 }
 
@@ -62,6 +62,7 @@ while steps are connected, the packet filter stays.`,
 	set.StringVar(&f.bridge, "bridge", "", "`name` of the bridge, for a buildkitd in mode bridge (its bridgeName)")
 	set.StringVar(&f.subnet, "subnet", "", "IPv4 `subnet` of the steps (buildkitd's bridgeSubnet)")
 	set.StringArrayVar(&f.networks, "allow-network", nil, "`network`, as 10.20.0.0/16, that steps may reach although it is not public; may be given several times")
+	set.StringArrayVar(&f.denied, "deny-network", nil, "`network` that steps may not reach although it is public; may be given several times")
 	set.StringArrayVar(&f.servers, "dns", nil, "`address` of a name server that steps ask ([dns] of buildkitd); may be given several times (default: the forwarder)")
 	set.BoolVar(&f.check, "check", false, "only say whether the network is set up, by the exit code")
 	return cmd
@@ -84,6 +85,9 @@ func (f flags) config() (Config, error) {
 	}
 	cfg.Subnet = cfg.Subnet.Masked()
 	if cfg.Allow, err = ParseAllowed(f.networks); err != nil {
+		return cfg, err
+	}
+	if cfg.Deny, err = ParseAllowed(f.denied); err != nil {
 		return cfg, err
 	}
 	cfg.DNS, err = ParseServers(f.servers)

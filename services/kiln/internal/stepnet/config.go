@@ -17,6 +17,9 @@ type Config struct {
 	// Allow lists IPv4 networks that steps may reach although they are private, or
 	// of this host.
 	Allow []netip.Prefix
+	// Deny lists IPv4 networks that steps may not reach, also if Allow has them: public
+	// addresses of a host that the packet filter is not on, but in a container of.
+	Deny []netip.Prefix
 	// DNS lists the name servers that steps ask. Empty: a forwarder at the gateway,
 	// which asks the name servers of this host's /etc/resolv.conf.
 	DNS []netip.Addr
@@ -69,7 +72,7 @@ func ParseAllowed(networks []string) ([]netip.Prefix, error) {
 	for _, text := range networks {
 		prefix, err := netip.ParsePrefix(text)
 		if err != nil {
-			return nil, fault.Invalid("--allow-network", text, fmt.Sprintf("%q is not a network: %v", text, err), "give it as 10.20.0.0/16")
+			return nil, fault.Invalid("network", text, fmt.Sprintf("%q is not a network: %v", text, err), "give it as 10.20.0.0/16")
 		}
 		if prefix.Addr().Is4() {
 			allowed = append(allowed, prefix.Masked())

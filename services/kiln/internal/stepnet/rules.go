@@ -42,6 +42,7 @@ func prefixes(texts ...string) []netip.Prefix {
 //	  iifname BRIDGE meta nfproto ipv6 drop
 //	  iifname BRIDGE ip saddr != SUBNET drop
 //	  iifname BRIDGE ip daddr DNS udp/tcp dport 53 accept
+//	  iifname BRIDGE ip daddr DENIED reject
 //	  iifname BRIDGE ip daddr ALLOWED accept
 //	  iifname BRIDGE ct status dnat reject  # a published port of this host
 //	  iifname BRIDGE ip daddr CLOSED reject
@@ -69,6 +70,9 @@ func (c Config) rules() ruleset {
 	for _, server := range c.DNS {
 		r.input = append(r.input, dns(in, netip.PrefixFrom(server, 32))...)
 		r.forward = append(r.forward, dns(in, netip.PrefixFrom(server, 32))...)
+	}
+	for _, network := range c.Deny {
+		r.forward = append(r.forward, rule(in, destination(network), reject()))
 	}
 	for _, network := range c.Allow {
 		r.input = append(r.input, rule(in, destination(network), accept()))
