@@ -91,7 +91,11 @@ func (c Config) removeBridge() (bool, error) {
 		return missing, err
 	}
 	// The kernel removes the interfaces of a namespace some time after its end.
-	for deadline := time.Now().Add(portsTimeout); ; {
+	deadline := time.NewTimer(portsTimeout)
+	defer deadline.Stop()
+	poll := time.NewTicker(portsEvery)
+	defer poll.Stop()
+	for {
 		connected, err := hasPorts(link)
 		if err != nil {
 			return false, err
@@ -99,10 +103,11 @@ func (c Config) removeBridge() (bool, error) {
 		if !connected {
 			return true, netlink.LinkDel(link)
 		}
-		if time.Now().After(deadline) {
+		select {
+		case <-deadline.C:
 			return false, nil
+		case <-poll.C:
 		}
-		time.Sleep(portsEvery)
 	}
 }
 

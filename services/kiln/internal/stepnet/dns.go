@@ -83,7 +83,7 @@ func (f *forwarder) servePackets(ctx context.Context) error {
 	for {
 		size, from, err := f.packets.ReadFrom(buffer)
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // The end of ctx closes the port.
 		}
 		if err != nil {
 			return err
@@ -142,7 +142,7 @@ func (f *forwarder) serveStreams(ctx context.Context) error {
 		slots <- struct{}{}
 		conn, err := f.streams.Accept()
 		if ctx.Err() != nil {
-			return nil
+			return nil //nolint:nilerr // The end of ctx closes the port.
 		}
 		if err != nil {
 			return err

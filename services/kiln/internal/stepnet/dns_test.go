@@ -24,7 +24,7 @@ func echoServer(t *testing.T, mark string) netip.AddrPort {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { streams.Close(); packets.Close() })
+	t.Cleanup(func() { _, _ = streams.Close(), packets.Close() })
 	go func() {
 		buffer := make([]byte, maxMessage)
 		for {
