@@ -6,3 +6,6 @@ import "time"
 
 // Now is the time.
 func Now() time.Time { return time.Now() }
+
+// passed is the time since the host has started.
+func passed() time.Duration { return sinceBoot() }

@@ -13,6 +13,7 @@ import (
 
 	"github.com/kilnbuild/kiln/pkg/aip"
 	"github.com/kilnbuild/kiln/pkg/auth"
+	"github.com/kilnbuild/kiln/pkg/clock"
 	"github.com/kilnbuild/kiln/pkg/lifecycle"
 	"github.com/kilnbuild/kiln/pkg/rpc"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
@@ -47,6 +48,7 @@ type Service struct {
 	syncKeys  synckey.Keys
 	artifacts *artifacts.Store
 	pages     *aip.Tokens
+	clock     *clock.Guard
 	guard     *guard.Guard
 	caches    cachemanagerv1.CacheManagerServiceClient // nil: there is no cache manager
 	pruner    *pruner                                  // nil: no run is asked for
@@ -68,7 +70,7 @@ func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Teleme
 	if err := CheckRoots(s.cfg.GetAllowedRoots(), s.cfg.GetStateDir()); err != nil {
 		return nil, err
 	}
-	if err := s.openStores(ctx); err != nil {
+	if err := s.openStores(ctx, tel); err != nil {
 		return nil, err
 	}
 	if s.guard, err = newGuard(s.cfg.GetPolicy().GetSources(), tel); err != nil {
@@ -134,7 +136,7 @@ func (s *Service) onBehalf(ctx context.Context, rec build.Record) context.Contex
 }
 
 // openStores opens what the builder keeps on disk.
-func (s *Service) openStores(ctx context.Context) error {
+func (s *Service) openStores(ctx context.Context, tel *telemetry.Telemetry) error {
 	dir, err := openState(s.cfg.GetStateDir(), s.parts)
 	if err != nil {
 		return err
@@ -149,14 +151,18 @@ func (s *Service) openStores(ctx context.Context) error {
 		return err
 	}
 	s.parts.Push("store", func(context.Context) error { return s.store.Close() })
-	if s.artifacts, err = artifacts.Open(dir.artifacts(), artifactLimits(s.cfg.GetRetention()), s.log, time.Now); err != nil {
+	if s.clock, err = newClock(ctx, dir.dir, s.store, tel); err != nil {
+		return err
+	}
+	if s.artifacts, err = artifacts.Open(dir.artifacts(), artifactLimits(s.cfg.GetRetention()), s.log, clock.Now); err != nil {
 		return err
 	}
 	s.parts.Push("artifacts", func(context.Context) error { return s.artifacts.Close() })
-	s.contexts, err = contextstore.Open(dir.contexts(), contextLimits(s.cfg.GetContexts()), s.log, time.Now)
+	s.contexts, err = contextstore.Open(dir.contexts(), contextLimits(s.cfg.GetContexts()), s.log, clock.Now)
 	if err != nil {
 		return err
 	}
+	s.contexts.Ages(func() bool { return s.clock.Check(context.Background()) == nil })
 	s.parts.Push("contexts", func(context.Context) error { return s.contexts.Close() })
 	return nil
 }
@@ -229,6 +235,7 @@ func (s *Service) Run(ctx context.Context) error {
 			return errors.Join(err, s.builds.Close(ending))
 		}},
 		{Name: "pool", Run: func(context.Context) error { return s.fleet.Run(checks) }},
+		{Name: "clock", Run: s.clock.Run},
 		{Name: "sweep", Run: func(ctx context.Context) error {
 			return s.sweep(ctx, s.cfg.GetRetention(), int(s.cfg.GetMaxBuildsKept()))
 		}},

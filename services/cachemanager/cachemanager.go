@@ -38,6 +38,7 @@ type Service struct {
 	schedule *enforce.Schedule
 	daemons  fleet
 	pages    *aip.Tokens
+	clock    *clock.Guard
 	parts    *lifecycle.Stack // what is closed when all has ended
 }
 
@@ -55,7 +56,7 @@ func New(ctx context.Context, cfg *configv1.CacheManagerConfig, tel *telemetry.T
 	if err := errors.Join(distinct(cfg.GetDaemons()), distinctDirectories(cfg.GetDirectories())); err != nil {
 		return nil, err
 	}
-	store, err := s.openState(ctx, cfg)
+	store, err := s.openState(ctx, cfg, tel)
 	if err != nil {
 		return nil, err
 	}
@@ -80,6 +81,7 @@ func New(ctx context.Context, cfg *configv1.CacheManagerConfig, tel *telemetry.T
 	}
 	engine := enforce.New(enforce.Options{
 		Caches: caches, State: store, Uses: &attribution.Book{Store: store}, Metrics: counters, Log: tel.Logger, NewID: uuid.NewString, Now: clock.Now,
+		Clock:  s.clock.Check,
 		Tracer: tel.Tracer.Tracer("github.com/kilnbuild/kiln/services/cachemanager"),
 	})
 	s.server, err = rpc.NewServer(rpc.ServerOptions{Name: "kiln-cachemanager", Config: cfg.GetServer(), Telemetry: tel})
@@ -97,7 +99,9 @@ func New(ctx context.Context, cfg *configv1.CacheManagerConfig, tel *telemetry.T
 }
 
 // openState opens what outlives the process, with the configured policy.
-func (s *Service) openState(ctx context.Context, cfg *configv1.CacheManagerConfig) (*state.Store, error) {
+func (s *Service) openState(
+	ctx context.Context, cfg *configv1.CacheManagerConfig, tel *telemetry.Telemetry,
+) (*state.Store, error) {
 	configured, err := policyOf(cfg)
 	if err != nil {
 		return nil, err
@@ -114,6 +118,17 @@ func (s *Service) openState(ctx context.Context, cfg *configv1.CacheManagerConfi
 		return nil, err
 	}
 	s.parts.Push("state", func(context.Context) error { return store.Close() })
+	last, err := store.Runs(ctx, 1, time.Time{}, "")
+	if err != nil {
+		return nil, err
+	}
+	opts := clock.Options{StateDir: dir, Log: tel.Logger, Meter: tel.Meter}
+	if len(last) > 0 {
+		opts.Newest = last[0].Started
+	}
+	if s.clock, err = clock.NewGuard(opts); err != nil {
+		return nil, err
+	}
 	return store, store.Configure(ctx, configured, clock.Now())
 }
 
@@ -211,6 +226,7 @@ const closeTimeout = 10 * time.Second
 func (s *Service) Run(ctx context.Context) error {
 	err := lifecycle.Run(ctx,
 		lifecycle.Task{Name: "server", Run: s.server.Run},
+		lifecycle.Task{Name: "clock", Run: s.clock.Run},
 		lifecycle.Task{Name: "schedule", Run: s.schedule.Run},
 	)
 	return errors.Join(err, s.Close())

@@ -40,6 +40,7 @@ type parts struct {
 	storage  *storage.Storage // nil: out of reach
 	store    *state.Store
 	pages    *aip.Tokens
+	clock    *clock.Guard
 	gauges   *metrics.Registry
 	checker  *check.Checker
 	surveyor *usage.Surveyor
@@ -63,7 +64,7 @@ func newParts(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.T
 	if err != nil {
 		return nil, err
 	}
-	if err := p.openState(ctx, cfg); err != nil {
+	if err := p.openState(ctx, cfg, tel); err != nil {
 		return nil, err
 	}
 	if p.client, err = registry.New(cfg.GetRegistry(), tel); err != nil {
@@ -99,6 +100,7 @@ func newParts(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.T
 	p.undo.Push("surveyor", func(context.Context) error { p.surveyor.Close(); return nil })
 	p.engine = enforce.New(enforce.Options{
 		Storage: kept, Remote: remote.New(p.client), Registry: p.client, Checker: p.checker, State: p.store, Metrics: p.gauges, Log: tel.Logger, Tracer: p.tracer, NewID: newRunID, Now: clock.Now,
+		Clock:  p.clock.Check,
 		Settle: cfg.GetSettle().AsDuration(), Listens: p.listener != nil, Looked: makeRoom,
 	})
 	p.schedule = enforce.NewSchedule(p.engine, timetable)
@@ -134,7 +136,7 @@ func newRunID() string {
 func (p *parts) close(ctx context.Context) error { return p.undo.Close(ctx) }
 
 // openState opens what outlives the process, with the configured policy.
-func (p *parts) openState(ctx context.Context, cfg *configv1.JanitorConfig) error {
+func (p *parts) openState(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.Telemetry) error {
 	configured, err := policyOf(cfg)
 	if err != nil {
 		return err
@@ -150,6 +152,17 @@ func (p *parts) openState(ctx context.Context, cfg *configv1.JanitorConfig) erro
 		return err
 	}
 	p.undo.Push("state", func(context.Context) error { return p.store.Close() })
+	last, err := p.store.Runs(ctx, 1, time.Time{}, "")
+	if err != nil {
+		return err
+	}
+	opts := clock.Options{StateDir: dir, Log: tel.Logger, Meter: tel.Meter}
+	if len(last) > 0 {
+		opts.Newest = last[0].Started
+	}
+	if p.clock, err = clock.NewGuard(opts); err != nil {
+		return err
+	}
 	return p.store.Configure(ctx, configured, clock.Now())
 }
 

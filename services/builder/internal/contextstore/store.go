@@ -60,6 +60,7 @@ type Store struct {
 	limits Limits
 	log    *slog.Logger
 	now    func() time.Time
+	ages   func() bool // whether ages count now
 
 	change sync.Mutex // held to add or remove blobs and manifests under their final names
 
@@ -106,7 +107,7 @@ func Open(dir string, limits Limits, log *slog.Logger, now func() time.Time) (_ 
 	}
 	bounds := quota.Limits{All: limits.KeepBytes, Each: limits.ProjectBytes}
 	s := &Store{
-		root: root, limits: limits, log: log, now: now, contexts: make(map[Digest]*kept),
+		root: root, limits: limits, log: log, now: now, ages: func() bool { return true }, contexts: make(map[Digest]*kept),
 		account: quota.New(bounds), slack: bounds.Slack(),
 	}
 	for _, step := range []func() error{s.makeDirs, s.load, s.loadOwners, s.recover, s.forgetFetched} {
@@ -116,6 +117,10 @@ func Open(dir string, limits Limits, log *slog.Logger, now func() time.Time) (_ 
 	}
 	return s, nil
 }
+
+// Ages has nothing go by its age while trusted says false, as when the host's clock has
+// jumped. It is called before the store is used.
+func (s *Store) Ages(trusted func() bool) { s.ages = trusted }
 
 // Close gives back what the store holds. Trees must be closed before.
 func (s *Store) Close() error { return s.root.Close() }

@@ -70,7 +70,7 @@ func (s *Store) isDirty() bool {
 
 // expired reports whether a context goes, whatever room there is. mu is held.
 func (s *Store) expired(c *kept) bool {
-	return c.open == 0 && (c.broken || s.now().Sub(c.used) > s.limits.KeepAge)
+	return c.open == 0 && (c.broken || s.ages() && s.now().Sub(c.used) > s.limits.KeepAge)
 }
 
 // settle takes a count for what is kept.

@@ -110,6 +110,8 @@ type Options struct {
 	Tracer  trace.Tracer
 	NewID   func() string
 	Now     func() time.Time // that ages are counted to
+	// Clock says why ages cannot be counted now, and no run removes anything; nil: they can.
+	Clock func(ctx context.Context) error
 }
 
 // Engine plans, and carries plans out.

@@ -71,6 +71,9 @@ func (e *ErrKnown) Error() string { return "the request id is that of run " + e.
 // ALREADY_EXISTS when a run is under way there, ErrKnown, UNAVAILABLE when no cache
 // answers.
 func (e *Engine) Run(ctx context.Context, o Order, emit func(Event)) (run.Run, error) {
+	if err := e.trustsClock(ctx, o); err != nil {
+		return run.Run{}, err
+	}
 	ctx, span := e.Tracer.Start(ctx, "cache run", trace.WithAttributes(attribute.String("kiln.trigger", string(o.Trigger))))
 	defer span.End()
 	j := &job{engine: e, order: o, emit: emit, held: map[cache.Ref]context.Context{}}
@@ -89,6 +92,15 @@ func (e *Engine) Run(ctx context.Context, o Order, emit func(Event)) (run.Run, e
 	}
 	emit(Event{Finished: j.snapshot()})
 	return j.run, nil
+}
+
+// trustsClock refuses an order that removes while the clock is not trusted: all would
+// look old.
+func (e *Engine) trustsClock(ctx context.Context, o Order) error {
+	if !o.Force || e.Clock == nil {
+		return nil
+	}
+	return e.Clock(ctx)
 }
 
 func fail(span trace.Span, err error) {

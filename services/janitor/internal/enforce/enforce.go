@@ -145,6 +145,8 @@ type Options struct {
 	Tracer   trace.Tracer
 	NewID    func() string
 	Now      func() time.Time // that ages are counted to
+	// Clock says why ages cannot be counted now, and no run removes anything; nil: they can.
+	Clock func(ctx context.Context) error
 	// Settle is how long runs wait for requests that were under way.
 	Settle time.Duration
 	// Listens says that uses are told by notifications: without them ages count from uses

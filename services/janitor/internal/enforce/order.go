@@ -81,6 +81,11 @@ type job struct {
 // FAILED_PRECONDITION for a policy that is empty or removes everything, ALREADY_EXISTS
 // when a run is under way, ErrKnown, UNAVAILABLE when the storage does not answer.
 func (e *Engine) Start(ctx context.Context, o Order, sc trace.SpanContext) (*Active, error) {
+	if o.Force && e.Clock != nil { // Else all would look old.
+		if err := e.Clock(ctx); err != nil {
+			return nil, err
+		}
+	}
 	j := &job{engine: e, order: o, allowed: map[string]bool{}, gone: map[string]bool{}}
 	if err := j.choose(ctx); err != nil {
 		return nil, err

@@ -1,0 +1,206 @@
+package clock
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"go.opentelemetry.io/otel/metric"
+
+	"github.com/kilnbuild/kiln/pkg/fault"
+)
+
+// Guard says whether ages can be counted by the host's clock. A clock that jumps makes
+// everything look old at once, so whoever deletes by age asks Check first.
+//
+// The clock is compared with the time that passed since the host has started, which no
+// setting of the clock moves and which counts suspends, and after a restart of the host
+// with the last time that was seen before. After a jump nothing is trusted until the
+// clock is back, the operator confirms the new time by a file, or ConfirmAfter has
+// passed.
+type Guard struct {
+	opts Options
+	read func() reading // what the clocks say now
+
+	mu      sync.Mutex
+	last    reading       // that was trusted
+	saved   time.Duration // when last was written, since the host's start
+	doubt   string        // why the clock is not trusted; empty: it is
+	doubted time.Duration // since when, since the host's start
+}
+
+// Options is what a Guard is made of.
+type Options struct {
+	// StateDir is the directory that the last time seen is kept in, and that an operator
+	// confirms a new time in.
+	StateDir string
+	// Newest is the newest time in what the service has stored, for a directory that no
+	// Guard has been in. Zero: nothing is stored.
+	Newest time.Time
+	Log    *slog.Logger
+	Meter  metric.MeterProvider
+}
+
+// reading is what the clocks say at one moment.
+type reading struct {
+	Wall   time.Time     `json:"wall"`
+	Passed time.Duration `json:"passed"` // since the host has started
+	Boot   string        `json:"boot"`   // id of that start
+}
+
+// Bounds of what is plausible.
+const (
+	drift        = 10 * time.Minute    // that NTP corrects without a jump
+	maxOff       = 14 * 24 * time.Hour // that a host is switched off
+	confirmAfter = 24 * time.Hour      // that a new time must last
+	saveEvery    = 30 * time.Second
+	checkEvery   = time.Minute
+)
+
+// earliest is before any time at which this program runs.
+var earliest = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+// Files of a state directory.
+const (
+	lastSeenFile = "clock.json"
+	confirmFile  = "clock.confirm"
+)
+
+// NewGuard returns a Guard that goes on from what the last one has seen.
+func NewGuard(opts Options) (*Guard, error) {
+	boot := bootID()
+	g := &Guard{opts: opts, read: func() reading { return reading{Now().Round(0), passed(), boot} }}
+	text, err := os.ReadFile(filepath.Join(opts.StateDir, lastSeenFile))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		g.last.Wall = opts.Newest
+	case err != nil:
+		return nil, fault.Wrap(err, fault.FailedPrecondition, "WRONG_STATE", "the last time seen cannot be read", "let the service read its state_dir")
+	case json.Unmarshal(text, &g.last) != nil: // cut by a power failure
+		g.last = reading{Wall: opts.Newest}
+	}
+	_, err = opts.Meter.Meter("github.com/kilnbuild/kiln/pkg/clock").Int64ObservableGauge("kiln.clock.jumped",
+		metric.WithDescription("1 while the host's clock is not trusted after a jump and nothing is deleted by age"), metric.WithUnit("{jump}"),
+		metric.WithInt64Callback(func(ctx context.Context, o metric.Int64Observer) error {
+			jumped := int64(0)
+			if g.Check(ctx) != nil {
+				jumped = 1
+			}
+			o.Observe(jumped)
+			return nil
+		}))
+	return g, err
+}
+
+// Check looks at the clocks. Its error is a FAILED_PRECONDITION fault (CLOCK_JUMPED),
+// which says that nothing may be deleted by age now, and what an operator does about it.
+func (g *Guard) Check(ctx context.Context) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	now := g.read()
+	why := implausible(g.last, now)
+	switch {
+	case why != "" && g.confirmed():
+		g.opts.Log.InfoContext(ctx, "the new time of the host's clock is confirmed", "time", now.Wall, "was", why)
+		why = ""
+	case why != "" && g.doubt != "" && now.Passed-g.doubted >= confirmAfter:
+		g.opts.Log.WarnContext(ctx, "the new time of the host's clock has lasted, and is trusted", "time", now.Wall, "was", why)
+		why = ""
+	case why == "" && g.doubt != "":
+		g.opts.Log.InfoContext(ctx, "the host's clock is plausible again", "time", now.Wall, "was", g.doubt)
+	}
+	if why == "" {
+		g.doubt = ""
+		g.trust(ctx, now)
+		return nil
+	}
+	if g.doubt == "" {
+		g.doubted = now.Passed
+		g.opts.Log.ErrorContext(ctx, "the host's clock has jumped; nothing is deleted by age", "why", why, "time", now.Wall, "last", g.last.Wall,
+			"remedy", g.remedy())
+	}
+	g.doubt = why
+	return fault.New(fault.FailedPrecondition, "CLOCK_JUMPED", "the host's clock cannot be trusted: "+why, g.remedy())
+}
+
+func (g *Guard) remedy() string {
+	return fmt.Sprintf("set the clock; if its time is right, confirm it with `touch %s`, or wait for %s",
+		filepath.Join(g.opts.StateDir, confirmFile), confirmAfter)
+}
+
+// implausible says why a clock cannot be trusted that was right at the last reading;
+// nothing when it can.
+func implausible(last, now reading) string {
+	if now.Wall.Before(earliest) {
+		return fmt.Sprintf("it says %s", now.Wall.UTC().Format(time.RFC3339))
+	}
+	if last.Wall.IsZero() {
+		return ""
+	}
+	moved := now.Wall.Sub(last.Wall)
+	if now.Boot != "" && now.Boot == last.Boot {
+		if by := moved - (now.Passed - last.Passed); by.Abs() > drift {
+			return fmt.Sprintf("it has jumped by %s", by.Round(time.Second))
+		}
+		return ""
+	}
+	switch {
+	case moved < -drift:
+		return fmt.Sprintf("it is %s behind what was seen before the host started", -moved.Round(time.Second))
+	case moved > maxOff:
+		return fmt.Sprintf("it is %s ahead of what was seen before the host started", moved.Round(time.Second))
+	}
+	return ""
+}
+
+// confirmed reports whether an operator has confirmed the time, which counts once. mu is
+// held.
+func (g *Guard) confirmed() bool {
+	return os.Remove(filepath.Join(g.opts.StateDir, confirmFile)) == nil
+}
+
+// trust makes a reading the one that the next is compared with. mu is held.
+func (g *Guard) trust(ctx context.Context, now reading) {
+	g.last = now
+	if g.saved != 0 && now.Passed-g.saved < saveEvery {
+		return
+	}
+	g.saved = now.Passed
+	if err := g.save(); err != nil {
+		g.opts.Log.WarnContext(ctx, "the time cannot be noted in the state directory", "error", err)
+	}
+}
+
+func (g *Guard) save() error {
+	text, err := json.Marshal(g.last)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(g.opts.StateDir, lastSeenFile)
+	if err := os.WriteFile(path+".part", text, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(path+".part", path)
+}
+
+// Run checks the clock each minute until ctx ends, so that a jump is told when it comes,
+// and that the last time seen is never older.
+func (g *Guard) Run(ctx context.Context) error {
+	tick := time.NewTicker(checkEvery)
+	defer tick.Stop()
+	for {
+		_ = g.Check(ctx) // It says what is wrong in the log.
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
