@@ -82,12 +82,14 @@ func NewGuard(opts Options) (*Guard, error) {
 	case errors.Is(err, fs.ErrNotExist):
 		g.last.Wall = opts.Newest
 	case err != nil:
-		return nil, fault.Wrap(err, fault.FailedPrecondition, "WRONG_STATE", "the last time seen cannot be read", "let the service read its state_dir")
+		return nil, fault.Wrap(err, fault.FailedPrecondition, "WRONG_STATE", "the last time seen cannot be read",
+			"let the service read its state_dir")
 	case json.Unmarshal(text, &g.last) != nil: // cut by a power failure
 		g.last = reading{Wall: opts.Newest}
 	}
 	_, err = opts.Meter.Meter("github.com/kilnbuild/kiln/pkg/clock").Int64ObservableGauge("kiln.clock.jumped",
-		metric.WithDescription("1 while the host's clock is not trusted after a jump and nothing is deleted by age"), metric.WithUnit("{jump}"),
+		metric.WithDescription("1 while the host's clock is not trusted after a jump and nothing is deleted by age"),
+		metric.WithUnit("{jump}"),
 		metric.WithInt64Callback(func(ctx context.Context, o metric.Int64Observer) error {
 			jumped := int64(0)
 			if g.Check(ctx) != nil {
@@ -123,8 +125,8 @@ func (g *Guard) Check(ctx context.Context) error {
 	}
 	if g.doubt == "" {
 		g.doubted = now.Passed
-		g.opts.Log.ErrorContext(ctx, "the host's clock has jumped; nothing is deleted by age", "why", why, "time", now.Wall, "last", g.last.Wall,
-			"remedy", g.remedy())
+		g.opts.Log.ErrorContext(ctx, "the host's clock has jumped; nothing is deleted by age",
+			"why", why, "time", now.Wall, "last", g.last.Wall, "remedy", g.remedy())
 	}
 	g.doubt = why
 	return fault.New(fault.FailedPrecondition, "CLOCK_JUMPED", "the host's clock cannot be trusted: "+why, g.remedy())

@@ -42,7 +42,9 @@ func (h *host) reboot(off time.Duration) {
 
 func (h *host) guard(t testing.TB, dir string, newest time.Time, log *bytes.Buffer) *Guard {
 	t.Helper()
-	g, err := NewGuard(Options{StateDir: dir, Newest: newest, Log: slog.New(slog.NewTextHandler(log, nil)), Meter: noop.NewMeterProvider()})
+	g, err := NewGuard(Options{
+		StateDir: dir, Newest: newest, Log: slog.New(slog.NewTextHandler(log, nil)), Meter: noop.NewMeterProvider(),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

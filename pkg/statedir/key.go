@@ -26,7 +26,8 @@ func Key(dir, name string, bytes int) ([]byte, error) {
 			"let the service's user read and write its state_dir")
 	}
 	if len(key) != bytes {
-		return nil, fault.New(fault.FailedPrecondition, "WRONG_STATE", fmt.Sprintf("the key %s has %d bytes, not %d", path, len(key), bytes),
+		return nil, fault.New(fault.FailedPrecondition, "WRONG_STATE",
+			fmt.Sprintf("the key %s has %d bytes, not %d", path, len(key), bytes),
 			"remove the file: the service makes a new key, and what the old one sealed is no longer valid")
 	}
 	return key, nil

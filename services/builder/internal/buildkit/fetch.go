@@ -13,6 +13,7 @@ import (
 	"github.com/moby/buildkit/client"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/kilnbuild/kiln/pkg/lifecycle"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 	"github.com/kilnbuild/kiln/services/builder/internal/buildkit/outcome"
 	"github.com/kilnbuild/kiln/services/builder/internal/contextstore"
@@ -65,7 +66,12 @@ func (r *run) download(
 	var moved counter
 	done := make(chan answer, 1)
 	go func() {
-		info, err := r.daemon.opts.Contexts.Fetch(ctx, moved.watch(r.daemon.opts.Guard.Client(0)), project, from.URL, from.Digest)
+		var info contextstore.Info
+		err := lifecycle.Protect(ctx, func(ctx context.Context) (err error) {
+			client := moved.watch(r.daemon.opts.Guard.Client(0))
+			info, err = r.daemon.opts.Contexts.Fetch(ctx, client, project, from.URL, from.Digest)
+			return err
+		})
 		done <- answer{info, err}
 	}()
 	started := time.Now()
