@@ -15,6 +15,7 @@ import (
 	"github.com/kilnbuild/kiln/e2e/lab"
 	"github.com/kilnbuild/kiln/e2e/lab/image"
 	"github.com/kilnbuild/kiln/e2e/lab/labtest"
+	"github.com/kilnbuild/kiln/pkg/cachescope"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
 )
 
@@ -171,7 +172,7 @@ func TestS3_RegistryCacheOnAnEmptyDaemon(t *testing.T) {
 	spec.Project, spec.Cache = "s3-project", registryCache()
 	first := s.succeed(t, spec)
 
-	desc := labtest.Must(image.Descriptor(t.Context(), s.Registry.Addr+"/cache/s3-project:latest"))(t)
+	desc := labtest.Must(image.Descriptor(t.Context(), s.Registry.Addr+"/cache/s3-project:"+cachescope.Build{Image: "s3"}.Name()))(t)
 	if desc.MediaType != types.OCIManifestSchema1 {
 		t.Errorf("the cache is %s, want an image manifest", desc.MediaType)
 	}

@@ -31,6 +31,7 @@ import (
 	"github.com/kilnbuild/kiln/services/builder/internal/metrics"
 	"github.com/kilnbuild/kiln/services/builder/internal/policy"
 	"github.com/kilnbuild/kiln/services/builder/internal/pool"
+	"github.com/kilnbuild/kiln/services/builder/internal/scopes"
 	"github.com/kilnbuild/kiln/services/builder/internal/sqlite"
 	"github.com/kilnbuild/kiln/services/builder/internal/synckey"
 	"github.com/kilnbuild/kiln/services/builder/internal/wire"
@@ -44,6 +45,7 @@ type Service struct {
 	fleet     fleet
 	builds    *build.Service
 	store     build.Store
+	scopes    *scopes.Book
 	contexts  *contextstore.Store
 	syncKeys  synckey.Keys
 	artifacts *artifacts.Store
@@ -100,6 +102,7 @@ func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Teleme
 	rules := policy.New(s.cfg.GetPolicy())
 	daemon, err := buildkit.Dial(ctx, s.cfg.GetDaemons()[0], buildkit.Options{
 		Roots: s.cfg.GetAllowedRoots(), Contexts: s.contexts, Artifacts: s.artifacts, Guard: s.guard, Policy: rules, SyncKeys: s.syncKeys, Logins: s.cfg.GetRegistries(), CacheManager: s.caches, Janitor: janitor, NoLease: missed,
+		CacheWritten: s.noteScope,
 	}, tel)
 	if err != nil {
 		return nil, err
@@ -110,7 +113,7 @@ func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Teleme
 	if err != nil {
 		return nil, err
 	}
-	translate := grpcapi.Translator{CacheRepository: s.cfg.GetCacheRepository()}
+	translate := grpcapi.Translator{CacheRepository: s.cfg.GetCacheRepository(), OtherScopes: s.scopes.Others}
 	s.builds = build.NewService(build.Options{
 		Pool: s.fleet, Store: s.store, Queue: turns{newQueue(s.cfg)}, Metrics: counters, Log: tel.Logger,
 		MaxBuildTime: s.cfg.GetMaxBuildTime().AsDuration(), NewID: uuid.NewString, Encode: wire.Encode, Decode: translate.Decode,
@@ -147,6 +150,9 @@ func (s *Service) openStores(ctx context.Context, tel *telemetry.Telemetry) erro
 	if s.syncKeys, err = synckey.Open(dir.dir); err != nil {
 		return err
 	}
+	if s.scopes, err = scopes.Open(dir.dir); err != nil {
+		return err
+	}
 	if s.store, err = sqlite.Open(ctx, dir.database()); err != nil {
 		return err
 	}
@@ -165,6 +171,13 @@ func (s *Service) openStores(ctx context.Context, tel *telemetry.Telemetry) erro
 	s.contexts.Ages(func() bool { return s.clock.Check(context.Background()) == nil })
 	s.parts.Push("contexts", func(context.Context) error { return s.contexts.Close() })
 	return nil
+}
+
+// noteScope notes a scope that a build wrote to its project's cache.
+func (s *Service) noteScope(repository, scope string) {
+	if err := s.scopes.Wrote(repository, scope); err != nil {
+		s.log.Warn("the scopes of a project's cache cannot be noted; its next builds may read fewer of them", "error", err)
+	}
 }
 
 // serve binds the addresses.

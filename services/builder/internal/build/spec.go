@@ -190,6 +190,9 @@ type LocalOutput struct {
 type Cache struct {
 	Imports []CacheEntry
 	Exports []CacheEntry
+	// Scope is the tag of the first export when the build's own nature chose it; empty
+	// when the request names one.
+	Scope string
 }
 
 // CacheEntry is one place of cached steps, in BuildKit's own terms.

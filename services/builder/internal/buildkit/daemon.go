@@ -46,6 +46,9 @@ type Options struct {
 	Janitor janitorv1.JanitorServiceClient
 	// NoLease counts builds that go on without a lease. nil: nobody counts.
 	NoLease func()
+	// CacheWritten notes that a build wrote the default scope of a cache repository.
+	// nil: nobody does.
+	CacheWritten func(repository, scope string)
 }
 
 // Contexts keeps contexts by the digest of their content. See package contextstore,

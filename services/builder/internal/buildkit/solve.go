@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
@@ -73,10 +74,22 @@ func (d *Daemon) Solve(ctx context.Context, id string, attempt int, spec build.S
 	}
 	r.progress.Update(r.hide.Rest(), sink)
 	result := build.Result{Outputs: outputs, Steps: r.progress.Counts(), Graph: r.progress.Graph(), Times: r.progress.Times(started)}
+	if err == nil {
+		d.noteScope(spec.Cache)
+	}
 	if err != nil {
 		result.Outputs, result.Failure = nil, r.hide.Failure(outcome.FailureOf(ctx, err, r.progress))
 	}
 	return result
+}
+
+// noteScope notes the default scope that a build wrote.
+func (d *Daemon) noteScope(cache build.Cache) {
+	if d.opts.CacheWritten == nil || cache.Scope == "" || len(cache.Exports) == 0 {
+		return
+	}
+	repository := strings.TrimSuffix(cache.Exports[0].Attributes["ref"], ":"+cache.Scope)
+	d.opts.CacheWritten(repository, cache.Scope)
 }
 
 // run is a solve on its way: where its statuses go.

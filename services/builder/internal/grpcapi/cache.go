@@ -1,7 +1,6 @@
 package grpcapi
 
 import (
-	"cmp"
 	"fmt"
 	"maps"
 	"path/filepath"
@@ -10,6 +9,7 @@ import (
 
 	"github.com/distribution/reference"
 
+	"github.com/kilnbuild/kiln/pkg/cachescope"
 	"github.com/kilnbuild/kiln/pkg/fault"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
@@ -27,7 +27,7 @@ func (t Translator) cache(spec *build.Spec, in *builderv1.BuildSpec) error {
 	}
 	switch mode {
 	case builderv1.CacheMode_CACHE_MODE_REGISTRY:
-		spec.Cache = t.registryCache(spec.Project, policy)
+		spec.Cache = t.registryCache(spec, policy)
 	case builderv1.CacheMode_CACHE_MODE_INLINE:
 		return inlineCache(spec)
 	case builderv1.CacheMode_CACHE_MODE_NONE:
@@ -38,18 +38,50 @@ func (t Translator) cache(spec *build.Spec, in *builderv1.BuildSpec) error {
 	return nil
 }
 
-func (t Translator) registryCache(project string, policy *builderv1.CachePolicy) build.Cache {
-	repository := t.CacheRepository + "/" + project
-	own := registryEntry(repository + ":" + cmp.Or(policy.GetScope(), "latest"))
+// registryCache is the cache of a project's repository. Where the request names no
+// scope, what the build is chooses it, and the scopes of its neighbours are read, too.
+func (t Translator) registryCache(spec *build.Spec, policy *builderv1.CachePolicy) build.Cache {
+	repository := t.CacheRepository + "/" + spec.Project
+	scope := policy.GetScope()
+	from := slices.Clone(policy.GetFallbackScopes())
+	if scope == "" {
+		scope = scopeOf(spec)
+		if t.OtherScopes != nil {
+			from = append(from, t.OtherScopes(repository, scope)...)
+		}
+	}
+	own := registryEntry(repository + ":" + scope)
 	export := build.CacheEntry{Type: "registry", Attributes: maps.Clone(own.Attributes)}
 	export.Attributes["mode"] = "max"
 	export.Attributes["image-manifest"] = "true"
 	export.Attributes["oci-mediatypes"] = "true"
 	cache := build.Cache{Exports: []build.CacheEntry{export}, Imports: []build.CacheEntry{own}}
-	for _, scope := range policy.GetFallbackScopes() {
-		cache.Imports = append(cache.Imports, registryEntry(repository+":"+scope))
+	if policy.GetScope() == "" {
+		cache.Scope = scope
+	}
+	for i, other := range from {
+		if other != scope && !slices.Contains(from[:i], other) {
+			cache.Imports = append(cache.Imports, registryEntry(repository+":"+other))
+		}
 	}
 	return cache
+}
+
+// scopeOf names the cache of a build by what tells it from other builds of its project.
+func scopeOf(spec *build.Spec) string {
+	b := cachescope.Build{Platforms: spec.Platforms, Target: spec.Target}
+	if tags := spec.Tags(); len(tags) > 0 {
+		if named, err := reference.ParseNormalizedNamed(tags[0]); err == nil && reference.Path(named) != spec.Project {
+			b.Image = reference.Path(named)
+		}
+	}
+	if name := spec.Dockerfile.Path; name != "Dockerfile" {
+		b.Dockerfile = name
+	}
+	if git := spec.Context.Git; git != nil {
+		b.Subdir = git.Subdir
+	}
+	return b.Name()
 }
 
 // inlineCache keeps the cache in the pushed image, and reads it from the one that

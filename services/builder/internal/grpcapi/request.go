@@ -20,6 +20,9 @@ import (
 type Translator struct {
 	// CacheRepository is the repository below which each project's cache lives.
 	CacheRepository string
+	// OtherScopes returns further default scopes of a project's repository, which a
+	// build reads after its own. Nil: there are none.
+	OtherScopes func(repository, own string) []string
 }
 
 // Spec checks what the contract's rules cannot say and returns the domain's form.
