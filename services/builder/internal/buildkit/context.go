@@ -135,7 +135,7 @@ func (j *job) files(field string, c build.Context) (_ fsutil.FS, key string, _ e
 			return nil, "", inField(field+".directory.path", err)
 		}
 		j.keep(root)
-		return regularFS{fsutil.NewRootFS(fsutil.NewRoot(root)), root}, "directory:" + c.Directory.Path, nil
+		return regularFS{fsutil.NewRootFS(stampedRoot{fsutil.NewRoot(root)}), root}, "directory:" + c.Directory.Path, nil
 	case c.Uploaded != nil:
 		tree, err := j.daemon.opts.Contexts.Open(j.spec.Project, c.Uploaded.Digest)
 		if err != nil {

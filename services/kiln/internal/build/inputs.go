@@ -193,7 +193,7 @@ func (o *options) findRemote(context string, stdin io.Reader) error {
 // setInputs says in BuildKit's terms what the build reads.
 func (o *options) setInputs(opt *client.SolveOpt) error {
 	mount := func(name, dir string) error {
-		files, err := fsutil.NewFS(dir)
+		files, err := newStampedFS(dir)
 		if err != nil {
 			return fmt.Errorf("reading %s: %w", dir, err)
 		}
