@@ -14,6 +14,7 @@ import (
 
 	"github.com/kilnbuild/kiln/pkg/auth"
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/services/builder/internal/policy"
 )
 
 // Asked is what a solve asks for, as far as the builder's policy and the rules of its
@@ -156,6 +157,9 @@ func (a Asked) Use() auth.Use {
 	use := auth.Use{
 		Project: a.Project, Entitlements: EntitlementNames(a.Entitlements),
 		Frontend: FrontendImage(a.Frontend, a.Attrs), Pulls: a.Pulls,
+	}
+	if policy.IsDockerfile(use.Frontend) {
+		use.Frontend = "" // as by a "# syntax=" line, which only the daemon sees
 	}
 	for _, e := range a.Exports {
 		use.Registries = append(use.Registries, Pushes(e.Attrs)...)

@@ -21,6 +21,9 @@ import (
 	"github.com/kilnbuild/kiln/services/builder/internal/policy"
 )
 
+// syntaxArg is the build argument that names the image of a frontend.
+const syntaxArg = "BUILDKIT_SYNTAX"
+
 // The frontends of BuildKit.
 const (
 	dockerfileFrontend = "dockerfile.v0"
@@ -36,10 +39,11 @@ func (j *job) addFrontend() error {
 	j.opt.Frontend = cmp.Or(wanted.Name, dockerfileFrontend)
 	maps.Copy(j.opt.FrontendAttrs, wanted.Attributes)
 	maps.Copy(j.opt.FrontendAttrs, frontendAttrs(j.spec))
-	if j.opt.Frontend == dockerfileFrontend {
-		return j.followSyntax()
+	image, line, field, err := j.namedFrontend()
+	if err != nil || image == "" {
+		return err
 	}
-	return nil
+	return inField(field, j.useFrontend(image, line))
 }
 
 func frontendAttrs(spec build.Spec) map[string]string {
@@ -94,31 +98,47 @@ func frontendAttrs(spec build.Spec) map[string]string {
 // look for a syntax line: it has been chosen by one.
 const noSyntax = "cmdline"
 
-// followSyntax does here what the daemon's frontend would do by itself: hand over
-// to the image that the Dockerfile's first line names. Only so can the policy have
-// its say. A Dockerfile that the builder does not hold (of a git repository, of an
-// image) is read by the daemon's own frontend.
-func (j *job) followSyntax() error {
+// namedFrontend returns the image that a request names to read its Dockerfile, with the
+// line or argument that names it, and the field of the request: the frontend gateway.v0,
+// the argument BUILDKIT_SYNTAX, or the Dockerfile's "# syntax=" line, in BuildKit's
+// order. Empty: none is named. The builder does not hold the Dockerfile of a git
+// repository or an image, so the daemon's frontend reads that, with its line left out
+// of account.
+func (j *job) namedFrontend() (image, line, field string, err error) {
+	switch j.opt.Frontend {
+	case gatewayFrontend:
+		return j.opt.FrontendAttrs["source"], j.opt.FrontendAttrs[noSyntax], "spec.frontend", nil
+	case dockerfileFrontend:
+	default:
+		return "", "", "", nil
+	}
+	if image = FrontendImage(j.opt.Frontend, j.opt.FrontendAttrs); image != "" {
+		return image, j.spec.BuildArgs[syntaxArg], fmt.Sprintf("spec.build_args[%q]", syntaxArg), nil
+	}
 	j.opt.FrontendAttrs[noSyntax] = ""
 	text, err := j.dockerfile()
 	if err != nil || text == nil {
+		return "", "", "", err
+	}
+	image, line, _, _ = parser.DetectSyntax(text)
+	return image, line, "spec.dockerfile", nil
+}
+
+// useFrontend has an image read the Dockerfile. A release of docker/dockerfile that the
+// operator does not name means the daemon's own frontend, which is the same program.
+func (j *job) useFrontend(image, line string) error {
+	attrs := map[string]string{"source": image}
+	if err := j.daemon.opts.Policy.Frontend(gatewayFrontend, attrs); err != nil {
 		return err
 	}
-	image, line, _, ok := parser.DetectSyntax(text)
-	if !ok {
+	if policy.Official(image) && !j.daemon.opts.Policy.Granted(image) {
+		j.opt.Frontend, j.opt.FrontendAttrs[noSyntax] = dockerfileFrontend, ""
+		delete(j.opt.FrontendAttrs, "source")
 		return nil
 	}
-	err = j.daemon.opts.Policy.Frontend(gatewayFrontend, map[string]string{"source": image})
-	switch {
-	case err == nil:
-		j.opt.Frontend = gatewayFrontend
-		j.opt.FrontendAttrs["source"], j.opt.FrontendAttrs[noSyntax] = image, line
-		return nil
-	case policy.Official(image):
-		return nil // the daemon has it built in
-	default:
-		return inField("spec.dockerfile", err)
-	}
+	j.opt.Frontend = gatewayFrontend
+	j.opt.FrontendAttrs["source"], j.opt.FrontendAttrs[noSyntax] = image, line
+	return nil
 }
 
 // maxDockerfile is how much of a Dockerfile is looked at, in bytes; BuildKit reads no

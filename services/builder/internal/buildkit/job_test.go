@@ -37,6 +37,50 @@ func inlineSpec(dockerfile string) build.Spec {
 	return build.Spec{Context: build.Context{Inline: &build.InlineContext{}}, Dockerfile: build.Dockerfile{Inline: dockerfile}}
 }
 
+// One rule holds for the image of a frontend, in whatever form a request names it.
+func TestFrontendImage_IsJudgedAlikeInEveryForm(t *testing.T) {
+	forms := map[string]func(image string) build.Spec{
+		"syntax line": func(image string) build.Spec { return inlineSpec("# syntax=" + image + "\nFROM a") },
+		"argument": func(image string) build.Spec {
+			spec := inlineSpec("# syntax=evil/line:1\nFROM a") // BuildKit, too, lets the argument win
+			spec.BuildArgs = map[string]string{"BUILDKIT_SYNTAX": image}
+			return spec
+		},
+		"frontend": func(image string) build.Spec {
+			spec := inlineSpec("FROM a")
+			spec.Frontend = build.Frontend{Name: "gateway.v0", Attributes: map[string]string{"source": image}}
+			return spec
+		},
+	}
+	for image, want := range map[string]struct {
+		frontend string // empty: denied
+		source   string
+	}{
+		"docker/dockerfile:1":                 {"dockerfile.v0", ""},
+		"docker.io/docker/dockerfile:1.10":    {"dockerfile.v0", ""},
+		"docker/dockerfile:1-labs":            {"gateway.v0", "docker/dockerfile:1-labs"},
+		"registry.example/f:1":                {"gateway.v0", "registry.example/f:1"},
+		"docker/dockerfile-upstream:master":   {},
+		"evil.example/docker/dockerfile:1":    {},
+		"docker.io/docker/dockerfile/other:1": {},
+	} {
+		for form, spec := range forms {
+			opt, err := prepared(t, nil, spec(image))
+			if want.frontend == "" {
+				if own, _ := errors.AsType[*fault.Error](err); own == nil || own.Reason != "POLICY_DENIED" {
+					t.Errorf("%s by %s: %v, want it denied", image, form, err)
+				}
+			} else if err != nil || opt.Frontend != want.frontend || opt.FrontendAttrs["source"] != want.source {
+				t.Errorf("%s by %s: frontend %q, source %q, %v", image, form, opt.Frontend, opt.FrontendAttrs["source"], err)
+			}
+			asked := Asked{Frontend: opt.Frontend, Attrs: opt.FrontendAttrs}
+			if err == nil && asked.Allowed(policy.New(&configv1.BuildPolicyConfig{Frontends: []string{"registry.example/f:*"}})) != nil {
+				t.Errorf("%s by %s: allowed when prepared, and denied when asked", image, form)
+			}
+		}
+	}
+}
+
 // The daemon's frontend never follows a syntax line by itself: whom it names is
 // asked for openly, is the daemon's own, or is denied.
 func TestSyntaxLines(t *testing.T) {
@@ -47,7 +91,8 @@ func TestSyntaxLines(t *testing.T) {
 		"none":            {text: "FROM a", frontend: "dockerfile.v0"},
 		"granted":         {text: "# syntax=registry.example/f:1\nFROM a", frontend: "gateway.v0", source: "registry.example/f:1"},
 		"official":        {text: "# syntax=docker/dockerfile:1\nFROM a", frontend: "dockerfile.v0"},
-		"labs":            {text: "# syntax=docker/dockerfile:1-labs\nFROM a", denied: true},
+		"labs":            {text: "# syntax=docker/dockerfile:1-labs\nFROM a", frontend: "gateway.v0", source: "docker/dockerfile:1-labs"},
+		"nightly":         {text: "# syntax=docker/dockerfile-upstream:master\nFROM a", denied: true},
 		"foreign":         {text: "# syntax=evil/f:1\nFROM a", denied: true},
 		"after a shebang": {text: "#!/usr/bin/env x\n# syntax=evil/f:1\nFROM a", denied: true},
 		"as of C":         {text: "// syntax=evil/f:1\nFROM a", denied: true},

@@ -227,7 +227,6 @@ func optionRefusals(t *testing.T) map[string]refusal {
 		"a policy that is no JSON":     {"spec.source_policy_json", func(s *builderv1.BuildSpec) { s.SourcePolicyJson = "{" }},
 		"a policy that is no object":   {"spec.source_policy_json", func(s *builderv1.BuildSpec) { s.SourcePolicyJson = "[]" }},
 		"an argument of another field": {`spec.build_args["SOURCE_DATE_EPOCH"]`, func(s *builderv1.BuildSpec) { s.BuildArgs = map[string]string{"SOURCE_DATE_EPOCH": "1"} }},
-		"a frontend by argument":       {`spec.build_args["BUILDKIT_SYNTAX"]`, func(s *builderv1.BuildSpec) { s.BuildArgs = map[string]string{"BUILDKIT_SYNTAX": "evil"} }},
 		"an SBOM generator by argument": {`spec.build_args["BUILDKIT_ATTEST_SBOM"]`, func(s *builderv1.BuildSpec) {
 			s.BuildArgs = map[string]string{"BUILDKIT_ATTEST_SBOM": "generator=evil"}
 		}},

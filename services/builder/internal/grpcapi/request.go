@@ -95,8 +95,6 @@ func buildArgs(spec *build.Spec, _ *builderv1.BuildSpec) error {
 		switch {
 		case name == "SOURCE_DATE_EPOCH":
 			field = "spec.source_date_epoch"
-		case name == "BUILDKIT_SYNTAX":
-			field = "spec.frontend"
 		case strings.HasPrefix(name, "BUILDKIT_ATTEST_"):
 			field = "spec.attestations"
 		default:

@@ -48,13 +48,16 @@ func (p *Policy) Entitlements(names []string) error {
 const builtIn = "dockerfile.v0"
 
 // Frontend returns a POLICY_DENIED fault unless a frontend, by BuildKit's name and
-// with its attributes, is the daemon's own or one whose image is granted.
+// with its attributes, is the daemon's own, an image of docker/dockerfile, or one whose
+// image is granted.
 func (p *Policy) Frontend(name string, attrs map[string]string) error {
 	if name == "" || name == builtIn {
 		return nil
 	}
 	source := attrs["source"]
 	switch {
+	case name == "gateway.v0" && IsDockerfile(source):
+		return nil
 	case p == nil:
 	case name == "gateway.v0" && matches(p.frontends, source):
 		return nil
@@ -64,15 +67,27 @@ func (p *Policy) Frontend(name string, attrs map[string]string) error {
 	return denied(fmt.Sprintf("the frontend %q is not granted", cmp.Or(source, name)), cmp.Or(source, name), "policy.frontends")
 }
 
+// Granted reports whether the operator names the image of a frontend.
+func (p *Policy) Granted(image string) bool { return p != nil && matches(p.frontends, image) }
+
+// IsDockerfile reports whether an image is of docker/dockerfile, the releases of the
+// frontend that every daemon has built in. They need no grant: a daemon that reads a
+// "# syntax=" line by itself takes them too (allowedRepositories in the shipped
+// buildkitd.toml).
+func IsDockerfile(image string) bool {
+	named, err := reference.ParseNormalizedNamed(image)
+	return err == nil && named.Name() == "docker.io/docker/dockerfile"
+}
+
 // Official reports whether an image is a stable release of the frontend that
 // daemons have built in; the labs channel understands more.
 func Official(image string) bool {
-	named, err := reference.ParseNormalizedNamed(image)
-	if err != nil || named.Name() != "docker.io/docker/dockerfile" {
+	if !IsDockerfile(image) {
 		return false
 	}
+	named, err := reference.ParseNormalizedNamed(image)
 	tagged, ok := named.(reference.Tagged)
-	return !ok || !strings.HasSuffix(tagged.Tag(), "labs")
+	return err == nil && !ok || ok && !strings.HasSuffix(tagged.Tag(), "labs")
 }
 
 // SBOMGenerator returns a POLICY_DENIED fault unless an image may make SBOMs: one

@@ -866,7 +866,9 @@ type BuildPolicyConfig struct {
 	Entitlements []string `protobuf:"bytes,1,rep,name=entitlements,proto3" json:"entitlements,omitempty"`
 	// Images that may read a Dockerfile in place of the daemon's own frontend, as
 	// references with "*" at the end as a wildcard, for example
-	// "docker.io/docker/dockerfile:*". Default: none.
+	// "registry.example.org/frontend:*". Images of docker/dockerfile need no grant: the
+	// daemon's own frontend stands for its stable releases, unless they are named here.
+	// Default: none.
 	Frontends []string `protobuf:"bytes,2,rep,name=frontends,proto3" json:"frontends,omitempty"`
 	// Which hosts the sources of a build may come from.
 	Sources *SourcesConfig `protobuf:"bytes,3,opt,name=sources,proto3" json:"sources,omitempty"`
