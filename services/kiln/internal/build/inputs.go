@@ -15,7 +15,6 @@ import (
 	"github.com/moby/buildkit/session/upload/uploadprovider"
 	"github.com/moby/buildkit/util/archiveutil"
 	"github.com/moby/buildkit/util/gitutil"
-	"github.com/tonistiigi/fsutil"
 )
 
 // findInputs reads the positional arguments: CONTEXT, or the older form
