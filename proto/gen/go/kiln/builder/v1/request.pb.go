@@ -1848,10 +1848,9 @@ type CachePolicy struct {
 	Mode CacheMode `protobuf:"varint,1,opt,name=mode,proto3,enum=kiln.builder.v1.CacheMode" json:"mode,omitempty"`
 	// In mode REGISTRY, the tag of the project's cache, for example a branch.
 	// Empty: one that tells builds of different platforms, targets, images,
-	// Dockerfiles and git subdirectories apart, for example "linux-amd64-5c2d7f10",
-	// and "latest" for the project's own image, last stage and the daemon's platform.
-	// The build then also reads the more general ones of these, and up to 4 other
-	// such scopes of the project, the ones that were written last.
+	// Dockerfiles and git subdirectories apart, for example "linux-amd64". The build
+	// then also reads up to 4 other such scopes of the project, the ones that were
+	// written last.
 	Scope string `protobuf:"bytes,2,opt,name=scope,proto3" json:"scope,omitempty"`
 	// In mode REGISTRY, further scopes to read from, for example "main".
 	FallbackScopes []string `protobuf:"bytes,3,rep,name=fallback_scopes,json=fallbackScopes,proto3" json:"fallback_scopes,omitempty"`
