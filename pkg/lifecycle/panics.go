@@ -39,7 +39,7 @@ func Recovered(ctx context.Context, value any) *PanicError {
 		report(ctx, p)
 		return p
 	}
-	p.Log(ctx, slog.Default())
+	p.Log(ctx, slog.Default()) //nolint:forbidigo // without a reporter the panic would be lost
 	return p
 }
 
