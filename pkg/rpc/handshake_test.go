@@ -74,7 +74,7 @@ func shake(config *tls.Config) func(*testing.T, string) {
 		if err != nil {
 			return // the client has noticed first
 		}
-		defer conn.Close()
+		defer func() { _ = conn.Close() }()
 		_ = conn.SetDeadline(time.Now().Add(soon))
 		if n, err := conn.Read(make([]byte, 1)); err == nil {
 			t.Errorf("the server sent %d bytes", n)

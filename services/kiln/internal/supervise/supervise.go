@@ -165,7 +165,7 @@ func (c *Child) once(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer log.Close()
+	defer func() { _ = log.Close() }() // a log never fails its program
 	c.logStart = log.size
 	output, input, err := os.Pipe()
 	if err != nil {
