@@ -27,7 +27,7 @@ func as(name string) context.Context {
 	return auth.NewContext(context.Background(), auth.Identity{Name: name})
 }
 
-func query(t *testing.T, tokens *aip.Tokens, ctx context.Context, req aip.Paged) aip.List {
+func query(ctx context.Context, t *testing.T, tokens *aip.Tokens, req aip.Paged) aip.List {
 	t.Helper()
 	l, err := tokens.Query(ctx, req)
 	if err != nil {
@@ -49,7 +49,7 @@ func TestTokens_AreOfOneListAndCaller(t *testing.T) {
 	tokens := aip.EphemeralTokens()
 	want := place{"payroll-secret", 42}
 	first := &builderv1.ListBuildsRequest{Filter: `project = "web"`, OrderBy: "project", PageSize: 10}
-	token := query(t, tokens, as("ci"), first).Token(want)
+	token := query(as("ci"), t, tokens, first).Token(want)
 	raw, err := base64.RawURLEncoding.DecodeString(token)
 	if err != nil || bytes.Contains(raw, []byte("payroll")) {
 		t.Errorf("the token %q tells what it holds: %v", raw, err)
@@ -65,18 +65,18 @@ func TestTokens_AreOfOneListAndCaller(t *testing.T) {
 		"another size": next(func(r *builderv1.ListBuildsRequest) { r.PageSize = 99 }),
 	} {
 		var got place
-		if err := query(t, tokens, as("ci"), same).Read(&got); err != nil || got != want {
+		if err := query(as("ci"), t, tokens, same).Read(&got); err != nil || got != want {
 			t.Errorf("%s: %v, %v", name, got, err)
 		}
 	}
 	var got place
 	for name, other := range map[string]aip.List{
-		"another caller": query(t, tokens, as("eve"), next(func(*builderv1.ListBuildsRequest) {})),
-		"no caller":      query(t, tokens, context.Background(), next(func(*builderv1.ListBuildsRequest) {})),
-		"another filter": query(t, tokens, as("ci"), next(func(r *builderv1.ListBuildsRequest) { r.Filter = "" })),
-		"another order":  query(t, tokens, as("ci"), next(func(r *builderv1.ListBuildsRequest) { r.OrderBy = "" })),
-		"another method": query(t, tokens, as("ci"), &janitorv1.ListRunsRequest{PageToken: token, Filter: first.GetFilter()}),
-		"another key":    query(t, aip.EphemeralTokens(), as("ci"), next(func(*builderv1.ListBuildsRequest) {})),
+		"another caller": query(as("eve"), t, tokens, next(func(*builderv1.ListBuildsRequest) {})),
+		"no caller":      query(context.Background(), t, tokens, next(func(*builderv1.ListBuildsRequest) {})),
+		"another filter": query(as("ci"), t, tokens, next(func(r *builderv1.ListBuildsRequest) { r.Filter = "" })),
+		"another order":  query(as("ci"), t, tokens, next(func(r *builderv1.ListBuildsRequest) { r.OrderBy = "" })),
+		"another method": query(as("ci"), t, tokens, &janitorv1.ListRunsRequest{PageToken: token, Filter: first.GetFilter()}),
+		"another key":    query(as("ci"), t, aip.EphemeralTokens(), next(func(*builderv1.ListBuildsRequest) {})),
 		"kept":           tokens.Kept(as("ci"), next(func(*builderv1.ListBuildsRequest) {})),
 	} {
 		isNotOfTheList(t, name, other.Read(&got))
@@ -86,7 +86,7 @@ func TestTokens_AreOfOneListAndCaller(t *testing.T) {
 // No byte of a token can be changed, left out or added.
 func TestTokens_RefuseTampering(t *testing.T) {
 	tokens := aip.EphemeralTokens()
-	token := query(t, tokens, as("ci"), &builderv1.ListBuildsRequest{}).Token(place{"web", 1})
+	token := query(as("ci"), t, tokens, &builderv1.ListBuildsRequest{}).Token(place{"web", 1})
 	forged := []string{"x", " " + token, token + "A", token[1:], token[:len(token)-1], "bnVsbA", "e30", "MTA"}
 	for i := range token {
 		for _, c := range []byte("A_") {
@@ -97,7 +97,7 @@ func TestTokens_RefuseTampering(t *testing.T) {
 	}
 	for _, text := range forged {
 		var got place
-		isNotOfTheList(t, fmt.Sprintf("%q", text), query(t, tokens, as("ci"), &builderv1.ListBuildsRequest{PageToken: text}).Read(&got))
+		isNotOfTheList(t, fmt.Sprintf("%q", text), query(as("ci"), t, tokens, &builderv1.ListBuildsRequest{PageToken: text}).Read(&got))
 	}
 }
 
