@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"github.com/kilnbuild/kiln/e2e/lab"
@@ -54,7 +53,7 @@ func (u upload) run(ctx context.Context, s *stage) ([]row, error) {
 				}
 				return err
 			}},
-			{&syncs, func() error { return s.sync(ctx, dir) }},
+			{&syncs, func() error { return s.sync(ctx, s.daemon, dir) }},
 		} {
 			start := time.Now()
 			if err := side.do(); err != nil {
@@ -126,25 +125,16 @@ func uploaded(digest string) *builderv1.BuildSpec {
 	}
 }
 
-// sync has buildctl build the directory on the daemon, which is a sync of all of it.
-func (s *stage) sync(ctx context.Context, dir string) error {
+// sync has buildctl build the directory at an address, which is a sync of all of it.
+func (s *stage) sync(ctx context.Context, addr, dir string) error {
 	_, err := lab.Exec(ctx, lab.Command{Path: s.buildctl, Args: []string{
-		"--addr", s.daemon, "build", "--progress", "quiet", "--frontend", "dockerfile.v0", "--local", "context=" + dir, "--local", "dockerfile=" + dir,
+		"--addr", addr, "build", "--progress", "quiet", "--frontend", "dockerfile.v0", "--local", "context=" + dir, "--local", "dockerfile=" + dir,
 	}})
 	return err
 }
 
 // peakMemory is the most that a process has had resident, in MiB.
 func peakMemory(pid int) (float64, error) {
-	status, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "status"))
-	if err != nil {
-		return 0, fmt.Errorf("%w", err)
-	}
-	for line := range strings.Lines(string(status)) {
-		if rest, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			kib, err := strconv.ParseFloat(strings.Fields(rest)[0], 64)
-			return kib / 1024, err
-		}
-	}
-	return 0, fmt.Errorf("no VmHWM in %s", status)
+	kib, err := memoryOf(pid, "VmHWM:")
+	return kib / 1024, err
 }
