@@ -46,6 +46,8 @@ type Service struct {
 	builds    *build.Service
 	store     build.Store
 	scopes    *scopes.Book
+	removals  buildkit.Removals
+	daemon    *buildkit.Daemon
 	contexts  *contextstore.Store
 	syncKeys  synckey.Keys
 	artifacts *artifacts.Store
@@ -101,12 +103,13 @@ func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Teleme
 	}
 	rules := policy.New(s.cfg.GetPolicy())
 	daemon, err := buildkit.Dial(ctx, s.cfg.GetDaemons()[0], buildkit.Options{
-		Roots: s.cfg.GetAllowedRoots(), Contexts: s.contexts, Artifacts: s.artifacts, Guard: s.guard, Policy: rules, SyncKeys: s.syncKeys, Logins: s.cfg.GetRegistries(), CacheManager: s.caches, Janitor: janitor, NoLease: missed,
+		Roots: s.cfg.GetAllowedRoots(), Contexts: s.contexts, Artifacts: s.artifacts, Guard: s.guard, Policy: rules, SyncKeys: s.syncKeys, Removals: s.removals, Logins: s.cfg.GetRegistries(), CacheManager: s.caches, Janitor: janitor, NoLease: missed,
 		CacheWritten: s.noteScope,
 	}, tel)
 	if err != nil {
 		return nil, err
 	}
+	s.daemon = daemon
 	s.parts.Push("daemon", func(context.Context) error { return daemon.Close() })
 	s.fleet = fleet{pool.New(daemon, tel.Logger)}
 	counters, err := metrics.New(tel.Meter)
@@ -153,10 +156,12 @@ func (s *Service) openStores(ctx context.Context, tel *telemetry.Telemetry) erro
 	if s.scopes, err = scopes.Open(dir.dir); err != nil {
 		return err
 	}
-	if s.store, err = sqlite.Open(ctx, dir.database()); err != nil {
+	store, err := sqlite.Open(ctx, dir.database())
+	if err != nil {
 		return err
 	}
-	s.parts.Push("store", func(context.Context) error { return s.store.Close() })
+	s.store, s.removals = store, store
+	s.parts.Push("store", func(context.Context) error { return store.Close() })
 	if s.clock, err = newClock(ctx, dir.dir, s.store, tel); err != nil {
 		return err
 	}
@@ -249,6 +254,7 @@ func (s *Service) Run(ctx context.Context) error {
 		}},
 		{Name: "pool", Run: func(context.Context) error { return s.fleet.Run(checks) }},
 		{Name: "clock", Run: s.clock.Run},
+		{Name: "removal of records with secrets", Run: func(context.Context) error { return s.daemon.RemoveRecords(checks) }},
 		{Name: "sweep", Run: func(ctx context.Context) error {
 			return s.sweep(ctx, s.cfg.GetRetention(), int(s.cfg.GetMaxBuildsKept()))
 		}},

@@ -71,6 +71,9 @@ func (s Spec) Sensitive() [][]byte {
 	return all
 }
 
+// HasSecrets reports whether the build has anything that must never be shown.
+func (s Spec) HasSecrets() bool { return len(s.Secrets)+len(s.SSHKeys) > 0 }
+
 // Contexts returns the context and all named contexts, by the field of the
 // request that they stood in.
 func (s Spec) Contexts() map[string]Context {

@@ -107,7 +107,7 @@ func recordOf(sub Submission) Record {
 	return Record{
 		Project: sub.Spec.Project, State: Queued, Origin: OriginAPI, Created: time.Now(), Tags: sub.Spec.Tags(),
 		TraceID: sub.Caller.TraceID, Caller: sub.Caller.Identity, RequestID: sub.RequestID, Fingerprint: sub.Fingerprint,
-		RetryOf: sub.RetryOf, Attempt: 1, Detached: sub.Detached, HasSecrets: len(sub.Spec.Secrets)+len(sub.Spec.SSHKeys) > 0,
+		RetryOf: sub.RetryOf, Attempt: 1, Detached: sub.Detached, HasSecrets: sub.Spec.HasSecrets(),
 		MaxAttempts: max(1, sub.Spec.MaxAttempts), Priority: sub.Spec.Priority,
 	}
 }

@@ -37,6 +37,7 @@ type Options struct {
 	Guard     Guard          // which hosts sources may come from
 	Policy    *policy.Policy // what a request may ask for
 	SyncKeys  synckey.Keys   // under which the daemon keeps local files
+	Removals  Removals       // records that the daemon must drop
 	// Logins are the users as whom the daemon pulls and pushes.
 	Logins []*configv1.RegistryLogin
 	// CacheManager gives leases on the directories of type=local caches; nil: there is
@@ -77,6 +78,7 @@ type Daemon struct {
 	opts          Options
 	client        *client.Client
 	conn          *grpc.ClientConn
+	remover       *remover
 	own           atomic.Pointer[ocispecs.Platform] // of its first worker, once it was asked
 	workers       atomic.Pointer[[]string]          // their ids, once it was asked
 	reading       chan struct{}                     // a token for each job that opens files of this host
@@ -111,6 +113,7 @@ func Dial(ctx context.Context, cfg *configv1.DaemonConfig, options Options, tel 
 	return &Daemon{
 		plain: plain, log: tel.Logger, name: cfg.GetName(), address: cfg.GetAddress(), opts: options, client: bk, conn: conn,
 		reading: make(chan struct{}, maxReading),
+		remover: newRemover(cfg.GetName(), bk.ControlClient(), options.Removals, tel.Logger),
 	}, nil
 }
 
@@ -122,6 +125,10 @@ func (d *Daemon) Address() string { return d.address }
 
 // Conn is the connection for the gateway.
 func (d *Daemon) Conn() *grpc.ClientConn { return d.conn }
+
+// RemoveRecords has the daemon drop its records of builds with secrets, also those of
+// earlier processes, until ctx ends.
+func (d *Daemon) RemoveRecords(ctx context.Context) error { return d.remover.run(ctx) }
 
 // Close ends both connections.
 func (d *Daemon) Close() error { return errors.Join(d.client.Close(), d.conn.Close()) }

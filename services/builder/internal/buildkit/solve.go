@@ -8,10 +8,7 @@ import (
 	"strings"
 	"time"
 
-	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client"
-	"github.com/moby/buildkit/util/grpcerrors"
-	"google.golang.org/grpc/codes"
 
 	"github.com/kilnbuild/kiln/pkg/cachelease"
 	"github.com/kilnbuild/kiln/pkg/lifecycle"
@@ -127,13 +124,17 @@ func (r *run) solve(ctx context.Context, id, ref string, spec build.Spec) ([]bui
 	}
 	statuses := make(chan *client.SolveStatus, 64)
 	done, giveUp := make(chan answer, 1), make(chan struct{})
+	ended, err := r.daemon.toForget(ctx, ref, spec)
+	if err != nil {
+		return nil, errors.Join(err, j.close())
+	}
 	go func() {
 		var outputs []build.OutputResult
 		err := lifecycle.Protect(ctx, func(ctx context.Context) (err error) {
 			outputs, err = j.run(ctx, statuses, giveUp)
 			return err
 		})
-		r.forget(ctx, j)
+		ended(err)
 		done <- answer{outputs, err}
 	}()
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(letGo, func() { close(giveUp) }) })
@@ -156,24 +157,6 @@ func (r *run) solve(ctx context.Context, id, ref string, spec build.Spec) ([]bui
 		return nil, ctx.Err()
 	}
 }
-
-// forget has the daemon drop its own record of a solve that had secrets: it keeps
-// what steps wrote as it was, and a step may have written a secret out. The
-// builder's record has it masked.
-func (r *run) forget(ctx context.Context, j *job) {
-	if !r.hide.Hides() {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), forgetTimeout)
-	defer cancel()
-	_, err := r.daemon.client.ControlClient().UpdateBuildHistory(ctx, &controlapi.UpdateBuildHistoryRequest{Ref: j.opt.Ref, Delete: true})
-	if err != nil && grpcerrors.Code(err) != codes.NotFound {
-		r.daemon.log.WarnContext(ctx, "the daemon's own record of a build with secrets cannot be dropped", "build", j.build, "error", err)
-	}
-}
-
-// forgetTimeout bounds the wait for the daemon to drop a record.
-const forgetTimeout = 5 * time.Second
 
 // drain reads what nobody waits for any more: BuildKit's client does not end
 // while its channel is full. The client closes it within its own bounds.
