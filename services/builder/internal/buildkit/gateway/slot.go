@@ -54,6 +54,8 @@ func newSlot(life context.Context, queue *contention, of owner, b slotted, clien
 	if !clientRuns {
 		s.working = 1
 	}
+	s.mu.Lock() // look reads check
+	defer s.mu.Unlock()
 	s.check = time.AfterFunc(lendToOwn, s.look)
 	return s
 }
