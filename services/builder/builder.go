@@ -117,7 +117,20 @@ func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Teleme
 		return nil, err
 	}
 	translate := grpcapi.Translator{CacheRepository: s.cfg.GetCacheRepository(), OtherScopes: s.scopes.Others}
-	s.builds = build.NewService(build.Options{
+	s.builds = s.newBuilds(daemon, counters, translate, tel)
+	s.parts.Push("builds", s.builds.Close)
+	if err := s.serve(translate, rules, tel); err != nil {
+		return nil, err
+	}
+	// Once there are rules to hold them to; calls are served from Run on.
+	return s, s.builds.Recover(ctx)
+}
+
+// newBuilds makes the service that takes builds.
+func (s *Service) newBuilds(
+	daemon *buildkit.Daemon, counters build.Metrics, translate grpcapi.Translator, tel *telemetry.Telemetry,
+) *build.Service {
+	return build.NewService(build.Options{
 		Pool: s.fleet, Store: s.store, Queue: turns{newQueue(s.cfg)}, Metrics: counters, Log: tel.Logger,
 		MaxBuildTime: s.cfg.GetMaxBuildTime().AsDuration(), NewID: uuid.NewString, Encode: wire.Encode, Decode: translate.Decode,
 		Hold:   func(spec build.Spec) (release func()) { return buildkit.Hold(s.contexts, spec) },
@@ -127,12 +140,6 @@ func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Teleme
 			s.pruner.ask()
 		},
 	})
-	s.parts.Push("builds", s.builds.Close)
-	if err := s.serve(translate, rules, tel); err != nil {
-		return nil, err
-	}
-	// Once there are rules to hold them to; calls are served from Run on.
-	return s, s.builds.Recover(ctx)
 }
 
 // onBehalf returns ctx with what the caller of a build may do now.

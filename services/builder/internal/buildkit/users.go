@@ -84,7 +84,7 @@ func (u *users) lendHost(host string) bool {
 		return true
 	}
 	if repository, withheld := u.withheld[host]; withheld {
-		u.refuse(repository)
+		u.refusal = notLent(repository)
 		return false
 	}
 	u.lent[host] = true
@@ -102,18 +102,18 @@ func (u *users) reads(ref string) error {
 		return nil
 	}
 	if u.lent[host] {
-		return u.refuse(repo)
+		u.refusal = notLent(repo)
+		return u.refusal
 	}
 	u.withheld[host] = repo
 	return nil
 }
 
-// refuse notes why a user is not lent. mu is held.
-func (u *users) refuse(repository string) error {
-	u.refusal = fault.New(fault.PermissionDenied, "DENIED",
+// notLent returns the fault of a repository for which no user is lent.
+func notLent(repository string) *fault.Error {
+	return fault.New(fault.PermissionDenied, "DENIED",
 		fmt.Sprintf("the builder's user is not lent for %s, and its registry asks for one", repository),
 		"ask the operator to add the repository to pulls of the caller's rule, or use `kiln build`, which has your own login")
-	return u.refusal
 }
 
 // denied returns why a user was not lent; nil when none was refused.
@@ -168,7 +168,7 @@ func (u *users) allowsScope(host, scope string) bool {
 	if u.allowed(repo, push) {
 		return true
 	}
-	u.refuse(repo)
+	u.refusal = notLent(repo)
 	return false
 }
 
