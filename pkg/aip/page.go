@@ -2,6 +2,8 @@ package aip
 
 import (
 	"google.golang.org/protobuf/proto"
+
+	"github.com/kilnbuild/kiln/pkg/fault"
 )
 
 // DefaultPageSize is the size of a page for a caller that names none.
@@ -65,4 +67,10 @@ func Page[T any, M proto.Message](room *Room, all []T, from int, message func(T)
 		page = append(page, m)
 	}
 	return page, 0
+}
+
+// NotOfTheList returns the fault for a page token that is not of the list.
+func NotOfTheList() error {
+	return fault.Invalid("page_token", "", "is not a token of this list",
+		"send next_page_token of the page before, as the same caller and with the same filter and order; or none, for the first page")
 }

@@ -11,10 +11,10 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/kilnbuild/kiln/pkg/aip"
 	"github.com/kilnbuild/kiln/pkg/auth"
 	"github.com/kilnbuild/kiln/pkg/clock"
 	"github.com/kilnbuild/kiln/pkg/lifecycle"
+	"github.com/kilnbuild/kiln/pkg/pagetoken"
 	"github.com/kilnbuild/kiln/pkg/rpc"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
@@ -51,7 +51,7 @@ type Service struct {
 	contexts  *contextstore.Store
 	syncKeys  synckey.Keys
 	artifacts *artifacts.Store
-	pages     *aip.Tokens
+	pages     *pagetoken.Tokens
 	clock     *clock.Guard
 	guard     *guard.Guard
 	caches    cachemanagerv1.CacheManagerServiceClient // nil: there is no cache manager
@@ -154,7 +154,7 @@ func (s *Service) openStores(ctx context.Context, tel *telemetry.Telemetry) erro
 	if err != nil {
 		return err
 	}
-	if s.pages, err = aip.OpenTokens(dir.dir); err != nil {
+	if s.pages, err = pagetoken.OpenTokens(dir.dir); err != nil {
 		return err
 	}
 	if s.syncKeys, err = synckey.Open(dir.dir); err != nil {

@@ -13,9 +13,9 @@ import (
 
 	"github.com/google/uuid"
 
-	"github.com/kilnbuild/kiln/pkg/aip"
 	"github.com/kilnbuild/kiln/pkg/clock"
 	"github.com/kilnbuild/kiln/pkg/lifecycle"
+	"github.com/kilnbuild/kiln/pkg/pagetoken"
 	"github.com/kilnbuild/kiln/pkg/rpc"
 	"github.com/kilnbuild/kiln/pkg/statedir"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
@@ -37,7 +37,7 @@ type Service struct {
 	server   *rpc.Server
 	schedule *enforce.Schedule
 	daemons  fleet
-	pages    *aip.Tokens
+	pages    *pagetoken.Tokens
 	clock    *clock.Guard
 	parts    *lifecycle.Stack // what is closed when all has ended
 }
@@ -110,7 +110,7 @@ func (s *Service) openState(
 	if err != nil {
 		return nil, err
 	}
-	if s.pages, err = aip.OpenTokens(dir); err != nil {
+	if s.pages, err = pagetoken.OpenTokens(dir); err != nil {
 		return nil, err
 	}
 	store, err := state.Open(ctx, filepath.Join(dir, "cache.db"))

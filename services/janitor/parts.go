@@ -12,10 +12,10 @@ import (
 	"github.com/google/uuid"
 	"go.opentelemetry.io/otel/trace"
 
-	"github.com/kilnbuild/kiln/pkg/aip"
 	"github.com/kilnbuild/kiln/pkg/clock"
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/pkg/lifecycle"
+	"github.com/kilnbuild/kiln/pkg/pagetoken"
 	"github.com/kilnbuild/kiln/pkg/statedir"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
@@ -39,7 +39,7 @@ type parts struct {
 	client   *registry.Client
 	storage  *storage.Storage // nil: out of reach
 	store    *state.Store
-	pages    *aip.Tokens
+	pages    *pagetoken.Tokens
 	clock    *clock.Guard
 	gauges   *metrics.Registry
 	checker  *check.Checker
@@ -145,7 +145,7 @@ func (p *parts) openState(ctx context.Context, cfg *configv1.JanitorConfig, tel 
 	if err != nil {
 		return err
 	}
-	if p.pages, err = aip.OpenTokens(dir); err != nil {
+	if p.pages, err = pagetoken.OpenTokens(dir); err != nil {
 		return err
 	}
 	if p.store, err = state.Open(ctx, filepath.Join(dir, "janitor.db")); err != nil {

@@ -8,8 +8,8 @@ import (
 	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/kilnbuild/kiln/pkg/aip"
 	"github.com/kilnbuild/kiln/pkg/auth"
+	"github.com/kilnbuild/kiln/pkg/pagetoken"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 	"github.com/kilnbuild/kiln/services/builder/internal/pool"
@@ -30,13 +30,13 @@ type Server struct {
 	translate Translator
 	contexts  Contexts
 	artifacts Artifacts
-	pages     *aip.Tokens
+	pages     *pagetoken.Tokens
 }
 
 // NewServer returns a server of the builds that the service takes. pages seals the tokens
 // of its lists.
 func NewServer(
-	builds *build.Service, fleet Fleet, translate Translator, contexts Contexts, artifacts Artifacts, pages *aip.Tokens,
+	builds *build.Service, fleet Fleet, translate Translator, contexts Contexts, artifacts Artifacts, pages *pagetoken.Tokens,
 ) *Server {
 	return &Server{builds: builds, fleet: fleet, translate: translate, contexts: contexts, artifacts: artifacts, pages: pages}
 }

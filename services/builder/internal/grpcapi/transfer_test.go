@@ -18,8 +18,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/kilnbuild/kiln/pkg/aip"
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/pkg/pagetoken"
 	"github.com/kilnbuild/kiln/pkg/rpc"
 	"github.com/kilnbuild/kiln/pkg/testkit"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
@@ -80,7 +80,7 @@ func newRig(t *testing.T, rules ...*configv1.AccessRule) rig {
 	server := must(rpc.NewServer(rpc.ServerOptions{Name: "test", Config: &configv1.ServerConfig{
 		Listen: "127.0.0.1:0", HttpListen: "127.0.0.1:0", Access: rules,
 	}}))(t)
-	builderv1.RegisterBuilderServiceServer(server, grpcapi.NewServer(builds, nil, translator, contexts, kept, aip.EphemeralTokens()))
+	builderv1.RegisterBuilderServiceServer(server, grpcapi.NewServer(builds, nil, translator, contexts, kept, pagetoken.EphemeralTokens()))
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error, 1)
 	go func() { ended <- server.Run(ctx) }()
@@ -219,7 +219,7 @@ func TestUploadEndsInSilence(t *testing.T) {
 			dir := t.TempDir()
 			synctest.Test(t, func(t *testing.T) {
 				contexts := closed(t, must(contextstore.Open(dir, contextstore.Limits{}, slog.New(slog.DiscardHandler), time.Now))(t))
-				server := grpcapi.NewServer(nil, nil, translator, contexts, nil, aip.EphemeralTokens())
+				server := grpcapi.NewServer(nil, nil, translator, contexts, nil, pagetoken.EphemeralTokens())
 				ctx, cancel := context.WithCancel(t.Context())
 				began := time.Now()
 				err := server.UploadContext(&silent{ctx: ctx, every: every})

@@ -6,9 +6,9 @@ import (
 	"context"
 	"time"
 
-	"github.com/kilnbuild/kiln/pkg/aip"
 	"github.com/kilnbuild/kiln/pkg/auth"
 	"github.com/kilnbuild/kiln/pkg/growth"
+	"github.com/kilnbuild/kiln/pkg/pagetoken"
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/attribution"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
@@ -43,8 +43,8 @@ type Options struct {
 	State       State
 	Directories []*local.Directory
 	NewID       func() string
-	Pages       *aip.Tokens      // seals the tokens of lists
-	Now         func() time.Time // that ages are counted to
+	Pages       *pagetoken.Tokens // seals the tokens of lists
+	Now         func() time.Time  // that ages are counted to
 }
 
 // Server serves kiln.cachemanager.v1.CacheManagerService.

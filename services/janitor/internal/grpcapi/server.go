@@ -10,8 +10,8 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/kilnbuild/kiln/pkg/aip"
 	"github.com/kilnbuild/kiln/pkg/growth"
+	"github.com/kilnbuild/kiln/pkg/pagetoken"
 	janitorv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/janitor/v1"
 	"github.com/kilnbuild/kiln/services/janitor/internal/check"
 	"github.com/kilnbuild/kiln/services/janitor/internal/enforce"
@@ -65,8 +65,8 @@ type Options struct {
 	State    State
 	Life     context.Context //nolint:containedctx // that of the service: runs outlive the calls that start them
 	NewID    func() string
-	Pages    *aip.Tokens      // seals the tokens of lists
-	Now      func() time.Time // that ages are counted to
+	Pages    *pagetoken.Tokens // seals the tokens of lists
+	Now      func() time.Time  // that ages are counted to
 }
 
 // Server serves kiln.janitor.v1.JanitorService.

@@ -1,4 +1,6 @@
-package aip
+// Package pagetoken seals the page tokens of lists (AIP-158), for a caller, a method and
+// a query each.
+package pagetoken
 
 import (
 	"context"
@@ -13,8 +15,8 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 
+	"github.com/kilnbuild/kiln/pkg/aip"
 	"github.com/kilnbuild/kiln/pkg/auth"
-	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/pkg/statedir"
 )
 
@@ -55,7 +57,7 @@ func EphemeralTokens() *Tokens {
 	_, _ = rand.Read(key) // Never fails.
 	t, err := NewTokens(key)
 	if err != nil {
-		panic("aip: " + err.Error()) // The key has the right size.
+		panic("pagetoken: " + err.Error()) // The key has the right size.
 	}
 	return t
 }
@@ -115,11 +117,11 @@ func (l List) Read(place any) error {
 	}
 	sealed, err := base64.RawURLEncoding.Strict().DecodeString(l.token)
 	if err != nil {
-		return NotOfTheList()
+		return aip.NotOfTheList()
 	}
 	text, err := l.aead.Open(nil, nil, sealed, l.of)
 	if err != nil || json.Unmarshal(text, place) != nil {
-		return NotOfTheList()
+		return aip.NotOfTheList()
 	}
 	return nil
 }
@@ -134,7 +136,7 @@ func (l List) Offset() (from int, err error) {
 func (l List) Token(place any) string {
 	text, err := json.Marshal(place)
 	if err != nil {
-		panic(fmt.Sprintf("aip: a %T cannot be the place of a page: %v", place, err))
+		panic(fmt.Sprintf("pagetoken: a %T cannot be the place of a page: %v", place, err))
 	}
 	return base64.RawURLEncoding.EncodeToString(l.aead.Seal(nil, nil, text, l.of))
 }
@@ -146,10 +148,4 @@ func (l List) OffsetToken(next int) string {
 		return ""
 	}
 	return l.Token(next)
-}
-
-// NotOfTheList returns the fault for a page token that is not of the list.
-func NotOfTheList() error {
-	return fault.Invalid("page_token", "", "is not a token of this list",
-		"send next_page_token of the page before, as the same caller and with the same filter and order; or none, for the first page")
 }

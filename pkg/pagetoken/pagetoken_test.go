@@ -1,4 +1,4 @@
-package aip_test
+package pagetoken_test
 
 import (
 	"bytes"
@@ -10,9 +10,9 @@ import (
 
 	"google.golang.org/protobuf/proto"
 
-	"github.com/kilnbuild/kiln/pkg/aip"
 	"github.com/kilnbuild/kiln/pkg/auth"
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/pkg/pagetoken"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	janitorv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/janitor/v1"
@@ -27,7 +27,7 @@ func as(name string) context.Context {
 	return auth.NewContext(context.Background(), auth.Identity{Name: name})
 }
 
-func query(ctx context.Context, t *testing.T, tokens *aip.Tokens, req aip.Paged) aip.List {
+func query(ctx context.Context, t *testing.T, tokens *pagetoken.Tokens, req pagetoken.Paged) pagetoken.List {
 	t.Helper()
 	l, err := tokens.Query(ctx, req)
 	if err != nil {
@@ -46,7 +46,7 @@ func isNotOfTheList(t *testing.T, what string, err error) {
 
 // A token is opaque, comes back as it was, and is of one key, method, query and caller.
 func TestTokens_AreOfOneListAndCaller(t *testing.T) {
-	tokens := aip.EphemeralTokens()
+	tokens := pagetoken.EphemeralTokens()
 	want := place{"payroll-secret", 42}
 	first := &builderv1.ListBuildsRequest{Filter: `project = "web"`, OrderBy: "project", PageSize: 10}
 	token := query(as("ci"), t, tokens, first).Token(want)
@@ -70,13 +70,13 @@ func TestTokens_AreOfOneListAndCaller(t *testing.T) {
 		}
 	}
 	var got place
-	for name, other := range map[string]aip.List{
+	for name, other := range map[string]pagetoken.List{
 		"another caller": query(as("eve"), t, tokens, next(func(*builderv1.ListBuildsRequest) {})),
 		"no caller":      query(context.Background(), t, tokens, next(func(*builderv1.ListBuildsRequest) {})),
 		"another filter": query(as("ci"), t, tokens, next(func(r *builderv1.ListBuildsRequest) { r.Filter = "" })),
 		"another order":  query(as("ci"), t, tokens, next(func(r *builderv1.ListBuildsRequest) { r.OrderBy = "" })),
 		"another method": query(as("ci"), t, tokens, &janitorv1.ListRunsRequest{PageToken: token, Filter: first.GetFilter()}),
-		"another key":    query(as("ci"), t, aip.EphemeralTokens(), next(func(*builderv1.ListBuildsRequest) {})),
+		"another key":    query(as("ci"), t, pagetoken.EphemeralTokens(), next(func(*builderv1.ListBuildsRequest) {})),
 		"kept":           tokens.Kept(as("ci"), next(func(*builderv1.ListBuildsRequest) {})),
 	} {
 		isNotOfTheList(t, name, other.Read(&got))
@@ -85,7 +85,7 @@ func TestTokens_AreOfOneListAndCaller(t *testing.T) {
 
 // No byte of a token can be changed, left out or added.
 func TestTokens_RefuseTampering(t *testing.T) {
-	tokens := aip.EphemeralTokens()
+	tokens := pagetoken.EphemeralTokens()
 	token := query(as("ci"), t, tokens, &builderv1.ListBuildsRequest{}).Token(place{"web", 1})
 	forged := []string{"x", " " + token, token + "A", token[1:], token[:len(token)-1], "bnVsbA", "e30", "MTA"}
 	for i := range token {
@@ -104,7 +104,7 @@ func TestTokens_RefuseTampering(t *testing.T) {
 // The token of a kept plan goes on with it whatever else the request says, for the same
 // caller and method only.
 func TestTokens_KeptIgnoresOtherFields(t *testing.T) {
-	tokens := aip.EphemeralTokens()
+	tokens := pagetoken.EphemeralTokens()
 	token := tokens.Kept(as("ci"), &janitorv1.PlanRunRequest{Repositories: []string{"a"}}).Token(7)
 	var from int
 	if err := tokens.Kept(as("ci"), &janitorv1.PlanRunRequest{PageToken: token}).Read(&from); err != nil || from != 7 {
@@ -115,7 +115,7 @@ func TestTokens_KeptIgnoresOtherFields(t *testing.T) {
 }
 
 func TestTokens_NeedAKey(t *testing.T) {
-	if _, err := aip.NewTokens([]byte("short")); err == nil {
+	if _, err := pagetoken.NewTokens([]byte("short")); err == nil {
 		t.Error("a short key is taken")
 	}
 }
