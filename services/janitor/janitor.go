@@ -95,7 +95,7 @@ func (s *Service) Run(ctx context.Context) error {
 	err := lifecycle.Run(ctx,
 		lifecycle.Task{Name: "server", Run: s.server.Run},
 		lifecycle.Task{Name: "watch", Run: s.watch.run},
-		lifecycle.Task{Name: "clock", Run: s.parts.clock.Run},
+		lifecycle.Task{Name: "clock", Run: s.clock.Run},
 		lifecycle.Task{Name: "schedule", Run: s.schedule.Run},
 		lifecycle.Task{Name: "runs", Run: func(ctx context.Context) error { <-ctx.Done(); s.end(); return nil }},
 		lifecycle.Task{Name: "listener", Run: s.beat},

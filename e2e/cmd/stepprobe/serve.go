@@ -42,7 +42,7 @@ func packets(address string, answer func([]byte) []byte) error {
 	if err != nil {
 		return err
 	}
-	defer conn.Close()
+	defer func() { _ = conn.Close() }()
 	buffer := make([]byte, 4096)
 	for {
 		n, from, err := conn.ReadFrom(buffer)

@@ -164,7 +164,7 @@ func BenchmarkIdleClient(b *testing.B) {
 		run(b, conn, service(nil))
 		f.next(b)
 	}
-	for b.Loop() { //nolint:revive // nothing is measured in time
+	for b.Loop() {
 	}
 	b.ReportMetric(float64(held()-before)/clients, "B/client")
 }

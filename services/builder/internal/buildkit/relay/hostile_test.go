@@ -71,7 +71,7 @@ func TestClient_EndsThatBeginsTooSlowly(t *testing.T) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		<-f.ended
+		_ = <-f.ended
 	}()
 	huge := slowly(settings())
 	for {

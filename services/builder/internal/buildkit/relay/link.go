@@ -112,7 +112,7 @@ func (l *Link) open(ctx context.Context, daemon *grpc.ClientConn) (err error) {
 	l.server = grpc.NewServer(
 		grpc.UnknownServiceHandler(l.handle), grpc.ForceServerCodecV2(rawcodec.Codec{}),
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage), grpc.MaxHeaderListSize(maxHeaders),
-		grpc.ReadBufferSize(0), grpc.WriteBufferSize(writeBatch), grpc.SharedWriteBuffer(true),
+		grpc.ReadBufferSize(0), grpc.WriteBufferSize(writeBatch),
 		grpc.StaticStreamWindowSize(streamWindow), grpc.StaticConnWindowSize(connectionWindow),
 		grpc.ConnectionTimeout(preface),
 	)

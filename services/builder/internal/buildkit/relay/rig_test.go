@@ -3,7 +3,6 @@ package relay_test
 import (
 	"context"
 	"net"
-	"os"
 	"sync"
 	"testing"
 	"time"
@@ -20,16 +19,7 @@ import (
 	"github.com/kilnbuild/kiln/services/builder/internal/rawcodec"
 )
 
-func TestMain(m *testing.M) {
-	code := m.Run()
-	if code == 0 {
-		if err := goleak.Find(); err != nil {
-			println(err.Error())
-			code = 1
-		}
-	}
-	os.Exit(code)
-}
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // daemon has the sessions of a buildkitd.
 type daemon struct {
