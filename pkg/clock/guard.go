@@ -23,17 +23,28 @@ import (
 // The clock is compared with the time that passed since the host has started, which no
 // setting of the clock moves and which counts suspends, and after a restart of the host
 // with the last time that was seen before. After a jump nothing is trusted until the
-// clock is back, the operator confirms the new time by a file, or ConfirmAfter has
-// passed.
+// clock is back, the operator confirms the new time by a file, or the new time has
+// lasted for a day while the service ran, which counts across restarts.
 type Guard struct {
 	opts Options
 	read func() reading // what the clocks say now
 
-	mu      sync.Mutex
-	last    reading       // that was trusted
-	saved   time.Duration // when last was written, since the host's start
-	doubt   string        // why the clock is not trusted; empty: it is
-	doubted time.Duration // since when, since the host's start
+	mu    sync.Mutex
+	seen  seen
+	saved time.Duration // when seen was written, since the host's start
+}
+
+// seen is what a Guard knows of the clock. It is kept in the state directory.
+type seen struct {
+	reading        // the last that was trusted
+	Doubt   *doubt `json:"doubt,omitempty"` // nil: the clock is trusted
+}
+
+// doubt is a new time that is not trusted yet.
+type doubt struct {
+	Last   reading       `json:"last"`   // of the new time
+	Lasted time.Duration `json:"lasted"` // how long the clock went on from it without a jump
+	told   string        // why, as far as the log has it
 }
 
 // Options is what a Guard is made of.
@@ -59,6 +70,7 @@ type reading struct {
 const (
 	drift        = 10 * time.Minute    // that NTP corrects without a jump
 	maxOff       = 14 * 24 * time.Hour // that a host is switched off
+	maxPause     = 3 * 24 * time.Hour  // that a virtual machine is paused, which its kernel does not count
 	confirmAfter = 24 * time.Hour      // that a new time must last
 	saveEvery    = 30 * time.Second
 	checkEvery   = time.Minute
@@ -80,12 +92,12 @@ func NewGuard(opts Options) (*Guard, error) {
 	text, err := os.ReadFile(filepath.Join(opts.StateDir, lastSeenFile))
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		g.last.Wall = opts.Newest
+		g.seen.Wall = opts.Newest
 	case err != nil:
 		return nil, fault.Wrap(err, fault.FailedPrecondition, "WRONG_STATE", "the last time seen cannot be read",
 			"let the service read its state_dir")
-	case json.Unmarshal(text, &g.last) != nil: // cut by a power failure
-		g.last = reading{Wall: opts.Newest}
+	case json.Unmarshal(text, &g.seen) != nil: // cut by a power failure
+		g.seen = seen{reading: reading{Wall: opts.Newest}}
 	}
 	_, err = opts.Meter.Meter("github.com/kilnbuild/kiln/pkg/clock").Int64ObservableGauge("kiln.clock.jumped",
 		metric.WithDescription("1 while the host's clock is not trusted after a jump and nothing is deleted by age"),
@@ -107,29 +119,56 @@ func (g *Guard) Check(ctx context.Context) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	now := g.read()
-	why := implausible(g.last, now)
-	switch {
-	case why != "" && g.confirmed():
-		g.opts.Log.InfoContext(ctx, "the new time of the host's clock is confirmed", "time", now.Wall, "was", why)
-		why = ""
-	case why != "" && g.doubt != "" && now.Passed-g.doubted >= confirmAfter:
-		g.opts.Log.WarnContext(ctx, "the new time of the host's clock has lasted, and is trusted", "time", now.Wall, "was", why)
-		why = ""
-	case why == "" && g.doubt != "":
-		g.opts.Log.InfoContext(ctx, "the host's clock is plausible again", "time", now.Wall, "was", g.doubt)
-	}
+	why := implausible(g.seen.reading, now)
 	if why == "" {
-		g.doubt = ""
+		if g.seen.Doubt != nil {
+			g.opts.Log.InfoContext(ctx, "the host's clock is plausible again", "time", now.Wall)
+		}
 		g.trust(ctx, now)
 		return nil
 	}
-	if g.doubt == "" {
-		g.doubted = now.Passed
-		g.opts.Log.ErrorContext(ctx, "the host's clock has jumped; nothing is deleted by age",
-			"why", why, "time", now.Wall, "last", g.last.Wall, "remedy", g.remedy())
+	if g.confirmed() {
+		g.opts.Log.InfoContext(ctx, "the new time of the host's clock is confirmed", "time", now.Wall, "was", why)
+		g.trust(ctx, now)
+		return nil
 	}
-	g.doubt = why
+	if g.doubt(ctx, now, why) >= confirmAfter {
+		g.opts.Log.WarnContext(ctx, "the new time of the host's clock has lasted, and is trusted", "time", now.Wall, "was", why)
+		g.trust(ctx, now)
+		return nil
+	}
 	return fault.New(fault.FailedPrecondition, "CLOCK_JUMPED", "the host's clock cannot be trusted: "+why, g.remedy())
+}
+
+// doubt notes a time that is not trusted, and returns how long it has lasted. mu is held.
+func (g *Guard) doubt(ctx context.Context, now reading, why string) time.Duration {
+	d := g.seen.Doubt
+	if d == nil || !d.goesOn(now) {
+		d = &doubt{Last: now}
+		g.seen.Doubt, g.saved = d, 0
+	}
+	if d.told == "" {
+		d.told = why
+		g.opts.Log.ErrorContext(ctx, "the host's clock has jumped; nothing is deleted by age",
+			"why", why, "time", now.Wall, "last", g.seen.Wall, "remedy", g.remedy())
+	}
+	if now.Boot == d.Last.Boot {
+		d.Lasted += max(0, now.Passed-d.Last.Passed)
+	}
+	d.Last = now
+	g.keep(ctx, now)
+	return d.Lasted
+}
+
+// goesOn reports whether a reading goes on from a new time, so that this has lasted. A
+// pause of a virtual machine is no jump here: a laptop's has one each night, and would
+// never be trusted again.
+func (d *doubt) goesOn(now reading) bool {
+	if implausible(d.Last, now) == "" {
+		return true
+	}
+	paused := now.Wall.Sub(d.Last.Wall) - (now.Passed - d.Last.Passed)
+	return now.Boot == d.Last.Boot && paused > 0 && paused <= maxPause
 }
 
 func (g *Guard) remedy() string {
@@ -170,18 +209,29 @@ func (g *Guard) confirmed() bool {
 
 // trust makes a reading the one that the next is compared with. mu is held.
 func (g *Guard) trust(ctx context.Context, now reading) {
-	g.last = now
+	if g.seen.Doubt != nil {
+		g.saved = 0
+	}
+	g.seen = seen{reading: now}
+	g.keep(ctx, now)
+}
+
+// keep writes what was seen now and then. mu is held.
+func (g *Guard) keep(ctx context.Context, now reading) {
 	if g.saved != 0 && now.Passed-g.saved < saveEvery {
 		return
 	}
 	g.saved = now.Passed
+	if g.seen.Doubt == nil {
+		_ = g.confirmed() // A confirmation that is left would be of the next jump, which nobody has seen.
+	}
 	if err := g.save(); err != nil {
 		g.opts.Log.WarnContext(ctx, "the time cannot be noted in the state directory", "error", err)
 	}
 }
 
 func (g *Guard) save() error {
-	text, err := json.Marshal(g.last)
+	text, err := json.Marshal(g.seen)
 	if err != nil {
 		return err
 	}

@@ -177,6 +177,71 @@ func TestGuard_TrustsAgain(t *testing.T) {
 	}
 }
 
+// A laptop that was off for weeks and is off, or a virtual machine that is paused, each
+// night never runs for a day at a stretch. What lasts is counted over its days.
+func TestGuard_TrustsAgainOverManyDays(t *testing.T) {
+	for name, test := range map[string]struct {
+		night   func(h *host)
+		trusted bool
+	}{
+		"switched off each night": {func(h *host) { h.reboot(14 * time.Hour) }, true},
+		"paused each night":       {func(h *host) { h.jump(14 * time.Hour) }, true},
+		"jumps by weeks each day": {func(h *host) { h.jump(30 * day) }, false},
+		"jumps back each day":     {func(h *host) { h.jump(-5 * day) }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h, dir := newHost(), t.TempDir()
+			_ = h.guard(t, dir, time.Time{}, &bytes.Buffer{}).Check(t.Context())
+			h.reboot(90 * day)
+			trusted := false
+			for range 5 {
+				g := h.guard(t, dir, time.Time{}, &bytes.Buffer{})
+				for range 20 {
+					trusted = trusted || g.Check(t.Context()) == nil
+					h.pass(30 * time.Minute)
+				}
+				test.night(h)
+			}
+			if trusted != test.trusted {
+				t.Errorf("trusted: %v, should be %v", trusted, test.trusted)
+			}
+		})
+	}
+}
+
+// A time that is not trusted yet does not vouch for another one.
+func TestGuard_ASecondJumpIsDoubtedAnew(t *testing.T) {
+	h, dir := newHost(), t.TempDir()
+	g := h.guard(t, dir, time.Time{}, &bytes.Buffer{})
+	_ = g.Check(t.Context())
+	h.jump(90 * day)
+	_ = g.Check(t.Context())
+	h.pass(23 * time.Hour)
+	_ = g.Check(t.Context())
+	h.jump(10 * year)
+	_ = g.Check(t.Context())
+	h.pass(2 * time.Hour)
+	if g.Check(t.Context()) == nil {
+		t.Error("the second jump is trusted after two hours")
+	}
+}
+
+// A confirmation that nobody needed does not confirm a later jump.
+func TestGuard_AnOldConfirmationIsNone(t *testing.T) {
+	h, dir := newHost(), t.TempDir()
+	g := h.guard(t, dir, time.Time{}, &bytes.Buffer{})
+	_ = g.Check(t.Context())
+	if err := os.WriteFile(filepath.Join(dir, confirmFile), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	h.pass(time.Hour)
+	_ = g.Check(t.Context())
+	h.jump(90 * day)
+	if g.Check(t.Context()) == nil {
+		t.Error("the jump is trusted")
+	}
+}
+
 // Whatever happens to the clock, an age that is counted while the guard trusts it is, but
 // for the drift of each jump that is too small to see, of time that has really passed.
 func TestGuard_NeverTrustsAJump(t *testing.T) {
