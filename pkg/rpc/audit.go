@@ -67,11 +67,20 @@ func (a *audit) close() error {
 	return a.file.Close()
 }
 
+// maxNamed bounds each name in an entry: the request of a call that is refused was not
+// checked, and is as long as its caller likes.
+const maxNamed = 1024
+
 // write writes an entry. One that cannot be written is logged and counted; the error
 // is an UNAVAILABLE fault when the audit log is required.
 func (a *audit) write(ctx context.Context, attrs []slog.Attr) error {
 	record := slog.NewRecord(time.Now(), slog.LevelInfo, "call that changes something", 0)
-	record.AddAttrs(attrs...)
+	for _, attr := range attrs {
+		if attr.Value.Kind() == slog.KindString {
+			attr.Value = slog.StringValue(clip(attr.Value.String(), maxNamed))
+		}
+		record.AddAttrs(attr)
+	}
 	err := a.handler.Handle(ctx, record)
 	if err == nil {
 		return nil

@@ -77,6 +77,17 @@ func TestAudit_HasRefusedCallsThatChangeNothing(t *testing.T) {
 	}
 }
 
+// Who may do nothing cannot fill the disk with the names in a request.
+func TestAudit_BoundsTheNamesOfCallsThatAreRefused(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "audit.log")
+	a, lines := audited(t, &configv1.ServerConfig{AuditFile: file})
+	ctx, noted := a.entryOf(t.Context(), builderv1.BuilderService_GetBuild_FullMethodName, auth.Identity{})
+	noted.end(ctx, &builderv1.GetBuildRequest{BuildId: strings.Repeat("x", 1<<20)}, status.New(codes.Unauthenticated, ""))
+	if info, err := os.Stat(file); err != nil || info.Size() > 2*maxNamed || len(lines()) != 1 {
+		t.Errorf("%d entries of %d bytes, %v", len(lines()), info.Size(), err)
+	}
+}
+
 // full is an audit log on a disk that has no room.
 func full(t *testing.T, required bool) (*audit, *bytes.Buffer) {
 	t.Helper()

@@ -316,6 +316,21 @@ func TestWrite_CountsWhatIsUnderWay(t *testing.T) {
 	}
 }
 
+// An artifact without an end costs no other project what it has: its own project is the
+// one that uses most, though nothing of it is complete.
+func TestWrite_WithoutEndHarmsNobody(t *testing.T) {
+	s := limited(t, t.TempDir(), quota.Limits{All: 100_000, Each: 90_000})
+	if err := write(s, "web", "mine", 40_000); err != nil {
+		t.Fatal(err)
+	}
+	if err := write(s, "greedy", "b1", 1_000_000); fault.KindOf(err) != fault.ResourceExhausted {
+		t.Errorf("an artifact without an end: %v", err)
+	}
+	if !there(s, "mine") {
+		t.Error("it evicted another project's artifact")
+	}
+}
+
 func TestWrite_MakesRoomAtTheCostOfWhoUsesMost(t *testing.T) {
 	dir := t.TempDir()
 	s := limited(t, dir, quota.Limits{All: 100_000, Each: 70_000})

@@ -164,7 +164,7 @@ func (s *Store) makeRoom(project string, bytes int64) error {
 		switch {
 		case s.account.OverEach(project, more):
 		case s.account.OverAll(more):
-			from = s.heaviest(all)
+			from = s.heaviest(all, project, more)
 		default:
 			return nil
 		}
@@ -180,10 +180,14 @@ func (s *Store) makeRoom(project string, bytes int64) error {
 	return nil
 }
 
-// heaviest returns the project with artifacts that uses most bytes.
-func (s *Store) heaviest(all []kept) string {
+// heaviest returns the project that uses most bytes: one with artifacts, or the one that
+// wants more.
+func (s *Store) heaviest(all []kept, wants string, more int64) string {
 	most := slices.MaxFunc(all, func(a, b kept) int {
 		return cmp.Compare(s.account.Of(a.project), s.account.Of(b.project))
 	})
+	if s.account.Of(wants)+more > s.account.Of(most.project) {
+		return wants
+	}
 	return most.project
 }
