@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"time"
@@ -27,19 +26,25 @@ const (
 	maxQueries, maxStreams = 256, 32
 )
 
-// forwarder passes DNS queries of steps on to name servers, as they are.
+// forwarder passes DNS queries of steps on to name servers, as they are, if they are
+// questions: what the servers take from this host besides is not for steps.
 type forwarder struct {
 	packets   net.PacketConn
 	streams   net.Listener
+	steps     netip.Prefix // addresses that are answered
 	upstreams func() []netip.AddrPort
 }
 
 // listenDNS opens port 53 of an address for UDP and TCP.
-func listenDNS(ctx context.Context, addr netip.Addr, upstreams func() []netip.AddrPort) (*forwarder, error) {
-	return listenDNSAt(ctx, netip.AddrPortFrom(addr, dnsPort), upstreams)
+func listenDNS(
+	ctx context.Context, addr netip.Addr, steps netip.Prefix, upstreams func() []netip.AddrPort,
+) (*forwarder, error) {
+	return listenDNSAt(ctx, netip.AddrPortFrom(addr, dnsPort), steps, upstreams)
 }
 
-func listenDNSAt(ctx context.Context, at netip.AddrPort, upstreams func() []netip.AddrPort) (*forwarder, error) {
+func listenDNSAt(
+	ctx context.Context, at netip.AddrPort, steps netip.Prefix, upstreams func() []netip.AddrPort,
+) (*forwarder, error) {
 	var config net.ListenConfig
 	streams, err := config.Listen(ctx, "tcp4", at.String())
 	if err != nil {
@@ -49,7 +54,7 @@ func listenDNSAt(ctx context.Context, at netip.AddrPort, upstreams func() []neti
 	if err != nil {
 		return nil, errors.Join(cannotListen(err, at), streams.Close())
 	}
-	return &forwarder{packets: packets, streams: streams, upstreams: upstreams}, nil
+	return &forwarder{packets: packets, streams: streams, steps: steps, upstreams: upstreams}, nil
 }
 
 func cannotListen(err error, at netip.AddrPort) error {
@@ -88,6 +93,9 @@ func (f *forwarder) servePackets(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
+		if !f.isStep(from) || !isQuestion(buffer[:size]) {
+			continue
+		}
 		query := append([]byte(nil), buffer[:size]...)
 		slots <- struct{}{}
 		go func() {
@@ -101,9 +109,6 @@ func (f *forwarder) servePackets(ctx context.Context) error {
 
 // ask returns the answer of the first name server that gives one, nil when none does.
 func (f *forwarder) ask(ctx context.Context, query []byte) []byte {
-	if len(query) < 12 { // the header of a message
-		return nil
-	}
 	for _, server := range f.upstreams() {
 		if answer, err := exchange(ctx, server, query); err == nil {
 			return answer
@@ -149,28 +154,51 @@ func (f *forwarder) serveStreams(ctx context.Context) error {
 		}
 		go func() {
 			defer func() { <-slots }()
-			f.pipe(ctx, conn)
+			f.serve(ctx, conn)
 		}()
 	}
 }
 
-// pipe connects a step with the first name server that takes its connection.
-func (f *forwarder) pipe(ctx context.Context, step net.Conn) {
+// serve answers the queries of a connection of a step, one after the other.
+func (f *forwarder) serve(ctx context.Context, step net.Conn) {
 	defer step.Close()
-	dialer := net.Dialer{Timeout: upstreamTimeout}
-	for _, server := range f.upstreams() {
-		upstream, err := dialer.DialContext(ctx, "tcp", server.String())
-		if err != nil {
-			continue
-		}
-		defer upstream.Close()
-		deadline := time.Now().Add(streamTimeout)
-		_, _ = step.SetDeadline(deadline), upstream.SetDeadline(deadline)
-		go func() {
-			_, _ = io.Copy(upstream, step)
-			_ = upstream.(*net.TCPConn).CloseWrite()
-		}()
-		_, _ = io.Copy(step, upstream)
+	if !f.isStep(step.RemoteAddr()) || step.SetDeadline(time.Now().Add(streamTimeout)) != nil {
 		return
 	}
+	for {
+		query, err := readMessage(step)
+		if err != nil || !isQuestion(query) {
+			return
+		}
+		answer := f.askByStream(ctx, query)
+		if answer == nil || writeMessage(step, answer) != nil {
+			return
+		}
+	}
+}
+
+// askByStream returns the answer of the first name server that gives one by TCP.
+func (f *forwarder) askByStream(ctx context.Context, query []byte) []byte {
+	for _, server := range f.upstreams() {
+		if answer, err := exchangeByStream(ctx, server, query); err == nil {
+			return answer
+		}
+	}
+	return nil
+}
+
+func exchangeByStream(ctx context.Context, server netip.AddrPort, query []byte) ([]byte, error) {
+	dialer := net.Dialer{Timeout: upstreamTimeout}
+	conn, err := dialer.DialContext(ctx, "tcp", server.String())
+	if err != nil {
+		return nil, err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(upstreamTimeout)); err != nil {
+		return nil, err
+	}
+	if err := writeMessage(conn, query); err != nil {
+		return nil, err
+	}
+	return readMessage(conn)
 }

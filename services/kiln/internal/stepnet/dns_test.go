@@ -3,14 +3,17 @@ package stepnet
 import (
 	"bytes"
 	"context"
-	"io"
+	"encoding/binary"
 	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/google/nftables/expr"
 )
 
 // echoServer answers each message of DNS with the same message and a mark, by UDP and TCP.
@@ -43,17 +46,30 @@ func echoServer(t *testing.T, mark string) netip.AddrPort {
 			if err != nil {
 				return
 			}
-			text, _ := io.ReadAll(conn)
-			_, _ = conn.Write(append(text, mark...))
+			if text, err := readMessage(conn); err == nil {
+				_ = writeMessage(conn, append(text, mark...))
+			}
 			conn.Close()
 		}
 	}()
 	return netip.MustParseAddrPort(streams.Addr().String())
 }
 
+// question returns a query for the records of a type of example.org.
+func question(opcode byte, kind uint16) []byte {
+	q := []byte{'i', 'd', opcode << 3, 0, 0, 1, 0, 0, 0, 0, 0, 0}
+	q = append(q, "\x07example\x03org\x00"...)
+	return append(binary.BigEndian.AppendUint16(q, kind), 0, 1)
+}
+
 func startForwarder(t *testing.T, upstreams ...netip.AddrPort) string {
 	t.Helper()
-	f, err := listenDNSAt(t.Context(), netip.MustParseAddrPort("127.0.0.1:0"), func() []netip.AddrPort { return upstreams })
+	return startForwarderFor(t, netip.MustParsePrefix("127.0.0.0/8"), upstreams...)
+}
+
+func startForwarderFor(t *testing.T, steps netip.Prefix, upstreams ...netip.AddrPort) string {
+	t.Helper()
+	f, err := listenDNSAt(t.Context(), netip.MustParseAddrPort("127.0.0.1:0"), steps, func() []netip.AddrPort { return upstreams })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -72,30 +88,63 @@ func startForwarder(t *testing.T, upstreams ...netip.AddrPort) string {
 func TestForwarder_AsksTheFirstServerThatAnswers(t *testing.T) {
 	// Nothing listens on port 1: the kernel says so at once.
 	at := startForwarder(t, netip.MustParseAddrPort("127.0.0.1:1"), echoServer(t, "-second"))
-	query := []byte("id and a query of some length")
+	query := question(0, 1)
 	for _, network := range []string{"udp", "tcp"} {
-		conn, err := net.Dial(network, at)
-		if err != nil {
-			t.Fatal(err)
-		}
-		_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
-		if _, err := conn.Write(query); err != nil {
-			t.Fatal(err)
-		}
-		buffer := make([]byte, maxMessage)
-		var got []byte
-		if network == "tcp" {
-			_ = conn.(*net.TCPConn).CloseWrite()
-			got, err = io.ReadAll(conn)
-		} else {
-			var n int
-			n, err = conn.Read(buffer)
-			got = buffer[:n]
-		}
+		got, err := ask(t, network, at, query)
 		if err != nil || !bytes.Equal(got, append(query, "-second"...)) {
 			t.Errorf("%s: %q, %v", network, got, err)
 		}
-		conn.Close()
+	}
+}
+
+// ask sends a message and returns the answer.
+func ask(t *testing.T, network, at string, query []byte) ([]byte, error) {
+	t.Helper()
+	conn, err := net.Dial(network, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(time.Second))
+	if network == "tcp" {
+		if err := writeMessage(conn, query); err != nil {
+			return nil, err
+		}
+		return readMessage(conn)
+	}
+	if _, err := conn.Write(query); err != nil {
+		return nil, err
+	}
+	buffer := make([]byte, maxMessage)
+	n, err := conn.Read(buffer)
+	return buffer[:n], err
+}
+
+// A name server may let this host change its zones, or read them whole: steps may not.
+// Nor does the forwarder answer those who are no steps.
+func TestForwarder_PassesOnNothingButQuestionsOfSteps(t *testing.T) {
+	server := echoServer(t, "!")
+	at := startForwarder(t, server)
+	outside := startForwarderFor(t, netip.MustParsePrefix("10.213.0.0/24"), server)
+	answer := question(0, 1)
+	answer[2] |= 0x80
+	compressed := append(question(0, 1)[:headerBytes], 0xc0, 12, 0, 1, 0, 1)
+	for _, network := range []string{"udp", "tcp"} {
+		for name, tc := range map[string]struct {
+			to    string
+			query []byte
+			pass  bool
+		}{
+			"a question": {at, question(0, 1), true}, "an update": {at, question(5, 6), false},
+			"a notification": {at, question(4, 6), false}, "a zone": {at, question(0, axfr), false},
+			"changes of a zone": {at, question(0, ixfr), false}, "an answer": {at, answer, false},
+			"no message": {at, []byte("GET / HTTP/1.1"), false}, "a name elsewhere": {at, compressed, false},
+			"who is no step": {outside, question(0, 1), false},
+		} {
+			if got, err := ask(t, network, tc.to, tc.query); (err == nil) != tc.pass {
+				t.Errorf("%s of %s: %q, %v", network, name, got, err)
+			}
+		}
 	}
 }
 
@@ -107,14 +156,35 @@ func TestForwarder_SurvivesWhatIsNoQuery(t *testing.T) {
 	}
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(10 * time.Second))
-	for _, message := range []string{"", "short", "id and a query"} {
+	query := question(0, 1)
+	for _, message := range []string{"", "short", string(query)} {
 		if _, err := conn.Write([]byte(message)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	buffer := make([]byte, maxMessage)
-	if n, err := conn.Read(buffer); err != nil || string(buffer[:n]) != "id and a query!" {
+	if n, err := conn.Read(buffer); err != nil || string(buffer[:n]) != string(query)+"!" {
 		t.Errorf("%q, %v", buffer[:n], err)
+	}
+}
+
+// What is denied is so also for addresses of this host that are in an allowed network.
+func TestRules_DenyGoesBeforeAllow(t *testing.T) {
+	host := netip.MustParsePrefix("10.20.0.7/32")
+	cfg := Config{
+		Bridge: "kiln0", Subnet: netip.MustParsePrefix("10.213.0.0/24"), Deny: []netip.Prefix{host},
+		Allow: []netip.Prefix{netip.MustParsePrefix("10.20.0.0/16")},
+	}
+	rules := cfg.rules()
+	in := ifname(expr.MetaKeyIIFNAME, cfg.Bridge, expr.CmpOpEq)
+	for name, chain := range map[string][][]expr.Any{"input": rules.input, "forward": rules.forward} {
+		at := func(want []expr.Any) int {
+			return slices.IndexFunc(chain, func(r []expr.Any) bool { return reflect.DeepEqual(r, want) })
+		}
+		denied, allowed := at(rule(in, destination(host), reject())), at(rule(in, destination(cfg.Allow[0]), accept()))
+		if denied < 0 || allowed < denied {
+			t.Errorf("%s: denied by rule %d, allowed by rule %d", name, denied, allowed)
+		}
 	}
 }
 

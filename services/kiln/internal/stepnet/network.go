@@ -44,7 +44,7 @@ func Setup(ctx context.Context, cfg Config, log *slog.Logger) (*Network, error) 
 	n := &Network{cfg: cfg, log: log}
 	if len(cfg.DNS) == 0 {
 		var err error
-		if n.dns, err = listenDNS(ctx, cfg.Gateway(), hostResolvers("/etc/resolv.conf")); err != nil {
+		if n.dns, err = listenDNS(ctx, cfg.Gateway(), cfg.Subnet, hostResolvers("/etc/resolv.conf")); err != nil {
 			return nil, errors.Join(err, n.Close())
 		}
 	}

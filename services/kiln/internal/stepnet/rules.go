@@ -33,6 +33,7 @@ func prefixes(texts ...string) []netip.Prefix {
 //	  iifname BRIDGE ip saddr != SUBNET drop
 //	  iifname BRIDGE ip daddr GATEWAY udp/tcp dport 53 accept   # the DNS forwarder
 //	  iifname BRIDGE ip daddr GATEWAY reject
+//	  iifname BRIDGE ip daddr DENIED reject
 //	  iifname BRIDGE ip daddr ALLOWED accept
 //	  iifname BRIDGE reject
 //	}
@@ -72,6 +73,7 @@ func (c Config) rules() ruleset {
 		r.forward = append(r.forward, dns(in, netip.PrefixFrom(server, 32))...)
 	}
 	for _, network := range c.Deny {
+		r.input = append(r.input, rule(in, destination(network), reject()))
 		r.forward = append(r.forward, rule(in, destination(network), reject()))
 	}
 	for _, network := range c.Allow {
