@@ -81,7 +81,7 @@ func TestPut_MakesRoomByLastUse(t *testing.T) {
 	dir := t.TempDir()
 	at := &clock{now: start}
 	bounds := limits()
-	bounds.KeepBytes = 2800
+	bounds.KeepBytes = 19_000 // four files of one block and their manifests
 	s := open(t, dir, bounds, at.Now)
 	var all []contextstore.Info
 	for i := range 4 {

@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 // putForever stores and sweeps contexts that share some files.
 func putForever(dir string) {
 	bounds := limits()
-	bounds.KeepBytes = 2 << 20
+	bounds.KeepBytes = 16 << 20
 	s, err := contextstore.Open(dir, bounds, slog.New(slog.DiscardHandler), time.Now)
 	for i := 0; err == nil; i++ {
 		items := make([]item, 0, 300)

@@ -116,7 +116,7 @@ func (st *stage) keep(src *source, r io.Reader, size int64, buf []byte) (Digest,
 	if st.has(digest, size) {
 		return digest, nil
 	}
-	if err := st.reserve(src.ctx, size); err != nil {
+	if err := st.reserve(src.ctx, blocks(size)); err != nil {
 		return Digest{}, err
 	}
 	f, err := st.create(digest.hex())
@@ -141,7 +141,7 @@ func (st *stage) keepLarge(src *source, r io.Reader, size int64, buf []byte) (_ 
 			return Digest{}, src.explain(err)
 		}
 		hash.Write(content)
-		if err := st.reserve(src.ctx, int64(len(content))); err != nil {
+		if err := st.reserve(src.ctx, blocks(int64(len(content)))); err != nil {
 			return Digest{}, err
 		}
 		if _, err := f.Write(content); err != nil {
@@ -216,7 +216,7 @@ func (s *Store) publishBlobs(st *stage, m manifest) (added int64, _ error) {
 		if err := s.root.Rename(st.path+"/"+e.Digest.hex(), blobPath(e.Digest)); err != nil {
 			return 0, onDisk(fmt.Errorf("of %q: %w", e.Path, err))
 		}
-		added += e.Size
+		added += blocks(e.Size)
 	}
 	return added, nil
 }

@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
@@ -62,6 +63,68 @@ func TestPut_EvictsThoseWhoUseMost(t *testing.T) {
 	again := open(t, dir, quotas(100_000, 80_000), at.Now)
 	if _, err := putFor(again, t, "greedy", random(t, 99, 15_000)); err != nil || !hasFor(again, "mine", mine) {
 		t.Errorf("after a restart: %v", err)
+	}
+}
+
+// An upload without an end costs no other project what it has.
+func TestPut_WithoutEndEvictsNobody(t *testing.T) {
+	s := open(t, t.TempDir(), quotas(8<<20, 7<<20), time.Now)
+	mine, err := putFor(s, t, "mine", random(t, 1, 3<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := endless(1)
+	if _, err := s.Put(t.Context(), "greedy", r, ""); fault.KindOf(err) != fault.ResourceExhausted {
+		t.Errorf("an endless upload: %v", err)
+	}
+	_ = r.(io.Closer).Close()
+	if !hasFor(s, "mine", mine) {
+		t.Error("it evicted another project's context")
+	}
+}
+
+// What an earlier version stored is of no project: it goes before what somebody can use.
+func TestPut_EvictsWhatIsOfNobodyFirst(t *testing.T) {
+	dir := t.TempDir()
+	limits := quotas(100_000, 90_000)
+	s, err := contextstore.Open(dir, limits, quiet, time.Now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range uint64(4) {
+		if _, err := putFor(s, t, "old", random(t, i, 20_000)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := errors.Join(s.Close(), os.RemoveAll(dir+"/owners")); err != nil {
+		t.Fatal(err)
+	}
+	again := open(t, dir, limits, time.Now)
+	var infos []contextstore.Info
+	for i := range uint64(3) {
+		info, err := putFor(again, t, "web", random(t, 10+i, 20_000))
+		if err != nil {
+			t.Fatal(err)
+		}
+		infos = append(infos, info)
+	}
+	for i, info := range infos {
+		if !hasFor(again, "web", info) {
+			t.Errorf("context %d of the project was evicted, and those of nobody stayed", i)
+		}
+	}
+}
+
+// Files take whole blocks of a disk: a quota that counts their bytes alone lets many
+// small ones take forty times as much.
+func TestPut_CountsTheBlocksOfSmallFiles(t *testing.T) {
+	s := open(t, t.TempDir(), quotas(2<<20, 1<<20), time.Now)
+	var items []item
+	for i := range 1000 { // 4 MB of blocks
+		items = append(items, item{Name: fmt.Sprint("f", i), Body: fmt.Sprint(i)})
+	}
+	if _, err := putFor(s, t, "greedy", tarOf(t, items...)); fault.KindOf(err) != fault.ResourceExhausted {
+		t.Errorf("%v", err)
 	}
 }
 

@@ -152,12 +152,14 @@ func (s *Store) evict(ctx context.Context, counted *tally, want demand) (freed i
 
 // victim returns a context that has to go, and of which project: the empty one means
 // all. Contexts whose time is over go first; then those of a project that is over its
-// bound; then, when the store is, those of the project that uses most. Of a project,
-// the least recently used goes first.
+// bound; then, when the store is, those of nobody and those of the project that uses
+// most. Of a project, the least recently used goes first. When it is the project that
+// wants room which uses most, and nothing of it can go, others keep what they have.
 func (s *Store) victim(want demand) (_ Digest, project string, some bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	oldest := make(map[string]Digest) // by project
+	var nobodys []Digest              // of an earlier version: no project can use them
 	for d, c := range s.contexts {
 		if s.expired(c) {
 			return d, "", true
@@ -170,27 +172,32 @@ func (s *Store) victim(want demand) (_ Digest, project string, some bool) {
 				oldest[owner] = d
 			}
 		}
-		if len(c.owners) == 0 { // of an earlier version
-			oldest[""] = d
+		if len(c.owners) == 0 {
+			nobodys = append(nobodys, d)
 		}
 	}
-	over := func(name string) bool {
+	more := func(name string) int64 { // is wanted for a project
 		if name == want.project {
-			return s.account.OverEach(name, want.bytes)
+			return want.bytes
 		}
-		return s.account.OverEach(name, 0)
+		return 0
 	}
 	all := s.account.OverAll(want.bytes)
 	most := int64(-1)
 	for name, d := range oldest {
-		if over(name) {
+		if s.account.OverEach(name, more(name)) {
 			return d, name, true
 		}
-		if bytes := s.account.Of(name); all && bytes > most {
+		if bytes := s.account.Of(name) + more(name); bytes > most {
 			most, project = bytes, name
 		}
 	}
-	if most < 0 {
+	switch {
+	case !all:
+		return Digest{}, "", false
+	case len(nobodys) > 0:
+		return nobodys[0], "", true
+	case most < s.account.Of(want.project)+want.bytes:
 		return Digest{}, "", false
 	}
 	return oldest[project], project, true

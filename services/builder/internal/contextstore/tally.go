@@ -59,7 +59,7 @@ func (s *share) add(m manifest, size int64) {
 			continue
 		}
 		if s.files[e.Digest]++; s.files[e.Digest] == 1 {
-			s.bytes += e.Size
+			s.bytes += blocks(e.Size)
 		}
 	}
 }
@@ -73,7 +73,14 @@ func (s *share) remove(m manifest, size int64) {
 		}
 		if s.files[e.Digest]--; s.files[e.Digest] == 0 {
 			delete(s.files, e.Digest)
-			s.bytes -= e.Size
+			s.bytes -= blocks(e.Size)
 		}
 	}
+}
+
+// blocks returns the bytes that a content takes on a disk, which gives whole blocks, and
+// something to its name: else a quota lets small files fill the disk.
+func blocks(size int64) int64 {
+	const block = 4096
+	return max(1, (size+block-1)/block) * block
 }
