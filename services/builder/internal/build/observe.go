@@ -26,6 +26,7 @@ type Observed struct {
 
 	mu      sync.Mutex
 	turn    Turn   // the one of Resume after Yield
+	ended   bool   // no turn is taken any more
 	running func() // tells the watch that the daemon has begun; nil before Begin
 	release func() // ends what Begin started; nil before Begin
 }
@@ -121,8 +122,9 @@ func (o *Observed) End(ctx context.Context, failure *Failure, result Result) {
 }
 
 func (o *Observed) end(ctx context.Context, failure *Failure, result Result) {
-	o.Yield()
 	o.mu.Lock()
+	o.ended = true
+	o.turn.Release()
 	release := o.release
 	o.mu.Unlock()
 	if release != nil {

@@ -137,3 +137,23 @@ func TestStart_RefusesMoreNamesThanARecordHolds(t *testing.T) {
 		}
 	})
 }
+
+// A slot that a build acquires while it ends would be given back by nobody.
+func TestResume_OfABuildThatHasEndedTakesNoSlot(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newRig(t, &pool{}, newMemory(), 1)
+		defer r.stop(t)
+		_, observed, err := r.Observe(t.Context(), build.Observation{ID: "ends", Project: "web"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		observed.Yield()
+		observed.End(t.Context(), nil, build.Result{})
+		if err := observed.Resume(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if free := r.Queue.(*line).free; free != 1 {
+			t.Errorf("%d slots are free of 1", free)
+		}
+	})
+}

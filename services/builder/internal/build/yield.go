@@ -21,11 +21,10 @@ func (o *Observed) Yield() {
 // Resume waits for a slot again, after Yield. A builder that stops begins no further
 // builds, so that this one goes on without a slot. It ends with the cause of ctx.
 func (o *Observed) Resume(ctx context.Context) error {
-	rec := o.live.record()
-	turn := o.service.Queue.Readmit(Entry{Tenant: rec.Tenant(), Priority: resumed})
-	o.mu.Lock()
-	o.turn = turn
-	o.mu.Unlock()
+	turn := o.readmit()
+	if turn == nil {
+		return nil
+	}
 	waits, stop := context.WithCancel(ctx)
 	defer stop()
 	defer context.AfterFunc(o.service.draining, stop)()
@@ -39,6 +38,18 @@ func (o *Observed) Resume(ctx context.Context) error {
 		return err
 	}
 	return nil
+}
+
+// readmit takes a place in the queue, nil when the build has ended.
+func (o *Observed) readmit() Turn {
+	rec := o.live.record()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if o.ended {
+		return nil
+	}
+	o.turn = o.service.Queue.Readmit(Entry{Tenant: rec.Tenant(), Priority: resumed})
+	return o.turn
 }
 
 // await waits for a turn and counts the build among those that wait.

@@ -50,7 +50,7 @@ func (g *Gateway) probe(c *call, r *route, request *rawcodec.Frame, req *control
 	ctx, cancel, unbind := r.bind(ctx)
 	defer cancel(nil)
 	defer unbind()
-	up, err := g.place(ctx, sessions, req)
+	up, err := g.place(ctx, sessions, openedBeside(req))
 	if err != nil {
 		cancel(err)
 		return whyEnded(ctx)

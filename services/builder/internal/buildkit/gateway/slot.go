@@ -95,7 +95,10 @@ func (s *slot) resume(back chan struct{}) {
 	defer s.mu.Unlock()
 	s.resuming = nil
 	close(back)
-	if err == nil && !s.ended {
+	switch {
+	case s.ended:
+		s.build.Yield()
+	case err == nil:
 		s.queue.returned(s.owner)
 		s.held = true
 		s.check.Reset(lendToOwn)

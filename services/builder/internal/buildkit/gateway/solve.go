@@ -63,9 +63,9 @@ var errBroke = fault.New(fault.Internal, "INTERNAL", "the builder failed while p
 
 // build runs a build. Its end is stored before its client learns of it.
 func (g *Gateway) build(c *call, r *route, request *rawcodec.Frame, req *controlapi.SolveRequest) error {
-	tags := tagsOf(req)
+	asked := whatOf(req)
 	ctx, observed, err := g.builds.Observe(c.Context(), build.Observation{
-		ID: r.ref, Project: project(c.Context()), Tags: tags, Bytes: int64(request.Data.Len()), Caller: g.caller(c.Context()),
+		ID: r.ref, Project: project(c.Context()), Tags: asked.tags, Bytes: int64(request.Data.Len()), Caller: g.caller(c.Context()),
 	})
 	if err != nil {
 		return err
@@ -83,14 +83,33 @@ func (g *Gateway) build(c *call, r *route, request *rawcodec.Frame, req *control
 		return whyEnded(ctx)
 	}
 	defer release()
-	up, err := g.place(ctx, sessions, req)
+	up, err := g.place(ctx, sessions, asked.beside)
 	if err != nil {
 		cancel(err)
 		observed.End(ctx, outcome.FailureOf(ctx, err, nil), build.Result{})
 		return whyEnded(ctx)
 	}
 	observed.Begin(up.Name())
-	return g.run(ctx, &started{call: c, route: r, observed: observed, up: up, tags: tags, unbind: unbind, secrets: secretsOf(sessions, req.GetSession())}, request, req)
+	return g.run(ctx, &started{
+		call: c, route: r, observed: observed, up: up, asked: asked, unbind: unbind, secrets: secretsOf(sessions, asked.session),
+	}, request)
+}
+
+// what is what a build needs of its request after it was checked. The request itself
+// is not kept while the build waits: decoded, it may take fifty times its bytes, which
+// the bound on what waits does not count.
+type what struct {
+	session    string
+	beside     []string // sessions that the client opens beside the Solve
+	tags       []string
+	clientRuns bool // the client runs the frontend
+}
+
+func whatOf(req *controlapi.SolveRequest) what {
+	return what{
+		session: req.GetSession(), beside: openedBeside(req), tags: tagsOf(req),
+		clientRuns: req.GetFrontend() == "" && req.GetDefinition() == nil,
+	}
 }
 
 // started is a build whose Solve goes to a daemon.
@@ -99,15 +118,14 @@ type started struct {
 	route    *route
 	observed *build.Observed
 	up       *upstream
-	tags     []string
+	asked    what
 	unbind   func()
 	secrets  *mask.Set
 }
 
 // run has the daemon solve a build.
-func (g *Gateway) run(ctx context.Context, s *started, request *rawcodec.Frame, req *controlapi.SolveRequest) error {
-	clientRuns := req.GetFrontend() == "" && req.GetDefinition() == nil
-	slot := newSlot(ctx, g.queue, s.owner, s.observed, clientRuns)
+func (g *Gateway) run(ctx context.Context, s *started, request *rawcodec.Frame) error {
+	slot := newSlot(ctx, g.queue, s.owner, s.observed, s.asked.clientRuns)
 	defer slot.end()
 	told := follow(ctx, s.up, s.route, s.secrets, s.observed.Event)
 	s.route.send(s.up, slot)
@@ -124,7 +142,7 @@ func (g *Gateway) run(ctx context.Context, s *started, request *rawcodec.Frame, 
 		s.observed.End(ctx, told.failure(ctx, grpcerrors.FromGRPC(err)), result)
 		return answer
 	}
-	result.Outputs = outputsOf(response, s.tags)
+	result.Outputs = outputsOf(response, s.asked.tags)
 	s.observed.End(ctx, nil, result)
 	return s.SendMsg(&response)
 }
@@ -149,8 +167,8 @@ func (g *Gateway) admit(ctx context.Context, c *call, r *route, req *controlapi.
 const tracer = "github.com/kilnbuild/kiln/services/builder/internal/buildkit/gateway"
 
 // place chooses the daemon of a build, and opens the sessions that it names there.
-func (g *Gateway) place(ctx context.Context, sessions []*sessionRoute, req *controlapi.SolveRequest) (*upstream, error) {
-	awaitOpened(ctx, sessions, openedBeside(req))
+func (g *Gateway) place(ctx context.Context, sessions []*sessionRoute, beside []string) (*upstream, error) {
+	awaitOpened(ctx, sessions, beside)
 	daemon, err := g.daemons.Pick(ctx)
 	if err != nil {
 		return nil, err

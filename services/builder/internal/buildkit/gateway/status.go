@@ -26,19 +26,21 @@ const comeWithin = 30 * time.Second
 // has it, and until then its place in the queue; that of a past build from the
 // daemon's history. It is the caller's own build, or an administrator asks.
 func (g *Gateway) status(c *call) error {
-	var req controlapi.StatusRequest
-	if _, err := c.receive(&req); err != nil {
+	var sent controlapi.StatusRequest
+	if _, err := c.receive(&sent); err != nil {
 		return err
 	}
-	if err := build.CheckID(req.GetRef()); err != nil {
+	if err := build.CheckID(sent.GetRef()); err != nil {
 		return err
 	}
+	// A Status waits as long as its build. It keeps nothing else that its client sent.
+	req := &controlapi.StatusRequest{Ref: sent.GetRef()}
 	r := g.routes.enter(req.GetRef())
 	defer g.routes.leave(r)
 	client := &oneHeader{ServerStream: c.ServerStream}
 	s, _ := r.now()
 	if s.phase == expected {
-		past, err := g.past(c, r, client, &req)
+		past, err := g.past(c, r, client, req)
 		if past || err != nil {
 			return err
 		}
@@ -55,7 +57,7 @@ func (g *Gateway) status(c *call) error {
 	if err != nil || s.daemon == nil {
 		return err // a build that was refused has no status: its Solve says why
 	}
-	return current(c.Context(), r, s.daemon, client, &req)
+	return current(c.Context(), r, s.daemon, client, req)
 }
 
 // past passes on the status of a build that has no route, from the daemon's history.
