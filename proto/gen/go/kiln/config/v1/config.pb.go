@@ -2127,8 +2127,8 @@ type AccessRule struct {
 	// "*" at the end as a wildcard; "none" is no image. Empty: all.
 	Frontends []string `protobuf:"bytes,6,rep,name=frontends,proto3" json:"frontends,omitempty"`
 	// Allow calls that concern a whole daemon and so the builds of all tenants:
-	// BuildKit's Prune, DiskUsage, ListenBuildHistory without a ref, and content of
-	// builds that are not the caller's. The rule's methods must name them too.
+	// BuildKit's Prune and DiskUsage, and the history, status and content of builds
+	// that are not the caller's. The rule's methods must name them too.
 	// Default: false.
 	DaemonAdmin bool `protobuf:"varint,7,opt,name=daemon_admin,json=daemonAdmin,proto3" json:"daemon_admin,omitempty"`
 	// Repositories that its builds by RPC may read with the users in registries of the
