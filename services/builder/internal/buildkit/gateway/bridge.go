@@ -25,6 +25,18 @@ type visit struct {
 	ctx   context.Context //nolint:containedctx // of the call, and of the build
 	route *route
 	state state
+	judge func(*rawcodec.Frame) error // whether the client may have the response; nil: it may
+}
+
+// respond gives the client the daemon's response, or ends a build that may not have it.
+func (v *visit) respond(response *rawcodec.Frame) error {
+	if v.judge != nil {
+		if err := v.judge(response); err != nil {
+			v.route.cut(err)
+			return err
+		}
+	}
+	return v.SendMsg(response)
 }
 
 // light serves a call that gives the daemon no work to do.
@@ -124,7 +136,11 @@ func answer(g *Gateway, v *visit) error {
 func (g *Gateway) answer(v *visit, request *rawcodec.Frame) error {
 	up := v.state.daemon
 	if v.state.phase >= running {
-		return up.unary(v.ctx, v.call, request)
+		response, err := up.exchange(v.ctx, v.call, request)
+		if err != nil {
+			return err
+		}
+		return v.respond(&response)
 	}
 	raw := request.Data.Materialize()
 	request.Data.Free()
@@ -132,7 +148,7 @@ func (g *Gateway) answer(v *visit, request *rawcodec.Frame) error {
 		response, err := up.exchange(v.ctx, v.call, rawcodec.FrameOf(raw))
 		if err == nil {
 			v.route.answered()
-			return v.SendMsg(&response)
+			return v.respond(&response)
 		}
 		if s, _ := v.route.now(); status.Code(err) != codes.NotFound || s.phase != placed {
 			return err
@@ -173,6 +189,9 @@ func checked(g *Gateway, v *visit) error {
 	if err := openAt(v.ctx, sessions, v.state.daemon); err != nil {
 		return err
 	}
+	if solve, ok := req.(*gatewaypb.SolveRequest); ok && v.state.probe && solve.GetFrontend() != "" {
+		v.judge = withoutResult
+	}
 	return g.answer(v, request)
 }
 
@@ -187,5 +206,5 @@ func (g *Gateway) allow(ctx context.Context, c *call, req proto.Message, probe b
 	if err = errors.Join(err, unread); err != nil {
 		return nil, nil, err
 	}
-	return g.routes.claim(c.owner.identity, ids)
+	return g.routes.claim(c.owner, ids)
 }

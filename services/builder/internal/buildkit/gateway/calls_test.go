@@ -15,11 +15,16 @@ import (
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/grpcerrors"
 	tracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/kilnbuild/kiln/pkg/auth"
 	"github.com/kilnbuild/kiln/pkg/fault"
+	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
+	"github.com/kilnbuild/kiln/services/builder/internal/rawcodec"
 )
 
 // soon is far less than any of BuildKit's clocks.
@@ -136,6 +141,12 @@ func TestProbe_RunsNoSteps(t *testing.T) {
 		"question about a Dockerfile": {solves(&gatewaypb.SolveRequest{
 			Frontend: "dockerfile.v0", FrontendOpt: map[string]string{"requestid": "frontend.outline"},
 		}), false},
+		"frontend that knows no questions": {solves(&gatewaypb.SolveRequest{
+			Frontend: "gateway.v0", FrontendOpt: map[string]string{"requestid": "frontend.outline", "source": oldFrontend},
+		}), true},
+		"question with its build": {solves(&gatewaypb.SolveRequest{
+			Frontend: "dockerfile.v0", Evaluate: true, FrontendOpt: map[string]string{"requestid": "frontend.outline"},
+		}), true},
 		"step":          {solves(&gatewaypb.SolveRequest{Definition: run}), true},
 		"step of input": {solves(&gatewaypb.SolveRequest{FrontendInputs: map[string]*pb.Definition{"x": run}}), true},
 		"Dockerfile":    {solves(&gatewaypb.SolveRequest{Frontend: "dockerfile.v0"}), true},
@@ -226,5 +237,64 @@ func TestHeld_BoundsTheCallsOfAnIdentity(t *testing.T) {
 	done()
 	if len(h.of) != 1 {
 		t.Errorf("%d identities are counted", len(h.of))
+	}
+}
+
+// A build for a project that its caller may not use leaves no record there.
+func TestSolve_ForAForeignProjectLeavesNoRecord(t *testing.T) {
+	r := newRig(t)
+	rules := []*configv1.AccessRule{{Identities: []string{"eve"}, Methods: []string{methodSolve}, Projects: []string{"web"}}}
+	grant, err := auth.FromRules(rules, false)(t.Context(), methodSolve, auth.Identity{Name: "eve"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw, err := proto.Marshal(&controlapi.SolveRequest{Ref: identity.NewID()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	sent := metadata.Pairs(ProjectKey, "payroll", identityKey, "eve")
+	ctx := metadata.NewIncomingContext(auth.WithGrant(t.Context(), grant), sent)
+	down := one{ctx: ctx, request: raw}
+	err = r.gateway.solve(&call{ServerStream: down, method: methodSolve, owner: r.gateway.ownerOf(ctx)})
+	if fault.KindOf(err) != fault.PermissionDenied {
+		t.Error(err)
+	}
+	if ids := r.store.ids(); len(ids) != 0 {
+		t.Errorf("it left %q", ids)
+	}
+}
+
+// one is the stream of a call with one request.
+type one struct {
+	grpc.ServerStream
+	ctx     context.Context //nolint:containedctx // as a stream has it
+	request []byte
+}
+
+func (o one) Context() context.Context { return o.ctx }
+
+func (o one) RecvMsg(into any) error {
+	into.(*rawcodec.Frame).Data = rawcodec.FrameOf(o.request).Data
+	return nil
+}
+
+// What a daemon has of a build by RPC with secrets is not masked: it is shown to nobody.
+func TestStatus_OfABuildWithSecretsIsNotPassedOn(t *testing.T) {
+	r := newRig(t)
+	id := "123e4567-e89b-42d3-a456-426614174001"
+	r.store.records[id] = build.Record{
+		ID: id, Origin: build.OriginAPI, State: build.Running, Caller: "ann", Project: "default", HasSecrets: true,
+	}
+	for _, ref := range []string{id, id + "-2"} {
+		status, err := r.client(t, "ann").ControlClient().Status(t.Context(), &controlapi.StatusRequest{Ref: ref})
+		if err == nil {
+			_, err = status.Recv()
+		}
+		if grpcerrors.Code(err) != codes.FailedPrecondition {
+			t.Errorf("%s: %v", ref, err)
+		}
+	}
+	if asked := r.daemon.asked; len(asked) != 0 {
+		t.Errorf("the daemon was asked for %q", asked)
 	}
 }

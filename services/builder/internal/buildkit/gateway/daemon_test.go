@@ -151,6 +151,9 @@ func (d *daemon) Ping(ctx context.Context, _ *gatewaypb.PingRequest) (*gatewaypb
 	return &gatewaypb.PongResponse{FrontendAPICaps: gatewaypb.Caps.All()}, nil
 }
 
+// oldFrontend is the image of a frontend that knows no requests about a Dockerfile.
+const oldFrontend = "docker/dockerfile:1.0"
+
 // bridgeServer is the frontend's side of the daemon: a method of its name stands
 // in both services.
 type bridgeServer struct {
@@ -162,7 +165,7 @@ func (b bridgeServer) Ping(ctx context.Context, req *gatewaypb.PingRequest) (*ga
 	return b.daemon.Ping(ctx, req)
 }
 
-func (b bridgeServer) Solve(ctx context.Context, _ *gatewaypb.SolveRequest) (*gatewaypb.SolveResponse, error) {
+func (b bridgeServer) Solve(ctx context.Context, req *gatewaypb.SolveRequest) (*gatewaypb.SolveResponse, error) {
 	j, err := b.find(ctx, buildid.FromIncomingContext(ctx))
 	if err != nil {
 		return nil, err
@@ -171,7 +174,11 @@ func (b bridgeServer) Solve(ctx context.Context, _ *gatewaypb.SolveRequest) (*ga
 		<-ctx.Done()
 		return nil, ctx.Err()
 	}
-	return &gatewaypb.SolveResponse{Result: &gatewaypb.Result{Result: &gatewaypb.Result_Ref{Ref: &gatewaypb.Ref{}}}}, nil
+	ref := &gatewaypb.Ref{}
+	if req.FrontendOpt["source"] == oldFrontend {
+		ref.Id = "result"
+	}
+	return &gatewaypb.SolveResponse{Result: &gatewaypb.Result{Result: &gatewaypb.Result_Ref{Ref: ref}}}, nil
 }
 
 func (b bridgeServer) Return(ctx context.Context, req *gatewaypb.ReturnRequest) (*gatewaypb.ReturnResponse, error) {

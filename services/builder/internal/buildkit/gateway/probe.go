@@ -3,6 +3,8 @@ package gateway
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
 	gatewaypb "github.com/moby/buildkit/frontend/gateway/pb"
@@ -10,6 +12,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/pkg/protocodec"
 	"github.com/kilnbuild/kiln/services/builder/internal/buildkit/graph"
 	"github.com/kilnbuild/kiln/services/builder/internal/rawcodec"
 )
@@ -66,21 +69,42 @@ func (g *Gateway) probe(c *call, r *route, request *rawcodec.Frame, req *control
 	return c.SendMsg(&response)
 }
 
+var errRuns = fault.New(fault.FailedPrecondition, "WRONG_STATE", "an internal solve may read sources and run no steps",
+	"send the solve without Internal")
+
+// withoutResult returns an error when a frontend has returned a result, whose steps
+// the client could have run: one that knows no requests about a Dockerfile, as the
+// first releases of docker/dockerfile, builds it.
+func withoutResult(response *rawcodec.Frame) error {
+	var res gatewaypb.SolveResponse
+	if err := protocodec.Unmarshal(response.Data.Materialize(), &res); err != nil {
+		return err
+	}
+	result := res.GetResult()
+	refs := []string{res.GetRef(), result.GetRefDeprecated(), result.GetRef().GetId()}
+	refs = slices.AppendSeq(refs, maps.Values(result.GetRefsDeprecated().GetRefs()))
+	for _, ref := range result.GetRefs().GetRefs() {
+		refs = append(refs, ref.GetId())
+	}
+	if len(result.GetAttestations()) > 0 || slices.ContainsFunc(refs, func(id string) bool { return id != "" }) {
+		return errRuns
+	}
+	return nil
+}
+
 // onlyReads returns an error when a call of a probe would run steps.
 func onlyReads(req proto.Message) error {
-	runs := fault.New(fault.FailedPrecondition, "WRONG_STATE", "an internal solve may read sources and run no steps",
-		"send the solve without Internal")
 	r, ok := req.(*gatewaypb.SolveRequest)
 	if !ok {
 		if _, container := req.(*gatewaypb.NewContainerRequest); container {
-			return runs
+			return errRuns
 		}
 		return nil
 	}
-	// A frontend that answers a request about a Dockerfile returns no result to run. It
-	// may read the Dockerfile from an input.
-	if r.GetFrontend() != "" && r.GetFrontendOpt()["requestid"] == "" {
-		return runs
+	// A frontend that answers a request about a Dockerfile returns no result to run; see
+	// withoutResult. It may read the Dockerfile from an input.
+	if r.GetFrontend() != "" && (r.GetFrontendOpt()["requestid"] == "" || r.GetEvaluate()) {
+		return errRuns
 	}
 	graphs := []*pb.Definition{r.GetDefinition()}
 	for _, def := range r.GetFrontendInputs() {
@@ -89,7 +113,7 @@ func onlyReads(req proto.Message) error {
 	for _, def := range graphs {
 		if err := graph.Walk(def, graph.Default, func(op *pb.Op) error {
 			if op.GetExec() != nil || op.GetBuild() != nil {
-				return runs
+				return errRuns
 			}
 			return nil
 		}); err != nil {

@@ -165,8 +165,8 @@ func (strict) Entitlements(names []string) error {
 	return fault.New(fault.PermissionDenied, "POLICY_DENIED", "the entitlement is not granted", "leave it out")
 }
 
-func (strict) Frontend(name string, _ map[string]string) error {
-	if name == "" || name == "dockerfile.v0" {
+func (strict) Frontend(name string, attrs map[string]string) error {
+	if name == "" || name == "dockerfile.v0" || attrs["source"] == oldFrontend {
 		return nil
 	}
 	return fault.New(fault.PermissionDenied, "POLICY_DENIED", "the frontend is not granted", "leave it out")

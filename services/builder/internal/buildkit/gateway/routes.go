@@ -16,11 +16,15 @@ type routes struct {
 	mu       sync.Mutex
 	builds   map[string]*route
 	sessions map[string]*sessionRoute
-	probes   map[string]int // internal solves under way, by identity
+	secrets  map[owner]*clientSecrets // of clients with sessions
+	probes   map[string]int           // internal solves under way, by identity
 }
 
 func newRoutes() *routes {
-	return &routes{builds: make(map[string]*route), sessions: make(map[string]*sessionRoute), probes: make(map[string]int)}
+	return &routes{
+		builds: make(map[string]*route), sessions: make(map[string]*sessionRoute),
+		secrets: make(map[owner]*clientSecrets), probes: make(map[string]int),
+	}
 }
 
 // enter returns the route of a build, whether its Solve has come or is still to

@@ -21,11 +21,11 @@ import (
 // Of graphs that the daemon itself reads, from a frontend or a file, the gateway sees
 // nothing: there, only the randomness of ids protects a session.
 type sessionRoute struct {
-	id       string
-	identity string
-	calls    int           // that name it; guarded by routes.mu
-	came     chan struct{} // closed when the client has opened it
-	secrets  *mask.Set     // that the client has given to daemons
+	id      string
+	owner   owner         // its identity has the right to it
+	calls   int           // that name it; guarded by routes.mu
+	came    chan struct{} // closed when the client has opened it
+	secrets *mask.Set     // that the client has given to daemons, in any of its sessions
 
 	mu     sync.Mutex
 	client *relay.Client // nil while the client has not opened it
@@ -34,21 +34,40 @@ type sessionRoute struct {
 	wanted map[string]*upstream // where builds were placed that name it; both by the daemon's name
 }
 
+// clientSecrets are the secrets of all sessions of one client. A daemon runs a step that
+// two builds have in common once, with the secrets of either's session, and shows what
+// it writes in both: the targets of a bake each have a session.
+type clientSecrets struct {
+	set      *mask.Set
+	sessions int
+}
+
+// secretsFor counts a session of a client, and returns the client's secrets. mu is held.
+func (t *routes) secretsFor(of owner) *mask.Set {
+	s := t.secrets[of]
+	if s == nil {
+		s = &clientSecrets{set: buildkit.NewSecrets()}
+		t.secrets[of] = s
+	}
+	s.sessions++
+	return s.set
+}
+
 // claim takes sessions for a call of an identity, all or none of them, until release
 // is called. A session of another identity is told in BuildKit's words for one that
 // does not exist.
-func (t *routes) claim(identity string, ids []string) (claimed []*sessionRoute, release func(), err error) {
+func (t *routes) claim(of owner, ids []string) (claimed []*sessionRoute, release func(), err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, id := range ids {
-		if s := t.sessions[id]; s != nil && s.identity != identity {
+		if s := t.sessions[id]; s != nil && s.owner.identity != of.identity {
 			return nil, nil, noSession(id)
 		}
 	}
 	for _, id := range ids {
 		s := t.sessions[id]
 		if s == nil {
-			s = &sessionRoute{came: make(chan struct{}), id: id, identity: identity, secrets: buildkit.NewSecrets()}
+			s = &sessionRoute{came: make(chan struct{}), id: id, owner: of, secrets: t.secretsFor(of)}
 			t.sessions[id] = s
 		}
 		s.calls++
@@ -61,8 +80,14 @@ func (t *routes) release(claimed []*sessionRoute) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, s := range claimed {
-		if s.calls--; s.calls == 0 {
-			delete(t.sessions, s.id)
+		if s.calls--; s.calls > 0 {
+			continue
+		}
+		delete(t.sessions, s.id)
+		if its := t.secrets[s.owner]; its.sessions > 1 {
+			its.sessions--
+		} else {
+			delete(t.secrets, s.owner)
 		}
 	}
 }
@@ -189,7 +214,7 @@ func (g *Gateway) session(c *call) error {
 		return err
 	}
 	defer client.Close()
-	claimed, release, err := g.routes.claim(c.owner.identity, []string{client.ID()})
+	claimed, release, err := g.routes.claim(c.owner, []string{client.ID()})
 	if err != nil {
 		return err
 	}

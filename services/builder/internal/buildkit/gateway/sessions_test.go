@@ -7,6 +7,8 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/services/builder/internal/buildkit"
+	"github.com/kilnbuild/kiln/services/builder/internal/mask"
 )
 
 // Whatever calls come and go: the sessions that are named at one time are each of
@@ -29,7 +31,7 @@ func TestSessionsBelongToOne(t *testing.T) {
 				free := !slices.ContainsFunc(open, func(other call) bool {
 					return other.identity != c.identity && slices.ContainsFunc(other.ids, func(id string) bool { return slices.Contains(c.ids, id) })
 				})
-				_, release, err := s.claim(c.identity, c.ids)
+				_, release, err := s.claim(owner{identity: c.identity}, c.ids)
 				if free != (err == nil) || err != nil && fault.KindOf(err) != fault.NotFound {
 					t.Fatalf("%v claims, with %v open: %v", c, open, err)
 				}
@@ -51,9 +53,36 @@ func TestSessionsBelongToOne(t *testing.T) {
 						t.Fatalf("session %s is kept, and no call names it", id)
 					}
 				}
+				for of := range s.secrets {
+					if !slices.ContainsFunc(open, func(c call) bool { return c.identity == of.identity && len(c.ids) > 0 }) {
+						t.Fatalf("the secrets of %+v are kept, and it has no session", of)
+					}
+				}
 			},
 		})
 	})
+}
+
+// A step that two targets of a bake have in common is given the secrets of one, and
+// shown to both.
+func TestSecrets_OfAllSessionsOfAClientAreMasked(t *testing.T) {
+	table, bake, other := newRoutes(), owner{"ci", "10.0.0.1:1"}, owner{"ci", "10.0.0.1:2"}
+	claim := func(of owner, id string) []*sessionRoute {
+		claimed, release, err := table.claim(of, []string{id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(release)
+		return claimed
+	}
+	first, second, foreign := claim(bake, "s1"), claim(bake, "s2"), claim(other, "s3")
+	buildkit.AddSecret(first[0].secrets, []byte("hunter22"))
+	if got := secretsOf(second, "s2").Masker().Text("hunter22"); got != mask.Replacement {
+		t.Errorf("the other target of the bake shows %q", got)
+	}
+	if secretsOf(foreign, "s3").Masker() != nil {
+		t.Error("another client can find out the secret by what is masked for it")
+	}
 }
 
 // A client that left is no failure that the builder's log warns of.

@@ -11,6 +11,7 @@ import (
 	"github.com/moby/buildkit/util/grpcerrors"
 	"go.opentelemetry.io/otel/trace"
 
+	"github.com/kilnbuild/kiln/pkg/auth"
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/pkg/protocodec"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
@@ -36,6 +37,10 @@ func (g *Gateway) solve(c *call) (err error) {
 		return err
 	}
 	if err := c.audit(slog.String("ref", brief(ref)), slog.String("session", brief(req.GetSession()))); err != nil {
+		return err
+	}
+	// Before there is a record, which would be one of a project that is not the caller's.
+	if err := auth.GrantOf(c.Context()).Check(auth.Use{Project: project(c.Context())}); err != nil {
 		return err
 	}
 	if err := g.reserved(c.Context(), ref); err != nil {
