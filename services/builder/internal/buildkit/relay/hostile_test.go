@@ -71,7 +71,9 @@ func TestClient_EndsThatBeginsTooSlowly(t *testing.T) {
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
-		_ = <-f.ended
+		if err := <-f.ended; err == nil {
+			t.Error("the session ended without an error")
+		}
 	}()
 	huge := slowly(settings())
 	for {
