@@ -47,6 +47,7 @@ func newAudit(service string, cfg *configv1.ServerConfig, tel *telemetry.Telemet
 	if err != nil {
 		return nil, fmt.Errorf("making a metric: %w", err)
 	}
+	failures.Add(context.Background(), 0) // an alert sees the first failure as an increase
 	a := &audit{log: tel.Logger, required: cfg.GetAuditRequired(), failures: failures}
 	if cfg.GetAuditFile() == "" {
 		a.handler = tel.Logger.With("audit", true).Handler()
