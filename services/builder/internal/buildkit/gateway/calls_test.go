@@ -196,6 +196,25 @@ func TestSolve_CannotTakeTheRefOfAnAttempt(t *testing.T) {
 	}
 }
 
+// What the daemon tells of a build by RPC shows its secrets, which only WatchBuild masks:
+// nobody gets it, not even the caller whose build it is.
+func TestStatus_OfABuildByRPCWithSecretsIsRefused(t *testing.T) {
+	r := newRig(t)
+	const id = "123e4567-e89b-42d3-a456-426614174000"
+	r.store.records[id] = build.Record{
+		ID: id, Origin: build.OriginAPI, State: build.Running, Caller: "ann", Project: "default", HasSecrets: true,
+	}
+	for _, ref := range []string{id, id + "-2"} {
+		stream, err := r.client(t, "ann").ControlClient().Status(t.Context(), &controlapi.StatusRequest{Ref: ref})
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		if grpcerrors.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "kiln builds watch "+id) {
+			t.Errorf("%s: %v, want FAILED_PRECONDITION with the command that shows it", ref, err)
+		}
+	}
+}
+
 // A daemon that collects no spans is no failure of the client that sends some.
 func TestSpans_AreTakenWithoutACollector(t *testing.T) {
 	r := newRig(t)
