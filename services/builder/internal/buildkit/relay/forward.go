@@ -15,16 +15,26 @@ import (
 	"github.com/moby/buildkit/session/secrets"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/kilnbuild/kiln/pkg/lifecycle"
 	"github.com/kilnbuild/kiln/services/builder/internal/rawcodec"
 )
 
 // methodSecret is the one method whose messages are read.
 const methodSecret = "/moby.buildkit.secrets.v1.Secrets/GetSecret"
 
-// handle passes a call of the daemon on to the client. Both directions go their own
+// handle serves a call of the daemon. A panic, which is reported, ends this call only.
+func (l *Link) handle(_ any, down grpc.ServerStream) error {
+	err := lifecycle.Protect(l.client.ctx, func(context.Context) error { return l.pass(down) })
+	if _, panicked := errors.AsType[*lifecycle.PanicError](err); panicked {
+		return status.Error(codes.Internal, "the builder failed while passing the call on")
+	}
+	return err
+}
+
+// pass passes a call of the daemon on to the client. Both directions go their own
 // way, each message waiting until the other end has room for it. A call that
 // either end breaks off is broken off at the other.
-func (l *Link) handle(_ any, down grpc.ServerStream) error {
+func (l *Link) pass(down grpc.ServerStream) error {
 	method, _ := grpc.MethodFromServerStream(down)
 	ctx, cancel := context.WithCancel(outgoing(down.Context()))
 	defer cancel()

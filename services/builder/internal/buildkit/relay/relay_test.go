@@ -106,6 +106,24 @@ func TestLink_TellsSecretsBeforeTheDaemonHasThem(t *testing.T) {
 	}
 }
 
+// What goes wrong with one secret ends the call, and neither the session nor the builder.
+func TestLink_OutlivesAPanicOfWhoIsToldOfSecrets(t *testing.T) {
+	d, f := newDaemon(t), newFront(t, relay.Options{})
+	s, c, _ := f.connect(t, "", secretsprovider.FromMap(map[string][]byte{"bad": []byte("canary"), "good": []byte("canary")}))
+	open(t, c, d, relay.OpenOptions{OnSecret: func(id string, _ []byte) {
+		if id == "bad" {
+			panic("a value that nobody thought of")
+		}
+	}})
+	caller := d.caller(t, s.ID())
+	if _, err := secrets.GetSecret(t.Context(), caller, "bad"); status.Code(err) != codes.Internal || strings.Contains(err.Error(), "nobody") {
+		t.Error(err)
+	}
+	if value, err := secrets.GetSecret(t.Context(), caller, "good"); err != nil || string(value) != "canary" {
+		t.Errorf("%q, %v", value, err)
+	}
+}
+
 func TestOpen_TellsTheDaemonTheSessionButNotTheClientsKey(t *testing.T) {
 	d, f := newDaemon(t), newFront(t, relay.Options{})
 	s, c, _ := f.connect(t, "mine", secretsprovider.FromMap(nil))
