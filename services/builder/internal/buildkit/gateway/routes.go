@@ -18,12 +18,13 @@ type routes struct {
 	sessions map[string]*sessionRoute
 	secrets  map[owner]*clientSecrets // of clients with sessions
 	probes   map[string]int           // internal solves under way, by identity
+	opened   map[string]int           // sessions that are open, by identity
 }
 
 func newRoutes() *routes {
 	return &routes{
 		builds: make(map[string]*route), sessions: make(map[string]*sessionRoute),
-		secrets: make(map[owner]*clientSecrets), probes: make(map[string]int),
+		secrets: make(map[owner]*clientSecrets), probes: make(map[string]int), opened: make(map[string]int),
 	}
 }
 
@@ -52,23 +53,38 @@ func (t *routes) leave(r *route) {
 // linger leaves the route of a build that has ended, after lingerFor.
 func (t *routes) linger(r *route) { time.AfterFunc(lingerFor, func() { t.leave(r) }) }
 
-// maxProbes bounds the internal solves of one identity at once. A client opens one
-// for each target of `bake --call` and for each build with a policy.
-const maxProbes = 2048
+// Bounds of what one identity has at once.
+const (
+	// maxProbes bounds internal solves. A client opens one for each target of
+	// `bake --call` and for each build with a policy.
+	maxProbes = 2048
+	// maxSessions bounds open sessions, each of which takes about 100 KiB. A client
+	// opens one for each target of a bake.
+	maxSessions = 4096
+)
 
 // probe counts an internal solve, unless its identity has too many under way.
 func (t *routes) probe(of owner) (done func(), ok bool) {
+	return t.count(t.probes, of.identity, maxProbes)
+}
+
+// open counts a session, unless its identity has too many open.
+func (t *routes) open(of owner) (done func(), ok bool) {
+	return t.count(t.opened, of.identity, maxSessions)
+}
+
+func (t *routes) count(counts map[string]int, identity string, most int) (done func(), ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.probes[of.identity] >= maxProbes {
+	if counts[identity] >= most {
 		return nil, false
 	}
-	t.probes[of.identity]++
+	counts[identity]++
 	return func() {
 		t.mu.Lock()
 		defer t.mu.Unlock()
-		if t.probes[of.identity]--; t.probes[of.identity] == 0 {
-			delete(t.probes, of.identity)
+		if counts[identity]--; counts[identity] == 0 {
+			delete(counts, identity)
 		}
 	}, true
 }

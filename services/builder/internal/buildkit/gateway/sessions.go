@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"time"
@@ -209,6 +210,12 @@ func openAt(ctx context.Context, sessions []*sessionRoute, up *upstream) error {
 // build that names it gets one, so it may wait as long as the build does.
 func (g *Gateway) session(c *call) error {
 	ctx := c.Context()
+	done, ok := g.routes.open(c.owner)
+	if !ok {
+		return fault.New(fault.ResourceExhausted, "LIMIT_REACHED",
+			fmt.Sprintf("%d sessions of the caller are open, the limit", maxSessions), "end some of them first")
+	}
+	defer done()
 	client, err := relay.Accept(ctx, c.ServerStream, relay.Options{})
 	if err != nil {
 		return err

@@ -4,6 +4,8 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/moby/buildkit/util/grpcerrors"
+	"google.golang.org/grpc/codes"
 	"pgregory.net/rapid"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
@@ -82,6 +84,25 @@ func TestSecrets_OfAllSessionsOfAClientAreMasked(t *testing.T) {
 	}
 	if secretsOf(foreign, "s3").Masker() != nil {
 		t.Error("another client can find out the secret by what is masked for it")
+	}
+}
+
+// Sessions that are never used are bounded, and leave room for others.
+func TestSession_BoundsThoseOfAnIdentity(t *testing.T) {
+	r := newRig(t)
+	for range maxSessions {
+		if _, ok := r.gateway.routes.open(owner{identity: "eve"}); !ok {
+			t.Fatal("refused below the limit")
+		}
+	}
+	for identity, want := range map[string]codes.Code{"eve": codes.ResourceExhausted, "ann": codes.InvalidArgument} {
+		stream, err := r.client(t, identity).ControlClient().Session(t.Context()) // without an id, which is malformed
+		if err == nil {
+			_, err = stream.Recv()
+		}
+		if grpcerrors.Code(err) != want {
+			t.Errorf("%s: %v", identity, err)
+		}
 	}
 }
 
