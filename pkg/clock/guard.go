@@ -24,7 +24,8 @@ import (
 // setting of the clock moves and which counts suspends, and after a restart of the host
 // with the last time that was seen before. After a jump nothing is trusted until the
 // clock is back, the operator confirms the new time by a file, or the new time has
-// lasted for a day while the service ran, which counts across restarts.
+// lasted for a day while the service ran, which counts across restarts; for an hour when
+// the host was just off for some weeks.
 type Guard struct {
 	opts Options
 	read func() reading // what the clocks say now
@@ -72,8 +73,12 @@ const (
 	maxOff       = 14 * 24 * time.Hour // that a host is switched off
 	maxPause     = 3 * 24 * time.Hour  // that a virtual machine is paused, which its kernel does not count
 	confirmAfter = 24 * time.Hour      // that a new time must last
-	saveEvery    = 30 * time.Second
-	checkEvery   = time.Minute
+	// A host that was off for up to maxIdle is as likely as a clock that is wrong: then
+	// the time must last for idleAfter only.
+	maxIdle    = 100 * 24 * time.Hour
+	idleAfter  = time.Hour
+	saveEvery  = 30 * time.Second
+	checkEvery = time.Minute
 )
 
 // earliest is before any time at which this program runs.
@@ -132,12 +137,12 @@ func (g *Guard) Check(ctx context.Context) error {
 		g.trust(ctx, now)
 		return nil
 	}
-	if g.doubt(ctx, now, why) >= confirmAfter {
+	if g.doubt(ctx, now, why) >= mustLast(g.seen.reading, now) {
 		g.opts.Log.WarnContext(ctx, "the new time of the host's clock has lasted, and is trusted", "time", now.Wall, "was", why)
 		g.trust(ctx, now)
 		return nil
 	}
-	return fault.New(fault.FailedPrecondition, "CLOCK_JUMPED", "the host's clock cannot be trusted: "+why, g.remedy())
+	return fault.New(fault.FailedPrecondition, "CLOCK_JUMPED", "the host's clock cannot be trusted: "+why, g.remedy(now))
 }
 
 // doubt notes a time that is not trusted, and returns how long it has lasted. mu is held.
@@ -150,7 +155,7 @@ func (g *Guard) doubt(ctx context.Context, now reading, why string) time.Duratio
 	if d.told == "" {
 		d.told = why
 		g.opts.Log.ErrorContext(ctx, "the host's clock has jumped; nothing is deleted by age",
-			"why", why, "time", now.Wall, "last", g.seen.Wall, "remedy", g.remedy())
+			"why", why, "time", now.Wall, "last", g.seen.Wall, "remedy", g.remedy(now))
 	}
 	if now.Boot == d.Last.Boot {
 		d.Lasted += max(0, now.Passed-d.Last.Passed)
@@ -171,9 +176,18 @@ func (d *doubt) goesOn(now reading) bool {
 	return now.Boot == d.Last.Boot && paused > 0 && paused <= maxPause
 }
 
-func (g *Guard) remedy() string {
+// mustLast returns how long a new time must last until it is trusted.
+func mustLast(last, now reading) time.Duration {
+	off := now.Wall.Sub(last.Wall)
+	if now.Boot != last.Boot && off > 0 && off <= maxIdle {
+		return idleAfter
+	}
+	return confirmAfter
+}
+
+func (g *Guard) remedy(now reading) string {
 	return fmt.Sprintf("set the clock; if its time is right, confirm it with `touch %s`, or wait for %s",
-		filepath.Join(g.opts.StateDir, confirmFile), confirmAfter)
+		filepath.Join(g.opts.StateDir, confirmFile), mustLast(g.seen.reading, now))
 }
 
 // implausible says why a clock cannot be trusted that was right at the last reading;

@@ -177,6 +177,26 @@ func TestGuard_TrustsAgain(t *testing.T) {
 	}
 }
 
+// A stack that runs for an afternoon each month deletes what is old in it, too.
+func TestGuard_TrustsSoonAfterWeeksOff(t *testing.T) {
+	for name, test := range map[string]struct {
+		off     time.Duration
+		trusted bool
+	}{"three weeks": {21 * day, true}, "three months": {90 * day, true}, "a year": {year, false}} {
+		h, dir := newHost(), t.TempDir()
+		_ = h.guard(t, dir, time.Time{}, &bytes.Buffer{}).Check(t.Context())
+		h.reboot(test.off)
+		g := h.guard(t, dir, time.Time{}, &bytes.Buffer{})
+		if g.Check(t.Context()) == nil {
+			t.Errorf("%s: trusted at once", name)
+		}
+		h.pass(2 * time.Hour)
+		if err := g.Check(t.Context()); (err == nil) != test.trusted {
+			t.Errorf("%s: %v after two hours, trusted should be %v", name, err, test.trusted)
+		}
+	}
+}
+
 // A laptop that was off for weeks and is off, or a virtual machine that is paused, each
 // night never runs for a day at a stretch. What lasts is counted over its days.
 func TestGuard_TrustsAgainOverManyDays(t *testing.T) {
@@ -192,7 +212,7 @@ func TestGuard_TrustsAgainOverManyDays(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			h, dir := newHost(), t.TempDir()
 			_ = h.guard(t, dir, time.Time{}, &bytes.Buffer{}).Check(t.Context())
-			h.reboot(90 * day)
+			h.reboot(year)
 			trusted := false
 			for range 5 {
 				g := h.guard(t, dir, time.Time{}, &bytes.Buffer{})
