@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/kilnbuild/kiln/pkg/auth"
 	"github.com/kilnbuild/kiln/services/builder/internal/rawcodec"
 )
 
@@ -23,10 +24,10 @@ import (
 // history records of a caller's own builds name, and those that manifests among them
 // name. A digest alone does not say whose a blob is.
 type blobs struct {
-	reading singleflight.Group // of the history, by identity
+	reading singleflight.Group // of the history, by holder
 
 	mu      sync.Mutex
-	callers map[string]*holding // by identity
+	callers map[string]*holding // by holder; see call.holder
 }
 
 // holding is the blobs of one caller.
@@ -153,6 +154,13 @@ func (b *blobs) children(identity string, raw []byte) {
 	}
 }
 
+// holder tells apart whose blobs are remembered: the caller under the rules of this
+// call. Under others, which may be those of another method or of a changed policy, the
+// caller may have fewer projects.
+func (c *call) holder() string {
+	return c.owner.identity + string(auth.GrantOf(c.Context()).Fingerprint())
+}
+
 // ownBlob returns NOT_FOUND, in containerd's words, unless a blob belongs to the
 // caller.
 func (g *Gateway) ownBlob(c *call, up *upstream, digest string) error {
@@ -160,15 +168,15 @@ func (g *Gateway) ownBlob(c *call, up *upstream, digest string) error {
 	if administers(ctx) {
 		return nil
 	}
-	own, read := g.blobs.has(c.owner.identity, digest)
+	own, read := g.blobs.has(c.holder(), digest)
 	if !own && time.Since(read) > readAgain {
-		_, err, _ := g.blobs.reading.Do(c.owner.identity, func() (any, error) {
+		_, err, _ := g.blobs.reading.Do(c.holder(), func() (any, error) {
 			return nil, g.readHoldings(context.WithoutCancel(ctx), c, up)
 		})
 		if err != nil {
 			return err
 		}
-		own, _ = g.blobs.has(c.owner.identity, digest)
+		own, _ = g.blobs.has(c.holder(), digest)
 	}
 	if !own {
 		return status.Errorf(codes.NotFound, "content %s: not found", digest)
@@ -188,7 +196,7 @@ func (g *Gateway) readHoldings(ctx context.Context, c *call, up *upstream) error
 	}
 	// An index names manifests, and these name no further ones.
 	for range 3 {
-		for digest, size := range g.blobs.unread(c.owner.identity) {
+		for digest, size := range g.blobs.unread(c.holder()) {
 			raw, err := up.blob(ctx, digest, size)
 			if err != nil {
 				if status.Code(err) == codes.NotFound {
@@ -196,7 +204,7 @@ func (g *Gateway) readHoldings(ctx context.Context, c *call, up *upstream) error
 				}
 				return err
 			}
-			g.blobs.children(c.owner.identity, raw)
+			g.blobs.children(c.holder(), raw)
 		}
 	}
 	return nil

@@ -102,7 +102,7 @@ func (h *ownHistory) each(ctx context.Context, req proto.Message, emit func(*con
 		frame.Data.Free()
 		var own bool
 		if own, err = h.own(ctx, event.GetRecord().GetRef()); err == nil && own {
-			h.gateway.blobs.add(h.call.owner.identity, event.GetRecord())
+			h.gateway.blobs.add(h.call.holder(), event.GetRecord())
 			err = emit(&event)
 		}
 	}
