@@ -142,7 +142,7 @@ test: tools-test build build-failpoints ## Run every test, with -race, on real d
 	@rc=0; { \
 		$(GOTEST) -timeout 10m $(UNIT_PACKAGES) || rc=1; \
 		(cd tools/gen && GOWORK=off $(GOTEST) -timeout 10m ./...) || rc=1; \
-		(cd e2e && $(GOTEST) -timeout 60m ./...) || rc=1; \
+		(cd e2e && $(GOTEST) -p 1 -timeout 60m ./...) || rc=1; \
 		exit $$rc; \
 	} | testsummary
 
