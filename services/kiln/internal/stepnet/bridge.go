@@ -66,6 +66,18 @@ func (c Config) gatewayNet() *net.IPNet {
 	return &net.IPNet{IP: c.Gateway().AsSlice(), Mask: net.CIDRMask(c.Subnet.Bits(), 32)}
 }
 
+// setBridge sets the bridge up, or down, when nothing passes between steps and the host.
+func (c Config) setBridge(up bool) error {
+	link, err := netlink.LinkByName(c.Bridge)
+	if err != nil {
+		return fmt.Errorf("bridge %s: %w", c.Bridge, err)
+	}
+	if up {
+		return netlink.LinkSetUp(link)
+	}
+	return netlink.LinkSetDown(link)
+}
+
 func (c Config) hasGateway(link netlink.Link) bool {
 	addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
 	if err != nil {

@@ -78,23 +78,32 @@ func (n *Network) Run(ctx context.Context) error {
 }
 
 // guardRules installs the rules again when they are no longer as they were installed.
+// While they cannot be installed, the bridge is down: steps reach nothing.
 func (n *Network) guardRules(ctx context.Context) error {
 	ticker := time.NewTicker(guardEvery)
 	defer ticker.Stop()
-	for {
+	for shut := false; ; {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-ticker.C:
 		}
 		whole, err := n.cfg.rulesInForce()
-		if err == nil && whole {
+		if err == nil && whole && !shut {
 			continue
 		}
 		if err := n.cfg.installRules(); err != nil {
-			n.log.ErrorContext(ctx, "the packet filter of the steps' network was removed or changed, and cannot be installed again: steps reach this host",
-				"table", n.cfg.table(), "error", err)
+			shut = true
+			n.log.ErrorContext(ctx, "the packet filter of the steps' network was removed or changed, and cannot be installed again: steps get no network",
+				"table", n.cfg.table(), "error", errors.Join(err, n.cfg.setBridge(false)))
 			continue
+		}
+		if shut {
+			if err := n.cfg.setBridge(true); err != nil {
+				n.log.ErrorContext(ctx, "the bridge of the steps' network cannot be set up again", "bridge", n.cfg.Bridge, "error", err)
+				continue
+			}
+			shut = false
 		}
 		n.log.WarnContext(ctx, "the packet filter of the steps' network was removed or changed; installed it again", "table", n.cfg.table())
 	}
