@@ -209,8 +209,8 @@ func TestStatus_OfABuildByRPCWithSecretsIsRefused(t *testing.T) {
 		if err == nil {
 			_, err = stream.Recv()
 		}
-		if grpcerrors.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "kiln builds watch "+id) {
-			t.Errorf("%s: %v, want FAILED_PRECONDITION with the command that shows it", ref, err)
+		if grpcerrors.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "WatchBuild") {
+			t.Errorf("%s: %v, want FAILED_PRECONDITION with the call that shows it", ref, err)
 		}
 	}
 }

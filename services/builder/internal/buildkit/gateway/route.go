@@ -135,10 +135,11 @@ func (r *route) answered() {
 	}
 }
 
-// end notes that the Solve has ended. A build that no daemon had ends its other
-// calls with the same error.
+// end notes that the Solve has ended. A build that no daemon had, or that its daemon
+// refused, ends its other calls with the same error: a daemon looks for seconds for a
+// build that it does not have.
 func (r *route) end(err error) {
-	if s, _ := r.now(); s.daemon == nil {
+	if s, _ := r.now(); s.daemon == nil || err != nil && !r.has() {
 		r.cut(err)
 	}
 	r.change(func() { r.phase, r.err = ended, err })

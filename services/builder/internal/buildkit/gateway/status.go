@@ -75,9 +75,6 @@ func (g *Gateway) past(c *call, r *route, client *oneHeader, req *controlapi.Sta
 	if !recorded && come(ctx, r, lateBy) {
 		return false, nil
 	}
-	if err := g.masked(ctx, r.ref); err != nil {
-		return false, err
-	}
 	up, err := g.current(ctx)
 	if err != nil {
 		return false, err
