@@ -14,6 +14,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"github.com/kilnbuild/kiln/pkg/protocodec"
+	"github.com/kilnbuild/kiln/services/builder/internal/build"
 	"github.com/kilnbuild/kiln/services/builder/internal/rawcodec"
 )
 
@@ -130,12 +131,19 @@ func (h *ownHistory) listen(ctx context.Context, req proto.Message) (grpc.Client
 	return stream, err
 }
 
-// own reports whether a ref is the caller's. Whose a ref is never changes.
+// own reports whether the caller may see what the daemon keeps of a ref: it is the
+// caller's, and not of a build by RPC with secrets, of which the daemon's record holds
+// them until it is dropped. Neither ever changes.
 func (h *ownHistory) own(ctx context.Context, ref string) (bool, error) {
 	if own, ok := h.known[ref]; ok {
 		return own, nil
 	}
 	own, _, err := h.gateway.mine(ctx, h.call, ref)
+	if err == nil && own {
+		var rec build.Record
+		rec, _, err = h.gateway.record(ctx, ref)
+		own = err == nil && !rec.HasSecrets
+	}
 	if err == nil && len(h.known) < maxKnown {
 		h.known[ref] = own
 	}

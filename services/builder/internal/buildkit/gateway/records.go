@@ -48,14 +48,13 @@ func (g *Gateway) find(ctx context.Context, id string) (build.Record, bool, erro
 
 // mine reports whether what a ref left belongs to the caller, and whether the builder
 // has a record of it: the caller made it, and the caller's rules allow its project.
-// Everything belongs to administrators, and nothing to callers of a build by RPC that
-// has secrets: what the daemon keeps of it is not masked.
+// Everything belongs to administrators.
 func (g *Gateway) mine(ctx context.Context, c *call, ref string) (own, recorded bool, err error) {
 	rec, ok, err := g.record(ctx, ref)
 	if administers(ctx) {
 		return true, ok, err
 	}
-	return ok && !rec.HasSecrets && rec.Caller == c.owner.identity && auth.GrantOf(ctx).Project(rec.Project), ok, err
+	return ok && rec.Caller == c.owner.identity && auth.GrantOf(ctx).Project(rec.Project), ok, err
 }
 
 // reserved returns an error when a ref is, or could become, that of a build by RPC.

@@ -11,7 +11,6 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
-	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )
 
@@ -69,9 +68,6 @@ func (g *Gateway) past(c *call, r *route, client *oneHeader, req *controlapi.Sta
 	if err != nil || !own {
 		return false, err
 	}
-	if rec, _, err := g.record(ctx, r.ref); err != nil || rec.HasSecrets {
-		return true, errors.Join(err, unmasked(r.ref))
-	}
 	if !recorded && come(ctx, r, lateBy) {
 		return false, nil
 	}
@@ -93,13 +89,6 @@ func (g *Gateway) past(c *call, r *route, client *oneHeader, req *controlapi.Sta
 		return false, nil
 	}
 	return true, err
-}
-
-// unmasked is the error for a build by RPC that has secrets. Its steps may write them
-// out, and a daemon shows what it has as it is.
-func unmasked(ref string) error {
-	return fault.New(fault.FailedPrecondition, "WRONG_STATE", "the status of the build "+ref+" may show its secrets",
-		"watch it with WatchBuild, which masks them")
 }
 
 // lateBy is how much later than its Status the Solve of a build may come before a
