@@ -3,6 +3,7 @@ package gateway
 import (
 	"context"
 	"errors"
+	"fmt"
 	"regexp"
 
 	"github.com/kilnbuild/kiln/pkg/auth"
@@ -64,4 +65,16 @@ func (g *Gateway) reserved(ctx context.Context, ref string) error {
 		return refTaken(ref)
 	}
 	return err
+}
+
+// masked returns an error for the ref of a build by RPC that has secrets: what the daemon
+// tells of it holds them, and WatchBuild masks them.
+func (g *Gateway) masked(ctx context.Context, ref string) error {
+	rec, ok, err := g.record(ctx, ref)
+	if err != nil || !ok || !rec.HasSecrets {
+		return err
+	}
+	return fault.New(fault.FailedPrecondition, "WRONG_STATE",
+		fmt.Sprintf("build %s has secrets, and the daemon's status of it shows them", rec.ID),
+		"watch it with WatchBuild, which masks them (`kiln builds watch "+rec.ID+"`)")
 }

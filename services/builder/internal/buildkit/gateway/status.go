@@ -68,6 +68,9 @@ func (g *Gateway) past(c *call, r *route, client *oneHeader, req *controlapi.Sta
 	if err != nil || !own {
 		return false, err
 	}
+	if err := g.masked(ctx, r.ref); err != nil {
+		return false, err
+	}
 	if !recorded && come(ctx, r, lateBy) {
 		return false, nil
 	}
