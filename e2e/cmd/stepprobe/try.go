@@ -62,8 +62,10 @@ func try(request Request) Report {
 	slices.Sort(hosts)
 	hosts = slices.Compact(hosts)
 	report.Tried, report.Reached = scan(hosts)
-	for _, address := range request.Connect {
-		if answers(address, callTimeout) {
+	// On a busy host the scan may miss a port that answers late. It is not to miss those
+	// that are known: the steps' name server, and the services of the host.
+	for _, address := range append([]string{net.JoinHostPort(report.Gateway, "53")}, request.Connect...) {
+		if !slices.Contains(report.Reached, address) && answers(address, callTimeout) {
 			report.Reached = append(report.Reached, address)
 		}
 	}
