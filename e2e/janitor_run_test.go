@@ -541,7 +541,7 @@ func TestS5_BuildsLeaseTheirCaches(t *testing.T) {
 	// Its export counts as a use on day thirty, though the registry says that it was pushed long ago.
 	all := caches()
 	if !slices.ContainsFunc(all, func(v *janitorv1.Verdict) bool {
-		return word(v) == "within_bounds" && v.GetAge().AsDuration() < time.Hour && slices.Contains(v.GetItem().GetTags(), "latest")
+		return word(v) == "within_bounds" && v.GetAge().AsDuration() < time.Hour && slices.Contains(v.GetItem().GetTags(), "native")
 	}) || slices.ContainsFunc(all, func(v *janitorv1.Verdict) bool { return word(v) == "leased" }) {
 		t.Errorf("after the build: %v", all)
 	}
