@@ -91,6 +91,12 @@ func may(identity, method string) bool {
 	return false
 }
 
+// forAdministrators are the methods about a whole daemon. The rules let some callers call
+// them, and nobody with daemon_admin.
+var forAdministrators = map[string]bool{
+	"/moby.buildkit.v1.Control/DiskUsage": true, "/moby.buildkit.v1.Control/Prune": true,
+}
+
 func runKiln(t *testing.T, args ...string) lab.Output {
 	t.Helper()
 	return labtest.Must(lab.Exec(labtest.Context(t, 2*time.Minute), lab.Command{Path: labtest.Must(lab.Bin("kiln"))(t), Args: args}))(t)
@@ -300,6 +306,10 @@ func TestS7_EveryCredentialAtEveryMethod(t *testing.T) {
 				case !may(identity, m.full):
 					if refused++; code != codes.PermissionDenied || !strings.Contains(status.Convert(err).Message(), "may not call") {
 						t.Errorf("%s, %s: %v, want PERMISSION_DENIED", name, m.full, err)
+					}
+				case forAdministrators[m.full]:
+					if refused++; code != codes.PermissionDenied || !strings.Contains(status.Convert(err).Message(), "daemon_admin") {
+						t.Errorf("%s, %s: %v, want PERMISSION_DENIED that names daemon_admin", name, m.full, err)
 					}
 				default:
 					if allowed++; code == codes.Unauthenticated || code == codes.PermissionDenied || code == codes.Unavailable {
