@@ -191,7 +191,7 @@ func (f *Flags) Explain(err error) error {
 	switch {
 	case client.Reason(err) != "":
 		remedy := client.Remedy(err)
-		if strings.HasSuffix(st.Message(), remedy) {
+		if strings.HasSuffix(strings.TrimSuffix(st.Message(), ")"), remedy) {
 			remedy = "" // the message of a wrong field has it
 		}
 		return fault.New(fault.Internal, client.Reason(err), st.Message(), remedy)

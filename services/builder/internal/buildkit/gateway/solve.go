@@ -10,6 +10,8 @@ import (
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/util/grpcerrors"
 	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/kilnbuild/kiln/pkg/auth"
 	"github.com/kilnbuild/kiln/pkg/fault"
@@ -179,7 +181,16 @@ func (g *Gateway) place(ctx context.Context, sessions []*sessionRoute, beside []
 		return nil, err
 	}
 	up := &upstream{daemon}
-	return up, openAt(ctx, sessions, up)
+	return up, unreachable(up, openAt(ctx, sessions, up))
+}
+
+// unreachable names the daemon in the error of a call that did not reach it.
+func unreachable(up *upstream, err error) error {
+	if _, own := errors.AsType[*fault.Error](err); own || status.Code(err) != codes.Unavailable {
+		return err
+	}
+	return fault.New(fault.Unavailable, "UNAVAILABLE", fmt.Sprintf("buildkitd %q does not answer", up.Name()),
+		"build again when it runs; `kiln debug` finds out why it does not")
 }
 
 // bind ties the call of a Solve and its route together, until unbind is called: when
@@ -196,8 +207,12 @@ func (r *route) bind(ctx context.Context) (_ context.Context, cancel context.Can
 
 // whyEnded is the error of a call whose build was ended before its time.
 func whyEnded(ctx context.Context) error {
-	if own, ok := errors.AsType[*fault.Error](context.Cause(ctx)); ok {
+	cause := context.Cause(ctx)
+	if own, ok := errors.AsType[*fault.Error](cause); ok {
 		return build.AdviseClient(own)
+	}
+	if cause != nil && !errors.Is(cause, context.Canceled) {
+		return cause // an error of the daemon's
 	}
 	return fault.New(fault.Canceled, "CANCELLED", "the build was cancelled with CancelBuild", "build again")
 }
