@@ -40,11 +40,13 @@ func TestS11_ContainerdWorkerBesideOCIWorker(t *testing.T) {
 		}
 	}
 	dir := oci.dir(t, map[string]string{"Dockerfile": "FROM " + oci.base + "\nRUN cat /proc/self/cgroup >/cgroup; head -c 32 /dev/urandom | od -An -tx1 >/once\n"})
-	build := func(addr, name string) outcome {
+	// Two tags of one image have one cache.
+	ref := func(tag string) string { return oci.Registry.Addr + "/workers:" + tag }
+	build := func(addr, tag string) outcome {
 		return readOutcome(t, labtest.Must(lab.Exec(labtest.Context(t, 2*time.Minute), lab.Command{
 			Path: labtest.Must(lab.Bin("kiln"))(t),
 			Args: []string{
-				"build-registry", dir, dir, oci.ref(name), "--push", "--project", "workers", "--cache-repository", oci.Registry.Addr + "/cache",
+				"build-registry", dir, dir, ref(tag), "--push", "--project", "workers", "--cache-repository", oci.Registry.Addr + "/cache",
 				"--format", "json", "--progress", "quiet", "--builder", addr,
 			},
 		}))(t))
@@ -54,7 +56,7 @@ func TestS11_ContainerdWorkerBesideOCIWorker(t *testing.T) {
 	if first.CachedSteps >= first.TotalSteps || second.CachedSteps != second.TotalSteps {
 		t.Errorf("the first build has %+v, the second on the other worker %+v", first, second)
 	}
-	if a, b := file(t, oci.ref("by-containerd"), "", "/once"), file(t, oci.ref("by-oci"), "", "/once"); a != b || len(a) < 64 {
+	if a, b := file(t, ref("by-containerd"), "", "/once"), file(t, ref("by-oci"), "", "/once"); a != b || len(a) < 64 {
 		t.Errorf("the layers are %q and %q", a, b)
 	}
 }
