@@ -211,8 +211,8 @@ func whyEnded(ctx context.Context) error {
 	if own, ok := errors.AsType[*fault.Error](cause); ok {
 		return build.AdviseClient(own)
 	}
-	if cause != nil && !errors.Is(cause, context.Canceled) {
-		return cause // an error of the daemon's
+	if _, ofDaemon := status.FromError(cause); ofDaemon && cause != nil {
+		return cause
 	}
 	return fault.New(fault.Canceled, "CANCELLED", "the build was cancelled with CancelBuild", "build again")
 }
