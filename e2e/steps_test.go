@@ -157,14 +157,14 @@ func TestUp_StepsReachTheInternetAndNothingOfTheHost(t *testing.T) {
 	onlyOutside(t, runProbe(t, m, "", request))
 
 	// Whoever removes all rules of the host removes these for a moment only.
-	run("nft flush ruleset; sleep 3; nft list tables | grep -q 'inet kiln_'")
+	run("nft flush ruleset; sleep 3; [[ $(nft list tables) == *'inet kiln_'* ]]")
 	request.Hosts = []string{"45.45.45.1"}
 	if again := runProbe(t, m, "", request); !slices.Equal(again.Reached, []string{again.Gateway + ":53"}) {
 		t.Errorf("after the rules were removed a step reached %v", again.Reached)
 	}
 
 	// kill -9 leaves the rules to the steps that may go on; the next start has its own.
-	run("systemctl kill --kill-who=all --signal KILL kiln-up; sleep 1; nft list tables | grep -q 'inet kiln_'; systemctl reset-failed kiln-up 2>/dev/null || true; sleep 1")
+	run("systemctl kill --kill-who=all --signal KILL kiln-up; sleep 1; [[ $(nft list tables) == *'inet kiln_'* ]]; systemctl reset-failed kiln-up 2>/dev/null || true; sleep 1")
 	run("UP_ARGS='--allow-network 10.99.0.53/32'\n" + startUpOnMachine)
 	allowed := runProbe(t, m, "", request)
 	want := []string{allowed.Gateway + ":53", "10.99.0.53:80", "udp 10.99.0.53:9999"}
