@@ -30,15 +30,21 @@ type Guard struct {
 	opts Options
 	read func() reading // what the clocks say now
 
-	mu    sync.Mutex
-	seen  seen
-	saved time.Duration // when seen was written, since the host's start
+	asking sync.Mutex // held while the sources are read
+
+	mu      sync.Mutex
+	sources []Source
+	seen    seen
+	asked   time.Duration // when the sources were read, since the host's start
+	saved   time.Duration // when seen was written, since the host's start
 }
 
 // seen is what a Guard knows of the clock. It is kept in the state directory.
 type seen struct {
 	reading        // the last that was trusted
 	Doubt   *doubt `json:"doubt,omitempty"` // nil: the clock is trusted
+	// Sources is what other clocks said, by name; one for each source.
+	Sources map[string]*answer `json:"sources,omitempty"`
 }
 
 // doubt is a new time that is not trusted yet.
@@ -104,7 +110,8 @@ func NewGuard(opts Options) (*Guard, error) {
 	case json.Unmarshal(text, &g.seen) != nil: // cut by a power failure
 		g.seen = seen{reading: reading{Wall: opts.Newest}}
 	}
-	_, err = opts.Meter.Meter("github.com/kilnbuild/kiln/pkg/clock").Int64ObservableGauge("kiln.clock.jumped",
+	meter := opts.Meter.Meter("github.com/kilnbuild/kiln/pkg/clock")
+	_, err = meter.Int64ObservableGauge("kiln.clock.jumped",
 		metric.WithDescription("1 while the host's clock is not trusted after a jump and nothing is deleted by age"),
 		metric.WithUnit("{jump}"),
 		metric.WithInt64Callback(func(ctx context.Context, o metric.Int64Observer) error {
@@ -115,38 +122,45 @@ func NewGuard(opts Options) (*Guard, error) {
 			o.Observe(jumped)
 			return nil
 		}))
-	return g, err
+	return g, errors.Join(err, g.observe(meter))
 }
 
 // Check looks at the clocks. Its error is a FAILED_PRECONDITION fault (CLOCK_JUMPED),
 // which says that nothing may be deleted by age now, and what an operator does about it.
 func (g *Guard) Check(ctx context.Context) error {
+	g.askIfDue(ctx)
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	now := g.read()
-	why := implausible(g.seen.reading, now)
-	if why == "" {
+	why, disputed := implausible(g.seen.reading, now), g.disputed(now)
+	if why == "" && disputed == "" {
 		if g.seen.Doubt != nil {
 			g.opts.Log.InfoContext(ctx, "the host's clock is plausible again", "time", now.Wall)
 		}
 		g.trust(ctx, now)
 		return nil
 	}
+	lasts := why != "" && disputed == "" // so that the new time is trusted some time
+	if disputed != "" {
+		why = disputed
+	}
 	if g.confirmed() {
 		g.opts.Log.InfoContext(ctx, "the new time of the host's clock is confirmed", "time", now.Wall, "was", why)
+		g.acceptSources(now)
 		g.trust(ctx, now)
 		return nil
 	}
-	if g.doubt(ctx, now, why) >= mustLast(g.seen.reading, now) {
+	remedy := g.remedy(now, lasts)
+	if g.doubt(ctx, now, why, remedy) >= mustLast(g.seen.reading, now) && lasts {
 		g.opts.Log.WarnContext(ctx, "the new time of the host's clock has lasted, and is trusted", "time", now.Wall, "was", why)
 		g.trust(ctx, now)
 		return nil
 	}
-	return fault.New(fault.FailedPrecondition, "CLOCK_JUMPED", "the host's clock cannot be trusted: "+why, g.remedy(now))
+	return fault.New(fault.FailedPrecondition, "CLOCK_JUMPED", "the host's clock cannot be trusted: "+why+g.unread(), remedy)
 }
 
 // doubt notes a time that is not trusted, and returns how long it has lasted. mu is held.
-func (g *Guard) doubt(ctx context.Context, now reading, why string) time.Duration {
+func (g *Guard) doubt(ctx context.Context, now reading, why, remedy string) time.Duration {
 	d := g.seen.Doubt
 	if d == nil || !d.goesOn(now) {
 		d = &doubt{Last: now}
@@ -154,8 +168,8 @@ func (g *Guard) doubt(ctx context.Context, now reading, why string) time.Duratio
 	}
 	if d.told == "" {
 		d.told = why
-		g.opts.Log.ErrorContext(ctx, "the host's clock has jumped; nothing is deleted by age",
-			"why", why, "time", now.Wall, "last", g.seen.Wall, "remedy", g.remedy(now))
+		g.opts.Log.ErrorContext(ctx, "the host's clock is not trusted; nothing is deleted by age",
+			"why", why, "time", now.Wall, "last", g.seen.Wall, "remedy", remedy)
 	}
 	if now.Boot == d.Last.Boot {
 		d.Lasted += max(0, now.Passed-d.Last.Passed)
@@ -185,9 +199,15 @@ func mustLast(last, now reading) time.Duration {
 	return confirmAfter
 }
 
-func (g *Guard) remedy(now reading) string {
+// remedy says what to do, and how long to wait if waiting helps.
+func (g *Guard) remedy(now reading, lasts bool) string {
+	confirm := filepath.Join(g.opts.StateDir, confirmFile)
+	if !lasts {
+		return fmt.Sprintf("set the clock that is wrong, of this host or of the other, and wait a minute; "+
+			"if the time of this host is right, confirm it with `touch %s`", confirm)
+	}
 	return fmt.Sprintf("set the clock; if its time is right, confirm it with `touch %s`, or wait for %s",
-		filepath.Join(g.opts.StateDir, confirmFile), mustLast(g.seen.reading, now))
+		confirm, mustLast(g.seen.reading, now))
 }
 
 // implausible says why a clock cannot be trusted that was right at the last reading;
@@ -226,7 +246,7 @@ func (g *Guard) trust(ctx context.Context, now reading) {
 	if g.seen.Doubt != nil {
 		g.saved = 0
 	}
-	g.seen = seen{reading: now}
+	g.seen = seen{reading: now, Sources: g.seen.Sources}
 	g.keep(ctx, now)
 }
 
@@ -262,6 +282,7 @@ func (g *Guard) Run(ctx context.Context) error {
 	tick := time.NewTicker(checkEvery)
 	defer tick.Stop()
 	for {
+		g.Ask(ctx)
 		_ = g.Check(ctx) // It says what is wrong in the log.
 		select {
 		case <-ctx.Done():

@@ -25,3 +25,6 @@ func Now() time.Time { return time.Now().Add(moved() + jumped()) }
 
 // passed is the time since the host has started, moved by KILN_CLOCK.
 func passed() time.Duration { return sinceBoot() + moved() }
+
+// elsewhere is what another host's clock says, moved by KILN_CLOCK.
+func elsewhere(says time.Time) time.Time { return says.Add(moved()) }

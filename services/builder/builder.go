@@ -110,6 +110,7 @@ func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Teleme
 		return nil, err
 	}
 	s.daemon = daemon
+	s.clock.Compare(daemon.Clock())
 	s.parts.Push("daemon", func(context.Context) error { return daemon.Close() })
 	s.fleet = fleet{pool.New(daemon, tel.Logger)}
 	counters, err := metrics.New(tel.Meter)

@@ -69,6 +69,7 @@ func New(ctx context.Context, cfg *configv1.CacheManagerConfig, tel *telemetry.T
 		s.parts.Push("daemon "+daemon.Name(), func(context.Context) error { return daemon.Close() })
 		s.daemons, caches = append(s.daemons, daemon), append(caches, daemon)
 	}
+	s.clock.Compare(s.daemons.clocks()...)
 	var directories []*local.Directory
 	for _, directoryConfig := range cfg.GetDirectories() {
 		directory := local.New(local.Options{Path: directoryConfig.GetPath(), Grace: directoryConfig.GetGrace().AsDuration(), Log: tel.Logger})
@@ -204,6 +205,15 @@ func (f fleet) ready(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// clocks are those of the daemons.
+func (f fleet) clocks() []clock.Source {
+	var all []clock.Source
+	for _, d := range f {
+		all = append(all, d.Clock())
+	}
+	return all
 }
 
 // Addr is the address of the gRPC server.

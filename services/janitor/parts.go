@@ -70,6 +70,7 @@ func newParts(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.T
 	if p.client, err = registry.New(cfg.GetRegistry(), tel); err != nil {
 		return nil, err
 	}
+	p.clock.Compare(p.client.Clock())
 	p.undo.Push("registry client", func(context.Context) error { p.client.Close(); return nil })
 	if p.gauges, err = metrics.New(tel.Meter); err != nil {
 		return nil, err

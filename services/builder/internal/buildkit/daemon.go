@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/kilnbuild/kiln/pkg/buildkitd"
+	"github.com/kilnbuild/kiln/pkg/clock"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
@@ -125,6 +126,9 @@ func (d *Daemon) Address() string { return d.address }
 
 // Conn is the connection for the gateway.
 func (d *Daemon) Conn() *grpc.ClientConn { return d.conn }
+
+// Clock is the daemon's clock.
+func (d *Daemon) Clock() clock.Source { return buildkitd.Clock(d.name, d.client) }
 
 // RemoveRecords has the daemon drop its records of builds with secrets, also those of
 // earlier processes, until ctx ends.

@@ -13,6 +13,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/kilnbuild/kiln/pkg/buildkitd"
+	"github.com/kilnbuild/kiln/pkg/clock"
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
@@ -55,6 +56,12 @@ func (d *Daemon) Ping(ctx context.Context) error {
 		d.abandon()
 	}
 	return d.explain(ctx, err, "answer")
+}
+
+// Clock is the daemon's clock. It leaves no span, as Ping.
+func (d *Daemon) Clock() clock.Source {
+	asks := buildkitd.Clock(d.name, d.client)
+	return clock.NewSource(asks.Name(), func(ctx context.Context) (time.Time, error) { return asks.Time(unsampled(ctx)) })
 }
 
 // Ref names the daemon's cache.

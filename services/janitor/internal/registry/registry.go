@@ -212,18 +212,26 @@ const maxBody = 64 << 10
 // do sends a request whose answer counts by its status only: any but the
 // expected ones is an error.
 func (c *Client) do(ctx context.Context, via http.RoundTripper, method, path string, expected ...int) (err error) {
+	resp, err := c.get(ctx, via, method, path)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, drain(resp)) }()
+	return ggcr.CheckError(resp, expected...)
+}
+
+// get sends a request, and follows no redirect.
+func (c *Client) get(ctx context.Context, via http.RoundTripper, method, path string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, method, c.registry.Scheme()+"://"+c.registry.RegistryStr()+path, nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	client := &http.Client{Transport: via, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
-	resp, err := client.Do(req)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		_, drained := io.Copy(io.Discard, io.LimitReader(resp.Body, maxBody))
-		err = errors.Join(err, drained, resp.Body.Close())
-	}()
-	return ggcr.CheckError(resp, expected...)
+	return client.Do(req)
+}
+
+// drain reads the rest of an answer and closes it.
+func drain(resp *http.Response) error {
+	_, err := io.Copy(io.Discard, io.LimitReader(resp.Body, maxBody))
+	return errors.Join(err, resp.Body.Close())
 }
