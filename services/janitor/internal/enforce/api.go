@@ -2,6 +2,7 @@ package enforce
 
 import (
 	"context"
+	"errors"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
@@ -59,12 +60,19 @@ func (j *job) lockByAPI() error {
 	return nil
 }
 
-// removeByAPI deletes a manifest through the API.
+// removeByAPI deletes a manifest through the API. When the repository cannot be read as a whole, it
+// is left alone for the rest of the run.
 func (j *job) removeByAPI(ctx context.Context, v plan.Verdict) (bool, error) {
-	if v.Kind != plan.Manifest {
+	if v.Kind != plan.Manifest || j.left[v.Repository] {
 		return false, nil
 	}
-	return j.engine.Remote.Delete(ctx, v.Repository, content.Digest(v.Digest), v.Tags)
+	deleted, err := j.engine.Remote.Delete(ctx, v.Repository, content.Digest(v.Digest), v.Tags)
+	if errors.Is(err, content.ErrBroken) && ctx.Err() == nil {
+		j.left[v.Repository] = true
+		j.trouble(err)
+		return false, nil
+	}
+	return deleted, err
 }
 
 // verifyByAPI resolves what tags reach.

@@ -146,6 +146,9 @@ func (j *job) removeAll(ctx context.Context, find index, part []plan.Verdict, w 
 		} else if taken, err = j.remove(ctx, find, v); err != nil {
 			return all, err
 		}
+		if j.left[v.Repository] {
+			reason = plan.Doubt
+		}
 		if taken {
 			j.took(entries[i], v)
 			j.allow(find, v)

@@ -68,6 +68,7 @@ type job struct {
 	entries  []quarantine.Entry
 	noted    int             // entries in the journal
 	gone     map[string]bool // manifests that it has removed
+	left     map[string]bool // repositories that could not be read through the API
 	in       plan.Input      // as it was looked at last
 	allowed  map[string]bool // blobs that may go
 	spent    bool            // the budget
@@ -86,7 +87,7 @@ func (e *Engine) Start(ctx context.Context, o Order, sc trace.SpanContext) (*Act
 			return nil, err
 		}
 	}
-	j := &job{engine: e, order: o, allowed: map[string]bool{}, gone: map[string]bool{}}
+	j := &job{engine: e, order: o, allowed: map[string]bool{}, gone: map[string]bool{}, left: map[string]bool{}}
 	if err := j.choose(ctx); err != nil {
 		return nil, err
 	}

@@ -162,7 +162,7 @@ func (e *Engine) TakeUp(ctx context.Context, journal quarantine.Journal) (*Activ
 	if err := json.Unmarshal(journal.Head.Order, &saved); err != nil {
 		return nil, fmt.Errorf("the journal of run %s is damaged: %w", journal.Head.Run, err)
 	}
-	j := &job{engine: e, order: Order{Trigger: saved.Trigger, Force: true, All: true}, resume: true, allowed: map[string]bool{}, gone: map[string]bool{}}
+	j := &job{engine: e, order: Order{Trigger: saved.Trigger, Force: true, All: true}, resume: true, allowed: map[string]bool{}, gone: map[string]bool{}, left: map[string]bool{}}
 	var err error
 	if j.policy, err = e.policy(ctx, nil); err != nil {
 		return nil, err

@@ -1,12 +1,14 @@
-// Package remote looks at a registry by its API alone, for those whose storage is out of
-// reach. It sees what tags reach: what has no tag, and blobs, are the registry's own to
-// remove.
+// Package remote reads and deletes through a registry's API alone, for registries whose storage is
+// out of reach. It sees what tags reach: manifests without a tag, and blobs, are the registry's own
+// to remove.
+//
+// Only a 404 says that something is absent. After any other failure, such as a 429, a 503 or a body
+// that is cut, a repository is left out: what could not be read may name anything in it.
 package remote
 
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -35,7 +37,8 @@ func New(registry Registry) *View {
 	return &View{registry: registry, scanner: usage.NewScanner(registry)}
 }
 
-// Inventory is what tags reach now. When things were pushed is not known.
+// Inventory returns what tags reach now, without the repositories of which something could not be
+// read; warnings name these. When things were pushed is not known.
 func (v *View) Inventory(ctx context.Context) (out inventory.Registry, warnings []string, _ error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -45,37 +48,64 @@ func (v *View) Inventory(ctx context.Context) (out inventory.Registry, warnings 
 		return out, nil, err
 	}
 	for _, r := range found {
-		if r.Err != nil {
-			warnings = append(warnings, fmt.Sprintf("%s could not be looked at, and nothing of it goes: %v", r.Name, r.Err))
+		if err := cmp.Or(r.Err, r.Unread); err != nil {
+			warnings = append(warnings, fmt.Sprintf("%s could not be read as a whole, and nothing of it goes: %v", r.Name, err))
 			continue
 		}
-		of := inventory.Repository{Name: r.Name}
-		for _, m := range r.Manifests {
-			of.Manifests = append(of.Manifests, inventory.Manifest{Manifest: &m})
-		}
-		slices.SortFunc(of.Manifests, func(a, b inventory.Manifest) int { return cmp.Compare(a.Digest, b.Digest) })
-		for _, t := range r.Tags {
-			if t.Digest != "" {
-				of.Tags = append(of.Tags, inventory.Tag{Name: t.Name, Digest: t.Digest})
-			}
-		}
-		out.Repositories = append(out.Repositories, of)
+		out.Repositories = append(out.Repositories, repository(r))
 	}
 	return out, warnings, nil
 }
 
-// Delete deletes a manifest, if these tags still lead to it. The registry takes those tags
-// with it.
+// repository translates one that was read as a whole.
+func repository(r usage.Repository) inventory.Repository {
+	of := inventory.Repository{Name: r.Name}
+	for _, m := range r.Manifests {
+		of.Manifests = append(of.Manifests, inventory.Manifest{Manifest: &m})
+	}
+	slices.SortFunc(of.Manifests, func(a, b inventory.Manifest) int { return cmp.Compare(a.Digest, b.Digest) })
+	for _, t := range r.Tags {
+		if t.Digest != "" {
+			of.Tags = append(of.Tags, inventory.Tag{Name: t.Name, Digest: t.Digest})
+		}
+	}
+	return of
+}
+
+// Delete deletes a manifest if these tags, and no other, still lead to it and no index lists it. The
+// registry deletes the tags with it, so all tags of the repository and the indexes that they reach
+// are read again first; manifests that were read before are not. An error that is content.ErrBroken
+// says that the repository could not be read as a whole, and that nothing was deleted.
 func (v *View) Delete(ctx context.Context, repository string, digest content.Digest, tags []string) (deleted bool, _ error) {
-	for _, tag := range tags {
-		is, err := v.registry.Resolve(ctx, repository, tag)
-		if errors.Is(err, content.ErrNotFound) {
-			return false, nil
-		}
-		if err != nil || is != digest {
-			return false, err
-		}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	now := v.scanner.ScanRepository(ctx, repository)
+	if err := cmp.Or(now.Err, now.Unread); err != nil {
+		return false, err
+	}
+	if !free(now, digest, tags) {
+		return false, nil
 	}
 	err := v.registry.DeleteManifest(ctx, repository, digest)
 	return err == nil, err
+}
+
+// free reports whether the tags that lead to a manifest are these, and no index lists it.
+func free(r usage.Repository, digest content.Digest, tags []string) bool {
+	var lead []string
+	for _, t := range r.Tags {
+		if t.Digest == digest {
+			lead = append(lead, t.Name)
+		}
+	}
+	slices.Sort(lead)
+	if !slices.Equal(lead, slices.Sorted(slices.Values(tags))) {
+		return false
+	}
+	for owner, m := range r.Manifests {
+		if owner != digest && slices.Contains(m.Children, digest) {
+			return false
+		}
+	}
+	return true
 }

@@ -16,7 +16,10 @@ type Repository struct {
 	Tags      []Tag // in alphabetical order
 	Manifests map[content.Digest]content.Manifest
 	Broken    int   // manifests that are missing or cannot be read
-	Err       error // why it could not be looked at; then the rest is empty
+	// Unread is why something of it could not be read that the registry does not say to be absent.
+	// What that names is not known.
+	Unread error
+	Err    error // why it could not be looked at; then the rest is empty
 }
 
 // Tag is a tag and the manifest that it holds.

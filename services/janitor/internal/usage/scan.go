@@ -44,7 +44,7 @@ type place struct {
 
 // NewScanner returns a scanner of a registry.
 func NewScanner(registry Registry) *Scanner {
-	return &Scanner{registry: registry, known: map[place]content.Manifest{}}
+	return &Scanner{registry: registry, known: map[place]content.Manifest{}, used: map[place]bool{}}
 }
 
 // Scan looks at the whole registry. Only one may run at a time.
@@ -68,6 +68,15 @@ func (s *Scanner) Scan(ctx context.Context) ([]Repository, error) {
 		}
 	}
 	return found, nil
+}
+
+// ScanRepository reads one repository as it is now. Not at the same time as Scan.
+func (s *Scanner) ScanRepository(ctx context.Context, name string) Repository {
+	r := s.repository(ctx, name)
+	if r.Err == nil {
+		r.Err = ctx.Err()
+	}
+	return r
 }
 
 // pingTimeout is how long the registry may take to any answer. One that hangs is
@@ -97,7 +106,7 @@ func (s *Scanner) repository(ctx context.Context, name string) Repository {
 	for i, tag := range tags {
 		switch {
 		case isBroken(errs[i]):
-			r.Broken++
+			r.broken(errs[i])
 			r.Tags = append(r.Tags, Tag{Name: tag})
 		case errs[i] != nil:
 			return Repository{Name: name, Err: errs[i]}
@@ -131,7 +140,7 @@ func (s *Scanner) manifests(ctx context.Context, r *Repository) error {
 			seen[digest] = true
 			switch {
 			case isBroken(errs[i]):
-				r.Broken++
+				r.broken(errs[i])
 			case errs[i] != nil:
 				return errs[i]
 			default:
@@ -166,6 +175,14 @@ func (s *Scanner) manifest(ctx context.Context, at place) (content.Manifest, err
 // isBroken says whether an error is about one thing, not about the registry.
 func isBroken(err error) bool {
 	return errors.Is(err, content.ErrNotFound) || errors.Is(err, content.ErrBroken)
+}
+
+// broken counts a manifest that is missing or cannot be read. Only a 404 says that it is missing.
+func (r *Repository) broken(err error) {
+	r.Broken++
+	if r.Unread == nil && !errors.Is(err, content.ErrNotFound) {
+		r.Unread = err
+	}
 }
 
 // each calls f with 0 to n-1, several at a time, and waits for all.
