@@ -126,6 +126,14 @@ func (r Rule) check(field string, names map[string]bool) error {
 		return fault.Invalid(field+".keep", "", "has bounds, and protect keeps everything", "leave out keep, or protect")
 	}
 	if r.Match != nil {
+		if err := CheckRepositories(field+".match.repositories", r.Match.Repositories); err != nil {
+			return err
+		}
+		for i, g := range r.Match.Tags {
+			if err := g.check(fmt.Sprintf("%s.match.tags[%d]", field, i), tagGlob, "letters, digits and . _ -"); err != nil {
+				return err
+			}
+		}
 		if r.Match.Tagging == Untagged && len(r.Match.Tags) > 0 {
 			return fault.Invalid(field+".match.tags", r.Match.Tags[0].String(), "names tags, and tagging is UNTAGGED: nothing fits", "leave one of the two out")
 		}
@@ -202,6 +210,31 @@ func Globs(texts ...string) (all []Glob) {
 		all = append(all, Glob{text, regexp.MustCompile(`(?s)^` + form + `$`)})
 	}
 	return all
+}
+
+// Globs that some name may fit (distribution/reference, "repository name" and "tag").
+var (
+	repositoryGlob = regexp.MustCompile(`^[a-z0-9._/*-]+$`)
+	tagGlob        = regexp.MustCompile(`^[A-Za-z0-9._*-]+$`)
+)
+
+// check is an INVALID_ARGUMENT fault for a glob that no name can fit, as one with the "?" or "[0-9]"
+// of other dialects: a rule that was meant to protect would protect nothing.
+func (g Glob) check(field string, form *regexp.Regexp, has string) error {
+	if form.MatchString(g.text) {
+		return nil
+	}
+	return fault.Invalid(field, g.text, "fits no name: names have only "+has, `write "*" for any run of characters but "/", and "**" for any run: there are no other wildcards`)
+}
+
+// CheckRepositories is an INVALID_ARGUMENT fault for a glob that no repository can fit.
+func CheckRepositories(field string, globs []Glob) error {
+	for i, g := range globs {
+		if err := g.check(fmt.Sprintf("%s[%d]", field, i), repositoryGlob, "lower-case letters, digits and . _ - /"); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // String is how it is written.

@@ -55,10 +55,18 @@ func TestResolve(t *testing.T) {
 		rules []policy.Rule
 		field string
 	}{
-		"no name":               {[]policy.Rule{{}}, "rules[0].name"},
-		"two of a name":         {[]policy.Rule{{Name: "a"}, {Name: "a"}}, "rules[1].name"},
-		"protected with bounds": {[]policy.Rule{{Name: "a", Protect: true, Keep: &policy.Keep{Age: &age}}}, "rules[0].keep"},
-		"untagged with tags":    {[]policy.Rule{{Name: "a", Match: &policy.Match{Tagging: policy.Untagged, Tags: policy.Globs("x")}}}, "rules[0].match.tags"},
+		"no name":       {[]policy.Rule{{}}, "rules[0].name"},
+		"two of a name": {[]policy.Rule{{Name: "a"}, {Name: "a"}}, "rules[1].name"},
+		"a glob of another dialect that protects": {[]policy.Rule{{Name: "a", Protect: true, Match: &policy.Match{Tags: policy.Globs("v*", "v?")}}}, "rules[0].match.tags[1]"},
+		"a class of characters":                   {[]policy.Rule{{Name: "a", Match: &policy.Match{Tags: policy.Globs("v[0-9]*")}}}, "rules[0].match.tags[0]"},
+		"alternatives":                            {[]policy.Rule{{Name: "a", Match: &policy.Match{Repositories: policy.Globs("{prod,live}/**")}}}, "rules[0].match.repositories[0]"},
+		"upper case":                              {[]policy.Rule{{Name: "a", Match: &policy.Match{Repositories: policy.Globs("Prod/**")}}}, "rules[0].match.repositories[0]"},
+		"a registry's name":                       {[]policy.Rule{{Name: "a", Match: &policy.Match{Repositories: policy.Globs("localhost:5000/prod")}}}, "rules[0].match.repositories[0]"},
+		"an empty glob":                           {[]policy.Rule{{Name: "a", Match: &policy.Match{Tags: policy.Globs("")}}}, "rules[0].match.tags[0]"},
+		"a tag with a slash":                      {[]policy.Rule{{Name: "a", Match: &policy.Match{Tags: policy.Globs("a/b")}}}, "rules[0].match.tags[0]"},
+		"a rule that is off":                      {[]policy.Rule{{Name: "a", Disabled: true, Match: &policy.Match{Tags: policy.Globs("v?")}}}, "rules[0].match.tags[0]"},
+		"protected with bounds":                   {[]policy.Rule{{Name: "a", Protect: true, Keep: &policy.Keep{Age: &age}}}, "rules[0].keep"},
+		"untagged with tags":                      {[]policy.Rule{{Name: "a", Match: &policy.Match{Tagging: policy.Untagged, Tags: policy.Globs("x")}}}, "rules[0].match.tags"},
 	} {
 		_, err := policy.Resolve(policy.Policy{Rules: c.rules})
 		if wrong, ok := errors.AsType[*fault.Error](err); !ok || wrong.Field != c.field || wrong.Remedy == "" {
