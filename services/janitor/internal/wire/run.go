@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"fmt"
 	"strings"
 
 	statuspb "google.golang.org/genproto/googleapis/rpc/status"
@@ -78,12 +79,12 @@ func statusProto(err error) *statuspb.Status {
 // Run reads a run that was stored.
 func Run(in *janitorv1.Run) run.Run {
 	out := run.Run{
-		ID: in.GetId(), State: run.State(in.GetState().String()[len(statePrefix):]), Trigger: run.Trigger(in.GetTrigger().String()[len(triggerPrefix):]),
+		ID: in.GetId(), State: run.State(value(in.GetState(), statePrefix)), Trigger: run.Trigger(value(in.GetTrigger(), triggerPrefix)),
 		Started: timeOf(in.GetStartTime()), Ended: timeOf(in.GetEndTime()), Dry: in.GetDryRun(), PolicyVersion: in.GetPolicyVersion(), PlanDigest: in.GetPlanDigest(),
 		Predicted: amount(in.GetPredicted()), Removed: amount(in.GetRemoved()), Waiting: amount(in.GetWaiting()), Err: status.ErrorProto(in.GetError()),
-		Caller: in.GetCaller(), TraceID: in.GetTraceId(), RequestID: in.GetRequestId(), Reach: run.Reach(in.GetReach().String()[len(reachPrefix):]),
+		Caller: in.GetCaller(), TraceID: in.GetTraceId(), RequestID: in.GetRequestId(), Reach: run.Reach(value(in.GetReach(), reachPrefix)),
 		Progress: run.Progress{
-			Phase: run.Phase(in.GetProgress().GetPhase().String()[len(phasePrefix):]), Done: in.GetProgress().GetDone(), Total: in.GetProgress().GetTotal(),
+			Phase: run.Phase(value(in.GetProgress().GetPhase(), phasePrefix)), Done: in.GetProgress().GetDone(), Total: in.GetProgress().GetTotal(),
 			Began: timeOf(in.GetProgress().GetPhaseStartTime()),
 		},
 		Resumed: int(in.GetResumed()), Verified: in.GetVerifiedManifests(), Broken: in.GetBrokenManifests(),
@@ -96,6 +97,9 @@ func Run(in *janitorv1.Run) run.Run {
 	}
 	return out
 }
+
+// value is the word of an enum, or the number of one that another version has stored.
+func value(of fmt.Stringer, prefix string) string { return strings.TrimPrefix(of.String(), prefix) }
 
 func amount(a *janitorv1.Amount) plan.Amount {
 	return plan.Amount{Manifests: a.GetManifests(), Blobs: a.GetBlobs(), Bytes: a.GetSizeBytes(), Uploads: a.GetUploads()}

@@ -16,6 +16,7 @@ func ReadPolicy(name, text string) (policy.Policy, error) {
 	if err != nil {
 		return policy.Policy{}, fault.Invalid("text", "", err.Error(), "mend what stands at these lines and columns; docs/guides/operator.md has examples")
 	}
-	p, err := policy.Resolve(Policy(in))
+	p := Policy(in) // with its disabled rules, which are a part of what was written
+	_, err = policy.Resolve(p)
 	return p, doc.Explain(err, "text")
 }
