@@ -58,6 +58,15 @@ func (s *Runs[R, V]) StartRun(ctx context.Context, r R) (_ R, started bool, err 
 	return r, started, err
 }
 
+// RunByRequest returns the run that was started with a request id, if there is one.
+func (s *Runs[R, V]) RunByRequest(ctx context.Context, requestID string) (r R, found bool, err error) {
+	all, err := Read(ctx, s.DB, s.Run.Decode, "SELECT body FROM runs WHERE request_id = ?", requestID)
+	if err != nil || len(all) == 0 {
+		return r, false, s.Explain(err)
+	}
+	return all[0], true, nil
+}
+
 // named is NULL for no request id.
 func named(requestID string) any {
 	if requestID == "" {

@@ -120,6 +120,9 @@ type State interface {
 	// StartRun keeps a run that begins. With a request id that a run has already, it
 	// keeps nothing and returns that run and false.
 	StartRun(ctx context.Context, r run.Run) (_ run.Run, started bool, _ error)
+	// RunByRequest returns the run of a request id, and RunOf that of an id.
+	RunByRequest(ctx context.Context, requestID string) (_ run.Run, found bool, _ error)
+	RunOf(ctx context.Context, id string) (run.Run, error)
 	// TakeUp keeps a run that is under way again.
 	TakeUp(ctx context.Context, r run.Run) error
 	AddVerdicts(ctx context.Context, id string, verdicts []plan.Verdict) error

@@ -58,6 +58,7 @@ type job struct {
 	active  *Active
 	policy  policy.Policy
 	given   []plan.Verdict // what a plan removes; nil: by the policy
+	agree   bool           // of what is given only that goes which a new plan removes, too
 	planned time.Time      // when that was decided, by the clock of ages
 	run     run.Run
 	resume  bool // it is taken up again
@@ -82,8 +83,11 @@ type job struct {
 // FAILED_PRECONDITION for a policy that is empty or removes everything, ALREADY_EXISTS
 // when a run is under way, ErrKnown, UNAVAILABLE when the storage does not answer.
 func (e *Engine) Start(ctx context.Context, o Order, sc trace.SpanContext) (*Active, error) {
-	if o.Force && e.Clock != nil { // Else all would look old.
-		if err := e.Clock(ctx); err != nil {
+	if err := e.known(ctx, o); err != nil { // before what has been spent by that run, such as its plan
+		return nil, err
+	}
+	if o.Force {
+		if err := e.clock(ctx); err != nil {
 			return nil, err
 		}
 	}
@@ -98,11 +102,34 @@ func (e *Engine) Start(ctx context.Context, o Order, sc trace.SpanContext) (*Act
 	return j.start(ctx, sc)
 }
 
+// known is an ErrKnown when a run has the request id of an order.
+func (e *Engine) known(ctx context.Context, o Order) error {
+	if o.RequestID == "" {
+		return nil
+	}
+	r, found, err := e.State.RunByRequest(ctx, o.RequestID)
+	if err == nil && found {
+		err = &ErrKnown{r}
+	}
+	return err
+}
+
+// clock is why ages cannot be counted now: then all would look old.
+func (e *Engine) clock(ctx context.Context) error {
+	if e.Clock == nil {
+		return nil
+	}
+	return e.Clock(ctx)
+}
+
 // choose finds the policy or plan.
 func (j *job) choose(ctx context.Context) (err error) {
 	e, o := j.engine, j.order
+	if err := policy.CheckRepositories("repositories", o.Repositories); err != nil {
+		return err
+	}
 	if o.PlanDigest != "" {
-		return j.chooseGiven()
+		return j.chooseGiven(ctx)
 	}
 	if j.policy, err = e.policy(ctx, o.Policy); err != nil {
 		return err
@@ -116,14 +143,22 @@ func (j *job) choose(ctx context.Context) (err error) {
 	return nil
 }
 
-// chooseGiven takes the plan that was asked for.
-func (j *job) chooseGiven() error {
+// chooseGiven takes the plan that was asked for. When another version of the policy is in force than
+// the plan is by, both have to agree on what goes.
+func (j *job) chooseGiven(ctx context.Context) error {
 	e, o := j.engine, j.order
+	inForce, err := e.policy(ctx, nil)
+	if err != nil {
+		return err
+	}
 	given, err := e.plans.take(o.PlanDigest, e.Now())
 	if err != nil {
 		return err
 	}
 	j.given, j.policy, j.planned = given.Removals(), given.Policy, given.Created
+	if given.Policy.Version > 0 && given.Policy.Version != inForce.Version {
+		j.policy, j.agree = inForce, true
+	}
 	if globs := o.Repositories; len(globs) > 0 {
 		j.given = slices.DeleteFunc(slices.Clone(j.given), func(v plan.Verdict) bool {
 			return !slices.ContainsFunc(globs, func(g policy.Glob) bool { return g.Fits(v.Repository) })

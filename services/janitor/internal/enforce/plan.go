@@ -44,6 +44,9 @@ func (e *Engine) Plan(ctx context.Context, ask Ask) (_ run.Plan, err error) {
 		}
 		span.End()
 	}()
+	if err := policy.CheckRepositories("repositories", ask.Repositories); err != nil {
+		return run.Plan{}, err
+	}
 	p, err := e.policy(ctx, ask.Policy)
 	if err != nil {
 		return run.Plan{}, err

@@ -3,8 +3,10 @@ package enforce
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/kilnbuild/kiln/pkg/failpoint"
 	"github.com/kilnbuild/kiln/pkg/fault"
@@ -55,21 +57,9 @@ func (j *job) recoverAll(ctx context.Context) error {
 		if journal.End || journal.Head.Run == j.run.ID {
 			continue
 		}
-		q, err := j.engine.Storage.Resume(journal.Head.Run)
-		if err != nil {
+		if err := j.engine.putRight(ctx, journal); err != nil {
 			return err
 		}
-		if err := recoverRun(ctx, j.engine.Storage, q, journal); err != nil {
-			_ = q.Close() // the first error counts
-			return err
-		}
-		if err := q.Note(quarantine.Line{End: true}); err != nil {
-			return err
-		}
-		if err := q.Close(); err != nil {
-			return err
-		}
-		j.engine.Log.InfoContext(ctx, "what a run left unfinished was put right", "run", journal.Head.Run)
 	}
 	return nil
 }
@@ -156,13 +146,17 @@ func (e *Engine) Unfinished() (all []quarantine.Journal, _ error) {
 }
 
 // TakeUp goes on with a run that did not end: what it has left by half is put right, and
-// then what of its plan still holds goes.
+// then what of its plan the policy in force removes, too. It fails as Start does when ages cannot
+// be counted.
 func (e *Engine) TakeUp(ctx context.Context, journal quarantine.Journal) (*Active, error) {
+	if err := e.clock(ctx); err != nil {
+		return nil, err
+	}
 	var saved savedOrder
 	if err := json.Unmarshal(journal.Head.Order, &saved); err != nil {
 		return nil, fmt.Errorf("the journal of run %s is damaged: %w", journal.Head.Run, err)
 	}
-	j := &job{engine: e, order: Order{Trigger: saved.Trigger, Force: true, All: true}, resume: true, allowed: map[string]bool{}, gone: map[string]bool{}, left: map[string]bool{}}
+	j := &job{engine: e, order: Order{Trigger: saved.Trigger, Force: true, All: true}, resume: true, agree: true, allowed: map[string]bool{}, gone: map[string]bool{}, left: map[string]bool{}}
 	var err error
 	if j.policy, err = e.policy(ctx, nil); err != nil {
 		return nil, err
@@ -173,6 +167,56 @@ func (e *Engine) TakeUp(ctx context.Context, journal quarantine.Journal) (*Activ
 		PlanDigest: saved.PlanDigest, Caller: saved.Caller, Reach: run.Storage, Resumed: journal.Resumed + 1,
 	}
 	return j.start(ctx, noSpan)
+}
+
+// Abandon ends a run that did not end, and removes nothing more: what it has left by half is put
+// right, and what it took stays in quarantine. It reports whether there was such a run, and fails
+// with ALREADY_EXISTS while a run is under way on the storage.
+func (e *Engine) Abandon(ctx context.Context, id string) (bool, error) {
+	left, err := e.Unfinished()
+	if err != nil {
+		return false, unreadable(err)
+	}
+	is := func(journal quarantine.Journal) bool { return journal.Head.Run == id }
+	if !slices.ContainsFunc(left, is) {
+		return false, nil
+	}
+	ctx, unlock, err := e.Storage.Lock(ctx, id)
+	if err != nil {
+		return false, err
+	}
+	defer unlock()
+	if left, err = e.Unfinished(); err != nil { // it may have ended until the storage was this one's
+		return false, unreadable(err)
+	}
+	if i := slices.IndexFunc(left, is); i >= 0 {
+		if err := e.putRight(ctx, left[i]); err != nil {
+			return false, err
+		}
+	}
+	r, err := e.State.RunOf(ctx, id)
+	if err != nil {
+		return false, err
+	}
+	r.State, r.Err, r.Ended = run.Cancelled, nil, time.Now()
+	return true, e.State.FinishRun(ctx, r)
+}
+
+// putRight ends the journal of a run that did not end.
+func (e *Engine) putRight(ctx context.Context, journal quarantine.Journal) error {
+	q, err := e.Storage.Resume(journal.Head.Run)
+	if err != nil {
+		return err
+	}
+	err = recoverRun(ctx, e.Storage, q, journal)
+	if err == nil {
+		err = q.Note(quarantine.Line{End: true})
+	}
+	if err := errors.Join(err, q.Close()); err != nil {
+		return err
+	}
+	e.Log.InfoContext(ctx, "what a run left unfinished was put right", "run", journal.Head.Run)
+	return nil
 }
 
 // reopen puts right what the run has left by half, now that the storage is its own, and

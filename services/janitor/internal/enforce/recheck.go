@@ -2,6 +2,7 @@ package enforce
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,11 +29,15 @@ func (j *job) recheck(ctx context.Context, now run.Plan) (run.Plan, error) {
 		had[string(e.Kind)+e.Repository+"@"+e.Digest] = true
 	}
 	var stay []plan.Verdict
+	disagrees := j.disagreement(now, had)
 	for _, v := range j.given {
-		if had[string(v.Kind)+v.Repository+"@"+v.Digest] {
+		if had[keyOf(v)] {
 			continue // taken before the run was taken up again
 		}
 		reason, by, explain := find.since(v)
+		if reason == "" {
+			reason, by, explain = disagrees(v)
+		}
 		if held, why, holder := just.hold(v); held && reason == "" {
 			reason, by, explain = why, holder, "it stays: "+strings.ReplaceAll(string(why), "_", " ")
 		}
@@ -51,6 +56,35 @@ func (j *job) recheck(ctx context.Context, now run.Plan) (run.Plan, error) {
 	}
 	out.Verdicts = append(out.Verdicts, stay...)
 	return out, nil
+}
+
+// keyOf names what a verdict is on.
+func keyOf(v plan.Verdict) string { return string(v.Kind) + v.Repository + "@" + v.Digest }
+
+// disagreement returns why something of the plan that was given stays by the policy in force, where
+// that has to agree. What went with an owner that the run has taken before may have no rule of its
+// own: that goes.
+func (j *job) disagreement(now run.Plan, had map[string]bool) func(plan.Verdict) (_ plan.Reason, by, explain string) {
+	if !j.agree {
+		return func(plan.Verdict) (plan.Reason, string, string) { return "", "", "" }
+	}
+	fresh := make(map[string]*plan.Verdict, len(now.Verdicts))
+	for i := range now.Verdicts {
+		fresh[keyOf(now.Verdicts[i])] = &now.Verdicts[i]
+	}
+	ownerTaken := func(v plan.Verdict) bool {
+		return slices.ContainsFunc(v.Owners, func(d content.Digest) bool { return had[string(plan.Manifest)+v.Repository+"@"+string(d)] })
+	}
+	return func(v plan.Verdict) (plan.Reason, string, string) {
+		is := fresh[keyOf(v)]
+		switch {
+		case is == nil:
+			return plan.Doubt, "", "it is not in a plan by the policy in force"
+		case is.Remove, is.Reason == plan.NoRule && v.Reason == plan.Family && ownerTaken(v):
+			return "", "", ""
+		}
+		return is.Reason, is.KeptBy, "the policy in force keeps it: " + is.Explain
+	}
 }
 
 // overBudget reports whether something more would be beyond the budget.

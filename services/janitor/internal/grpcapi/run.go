@@ -222,7 +222,11 @@ func (s *Server) CancelRun(ctx context.Context, req *janitorv1.CancelRunRequest)
 	if _, err := s.State.RunOf(ctx, req.GetRunId()); err != nil {
 		return nil, err
 	}
-	if _, err := s.Engine.Cancel(ctx, req.GetRunId()); err != nil {
+	ended, err := s.Engine.Cancel(ctx, req.GetRunId())
+	if err == nil && !ended {
+		_, err = s.Engine.Abandon(ctx, req.GetRunId())
+	}
+	if err != nil {
 		return nil, err
 	}
 	r, err := s.State.RunOf(ctx, req.GetRunId())

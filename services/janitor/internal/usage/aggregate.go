@@ -15,7 +15,7 @@ type Repository struct {
 	Name      string
 	Tags      []Tag // in alphabetical order
 	Manifests map[content.Digest]content.Manifest
-	Broken    int   // manifests that are missing or cannot be read
+	Broken    int // manifests that are missing or cannot be read
 	// Unread is why something of it could not be read that the registry does not say to be absent.
 	// What that names is not known.
 	Unread error

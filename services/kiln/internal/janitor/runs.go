@@ -24,7 +24,8 @@ with what became of each item. With --format json each line is a kiln.janitor.v1
 Verdict.`,
 		Example: `  kiln janitor runs
   kiln janitor runs --filter 'trigger = SCHEDULE AND state = PARTIAL'
-  kiln janitor runs 01a22390-… --format json`,
+  kiln janitor runs 01a22390-… --format json
+  kiln janitor runs abandon 01a22390-…`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: runE(conn, func(ctx context.Context, c *call, args []string) error {
 			if len(args) == 1 {
@@ -36,7 +37,28 @@ Verdict.`,
 	cmd.Flags().StringVar(&filter, "filter", "", "only runs that fit this AIP-160 `expression` on state, trigger, dry_run and start_time")
 	cmd.Flags().IntVar(&limit, "limit", 20, "at most so many runs, or items of one; 0: all")
 	show.AddFormat(cmd, &format, "text, or json: one object a line")
+	cmd.AddCommand(abandonCommand(conn))
 	return cmd
+}
+
+func abandonCommand(conn *connect.Flags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "abandon ID",
+		Short: "End a run that is under way or was interrupted",
+		Long: `Ends a run that is under way, or that was interrupted and would be taken up again. What it has
+hidden and not yet removed is shown again; what it has removed stays in quarantine, from
+which kiln janitor restore --run brings it back.`,
+		Example: `  kiln janitor runs --filter 'state = INTERRUPTED'
+  kiln janitor runs abandon 01a22390-…`,
+		Args: cobra.ExactArgs(1),
+		RunE: runE(conn, func(ctx context.Context, c *call, args []string) error {
+			res, err := c.api.CancelRun(ctx, &janitorv1.CancelRunRequest{RunId: args[0]})
+			if err != nil {
+				return err
+			}
+			return c.writeRuns([]*janitorv1.Run{res.GetRun()})
+		}),
+	}
 }
 
 func (c *call) runs(ctx context.Context, filter string, limit int, format string) error {

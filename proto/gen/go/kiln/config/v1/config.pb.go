@@ -1486,9 +1486,18 @@ type ScheduleConfig struct {
 	// Time zone of the expression, for example "Europe/Vienna". Default: UTC.
 	TimeZone string `protobuf:"bytes,2,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
 	// Longest time that a start is put off, at random. Default: 5m.
-	Jitter        *durationpb.Duration `protobuf:"bytes,3,opt,name=jitter,proto3" json:"jitter,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Jitter *durationpb.Duration `protobuf:"bytes,3,opt,name=jitter,proto3" json:"jitter,omitempty"`
+	// A run that nobody has asked for removes nothing when it would remove more than
+	// this percentage of the registry's manifests, or of their bytes: it fails, and
+	// waits until somebody has read its plan and carries it out. Runs of
+	// `run --once` count as such. 100: no limit. Default: 50.
+	MaxRemovalPercent *int32 `protobuf:"varint,4,opt,name=max_removal_percent,json=maxRemovalPercent,proto3,oneof" json:"max_removal_percent,omitempty"`
+	// A run starts at once when less than this percentage of the file system of the
+	// registry's storage is free, and again after a while that grows as long as such
+	// runs free nothing. 0: never. Default: 5.
+	LowDiskPercent *int32 `protobuf:"varint,5,opt,name=low_disk_percent,json=lowDiskPercent,proto3,oneof" json:"low_disk_percent,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *ScheduleConfig) Reset() {
@@ -1540,6 +1549,20 @@ func (x *ScheduleConfig) GetJitter() *durationpb.Duration {
 		return x.Jitter
 	}
 	return nil
+}
+
+func (x *ScheduleConfig) GetMaxRemovalPercent() int32 {
+	if x != nil && x.MaxRemovalPercent != nil {
+		return *x.MaxRemovalPercent
+	}
+	return 0
+}
+
+func (x *ScheduleConfig) GetLowDiskPercent() int32 {
+	if x != nil && x.LowDiskPercent != nil {
+		return *x.LowDiskPercent
+	}
+	return 0
 }
 
 // Notifications of the registry.
@@ -2608,11 +2631,15 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\rnotifications\x18\t \x01(\v2#.kiln.config.v1.NotificationsConfigR\rnotifications\x12:\n" +
 	"\x0eregistry_names\x18\n" +
 	" \x03(\tB\x13\xbaH\x10\x92\x01\r\x10 \x18\x01\"\ar\x05\x10\x01\x18\xff\x01R\rregistryNames\x12D\n" +
-	"\x06settle\x18\v \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x03\b\x90\x1c2\x04\x10\xc0\x84=R\x06settle\"\x98\x01\n" +
+	"\x06settle\x18\v \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x03\b\x90\x1c2\x04\x10\xc0\x84=R\x06settle\"\xbf\x02\n" +
 	"\x0eScheduleConfig\x12\x1c\n" +
 	"\x04cron\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\x04cron\x12%\n" +
 	"\ttime_zone\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\btimeZone\x12A\n" +
-	"\x06jitter\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x06jitter\"B\n" +
+	"\x06jitter\x18\x03 \x01(\v2\x19.google.protobuf.DurationB\x0e\xbaH\v\xaa\x01\b\"\x04\b\x80\xa3\x052\x00R\x06jitter\x12>\n" +
+	"\x13max_removal_percent\x18\x04 \x01(\x05B\t\xbaH\x06\x1a\x04\x18d(\x01H\x00R\x11maxRemovalPercent\x88\x01\x01\x128\n" +
+	"\x10low_disk_percent\x18\x05 \x01(\x05B\t\xbaH\x06\x1a\x04\x18c(\x00H\x01R\x0elowDiskPercent\x88\x01\x01B\x16\n" +
+	"\x14_max_removal_percentB\x13\n" +
+	"\x11_low_disk_percent\"B\n" +
 	"\x13NotificationsConfig\x12+\n" +
 	"\vsecret_file\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80 R\n" +
@@ -2804,6 +2831,7 @@ func file_kiln_config_v1_config_proto_init() {
 	if File_kiln_config_v1_config_proto != nil {
 		return
 	}
+	file_kiln_config_v1_config_proto_msgTypes[16].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

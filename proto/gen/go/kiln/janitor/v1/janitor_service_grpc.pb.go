@@ -87,10 +87,12 @@ type JanitorServiceClient interface {
 	//
 	// Errors: INVALID_ARGUMENT for a filter or page token that cannot be read.
 	ListRuns(ctx context.Context, in *ListRunsRequest, opts ...grpc.CallOption) (*ListRunsResponse, error)
-	// Cancels a run: what it has hidden and not yet removed comes back. A run that
-	// has ended stays as it is.
+	// Cancels a run: what it has hidden and not yet removed comes back. One that was
+	// interrupted is not taken up again; what it has removed stays in quarantine. A run
+	// that has ended stays as it is.
 	//
-	// Errors: NOT_FOUND for an unknown run.
+	// Errors: NOT_FOUND for an unknown run; ALREADY_EXISTS for an interrupted one while
+	// another run is under way.
 	CancelRun(ctx context.Context, in *CancelRunRequest, opts ...grpc.CallOption) (*CancelRunResponse, error)
 	// Returns the policy in force.
 	//
@@ -416,10 +418,12 @@ type JanitorServiceServer interface {
 	//
 	// Errors: INVALID_ARGUMENT for a filter or page token that cannot be read.
 	ListRuns(context.Context, *ListRunsRequest) (*ListRunsResponse, error)
-	// Cancels a run: what it has hidden and not yet removed comes back. A run that
-	// has ended stays as it is.
+	// Cancels a run: what it has hidden and not yet removed comes back. One that was
+	// interrupted is not taken up again; what it has removed stays in quarantine. A run
+	// that has ended stays as it is.
 	//
-	// Errors: NOT_FOUND for an unknown run.
+	// Errors: NOT_FOUND for an unknown run; ALREADY_EXISTS for an interrupted one while
+	// another run is under way.
 	CancelRun(context.Context, *CancelRunRequest) (*CancelRunResponse, error)
 	// Returns the policy in force.
 	//

@@ -131,7 +131,8 @@ const (
 	RunState_RUN_STATE_FAILED RunState = 4
 	// It was cancelled.
 	RunState_RUN_STATE_CANCELLED RunState = 5
-	// The service stopped while it was under way. It is taken up again.
+	// The service stopped while it was under way. It is taken up again, and then removes
+	// what of its plan the policy in force removes, too. CancelRun abandons it.
 	RunState_RUN_STATE_INTERRUPTED RunState = 6
 )
 
@@ -196,6 +197,8 @@ const (
 	RunTrigger_RUN_TRIGGER_DEMAND RunTrigger = 2
 	// From the command line, once.
 	RunTrigger_RUN_TRIGGER_ONCE RunTrigger = 3
+	// By the schedule, as the file system of the storage was nearly full.
+	RunTrigger_RUN_TRIGGER_LOW_DISK RunTrigger = 4
 )
 
 // Enum value maps for RunTrigger.
@@ -205,12 +208,14 @@ var (
 		1: "RUN_TRIGGER_SCHEDULE",
 		2: "RUN_TRIGGER_DEMAND",
 		3: "RUN_TRIGGER_ONCE",
+		4: "RUN_TRIGGER_LOW_DISK",
 	}
 	RunTrigger_value = map[string]int32{
 		"RUN_TRIGGER_UNSPECIFIED": 0,
 		"RUN_TRIGGER_SCHEDULE":    1,
 		"RUN_TRIGGER_DEMAND":      2,
 		"RUN_TRIGGER_ONCE":        3,
+		"RUN_TRIGGER_LOW_DISK":    4,
 	}
 )
 
@@ -1098,7 +1103,10 @@ type Run struct {
 	// What nothing reaches any more because of this run, and stays until
 	// max_build_time is over, for builds that have read a manifest of it and not yet
 	// its blobs. The first run after that removes it.
-	Waiting       *Amount `protobuf:"bytes,22,opt,name=waiting,proto3" json:"waiting,omitempty"`
+	Waiting *Amount `protobuf:"bytes,22,opt,name=waiting,proto3" json:"waiting,omitempty"`
+	// Number of runs just before it that did nothing either, for the same reason, and
+	// that are not kept.
+	Folded        int64 `protobuf:"varint,23,opt,name=folded,proto3" json:"folded,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1287,6 +1295,13 @@ func (x *Run) GetWaiting() *Amount {
 	return nil
 }
 
+func (x *Run) GetFolded() int64 {
+	if x != nil {
+		return x.Folded
+	}
+	return 0
+}
+
 // How far a run has come.
 type RunProgress struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1423,7 +1438,7 @@ const file_kiln_janitor_v1_run_proto_rawDesc = "" +
 	"\x06run_id\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x01R\x05runId\";\n" +
 	"\x11CancelRunResponse\x12&\n" +
-	"\x03run\x18\x01 \x01(\v2\x14.kiln.janitor.v1.RunR\x03run\"\xbf\a\n" +
+	"\x03run\x18\x01 \x01(\v2\x14.kiln.janitor.v1.RunR\x03run\"\xd7\a\n" +
 	"\x03Run\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12/\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x19.kiln.janitor.v1.RunStateR\x05state\x125\n" +
@@ -1450,7 +1465,8 @@ const file_kiln_janitor_v1_run_proto_rawDesc = "" +
 	"\aresumed\x18\x13 \x01(\x05R\aresumed\x12-\n" +
 	"\x12verified_manifests\x18\x14 \x01(\x03R\x11verifiedManifests\x12)\n" +
 	"\x10broken_manifests\x18\x15 \x01(\x03R\x0fbrokenManifests\x121\n" +
-	"\awaiting\x18\x16 \x01(\v2\x17.kiln.janitor.v1.AmountR\awaiting\"\xae\x01\n" +
+	"\awaiting\x18\x16 \x01(\v2\x17.kiln.janitor.v1.AmountR\awaiting\x12\x16\n" +
+	"\x06folded\x18\x17 \x01(\x03R\x06folded\"\xae\x01\n" +
 	"\vRunProgress\x12/\n" +
 	"\x05phase\x18\x01 \x01(\x0e2\x19.kiln.janitor.v1.RunPhaseR\x05phase\x12\x12\n" +
 	"\x04done\x18\x02 \x01(\x03R\x04done\x12\x14\n" +
@@ -1477,13 +1493,14 @@ const file_kiln_janitor_v1_run_proto_rawDesc = "" +
 	"\x11RUN_STATE_PARTIAL\x10\x03\x12\x14\n" +
 	"\x10RUN_STATE_FAILED\x10\x04\x12\x17\n" +
 	"\x13RUN_STATE_CANCELLED\x10\x05\x12\x19\n" +
-	"\x15RUN_STATE_INTERRUPTED\x10\x06*q\n" +
+	"\x15RUN_STATE_INTERRUPTED\x10\x06*\x8b\x01\n" +
 	"\n" +
 	"RunTrigger\x12\x1b\n" +
 	"\x17RUN_TRIGGER_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14RUN_TRIGGER_SCHEDULE\x10\x01\x12\x16\n" +
 	"\x12RUN_TRIGGER_DEMAND\x10\x02\x12\x14\n" +
-	"\x10RUN_TRIGGER_ONCE\x10\x03BBZ@github.com/kilnbuild/kiln/proto/gen/go/kiln/janitor/v1;janitorv1b\x06proto3"
+	"\x10RUN_TRIGGER_ONCE\x10\x03\x12\x18\n" +
+	"\x14RUN_TRIGGER_LOW_DISK\x10\x04BBZ@github.com/kilnbuild/kiln/proto/gen/go/kiln/janitor/v1;janitorv1b\x06proto3"
 
 var (
 	file_kiln_janitor_v1_run_proto_rawDescOnce sync.Once
