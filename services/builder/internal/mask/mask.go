@@ -30,10 +30,19 @@ const (
 // Masker hides values. A nil Masker hides nothing. It may be used by several
 // goroutines. It holds at most 32 bytes for each byte of a value, and 260 where
 // the value is no longer than MaxEncoded.
-type Masker struct{ automaton *automaton }
+type Masker struct{ automata []*automaton }
 
 // New returns a masker of the values, nil when there is none to hide.
 func New(values [][]byte) *Masker {
+	a := automatonOf(values)
+	if a == nil {
+		return nil
+	}
+	return &Masker{[]*automaton{a}}
+}
+
+// automatonOf returns an automaton that finds the forms of values, nil when there are none.
+func automatonOf(values [][]byte) *automaton {
 	a := newAutomaton()
 	for _, value := range values {
 		for _, form := range forms(value) {
@@ -44,7 +53,24 @@ func New(values [][]byte) *Masker {
 		return nil
 	}
 	a.link()
-	return &Masker{a}
+	return a
+}
+
+// join returns a masker of the values of several.
+func join(maskers []*Masker) *Masker {
+	if len(maskers) == 1 {
+		return maskers[0]
+	}
+	var all []*automaton
+	for _, m := range maskers {
+		if m != nil {
+			all = append(all, m.automata...)
+		}
+	}
+	if len(all) == 0 {
+		return nil
+	}
+	return &Masker{all}
 }
 
 // Text hides the values in a text that is whole: a name, an error.
@@ -62,7 +88,7 @@ func (m *Masker) Stream() *Stream {
 	if m == nil {
 		return nil
 	}
-	return &Stream{automaton: m.automaton}
+	return &Stream{automata: m.automata, states: make([]int32, len(m.automata))}
 }
 
 // forms returns what is looked for to hide a value.

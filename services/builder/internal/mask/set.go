@@ -1,6 +1,8 @@
 package mask
 
 import (
+	"crypto/sha256"
+	"slices"
 	"sync"
 	"sync/atomic"
 )
@@ -14,9 +16,19 @@ type Set struct {
 	full   atomic.Bool
 
 	mu     sync.Mutex
-	values [][]byte
 	known  map[string]bool
 	held   int
+	prints [sha256.Size]byte // the digests of the values, by exclusive or
+	levels []level           // from large to small, each at least twice as large as the next
+}
+
+// level is some of the values of a set, and the automaton that finds them. A value that is
+// added makes a small level; levels of about one size are merged into one. So a value is
+// in few automata that are made, and a text passes few.
+type level struct {
+	values    [][]byte
+	size      int
+	automaton *automaton // nil: the values are too short to hide
 }
 
 // NewSet returns an empty set whose masker holds at most max bytes of memory.
@@ -27,7 +39,7 @@ func NewSet(max int) *Set { return &Set{max: max} }
 func (s *Set) Add(values ...[]byte) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	before := len(s.values)
+	var added level
 	for _, value := range values {
 		key := string(value)
 		if s.known[key] || s.full.Load() {
@@ -35,16 +47,39 @@ func (s *Set) Add(values ...[]byte) {
 		}
 		if s.held += cost(value); s.max > 0 && s.held > s.max {
 			s.full.Store(true)
-			return
+			break
 		}
 		if s.known == nil {
 			s.known = make(map[string]bool)
 		}
 		s.known[key] = true
-		s.values = append(s.values, []byte(key))
+		for i, b := range sha256.Sum256(value) {
+			s.prints[i] ^= b
+		}
+		added.values, added.size = append(added.values, []byte(key)), added.size+cost(value)
 	}
-	if len(s.values) > before {
-		s.masker.Store(New(s.values))
+	if len(added.values) > 0 {
+		s.push(added)
+	}
+}
+
+// push adds a level, merges it with those that are not twice as large, and publishes the
+// masker of all. mu is held.
+func (s *Set) push(l level) {
+	for n := len(s.levels) - 1; n >= 0 && s.levels[n].size < 2*l.size; n-- {
+		l.values, l.size = append(l.values, s.levels[n].values...), l.size+s.levels[n].size
+		s.levels = s.levels[:n]
+	}
+	l.automaton = automatonOf(l.values)
+	s.levels = append(s.levels, l)
+	var all []*automaton
+	for _, l := range s.levels {
+		if l.automaton != nil {
+			all = append(all, l.automaton)
+		}
+	}
+	if len(all) > 0 {
+		s.masker.Store(&Masker{all})
 	}
 }
 
@@ -67,16 +102,30 @@ func (s *Set) Full() bool { return s.full.Load() }
 // Resume goes on with a text that another masker has begun to mask. What the
 // stream holds back is masked for the values of m too.
 func (m *Masker) Resume(s *Stream) *Stream {
-	if m == nil || s != nil && s.automaton == m.automaton {
+	if m == nil || s != nil && slices.Equal(s.automata, m.automata) {
 		return s
 	}
 	if s == nil {
 		return m.Stream()
 	}
 	held := s.held
-	s.automaton, s.state, s.held = m.automaton, 0, nil
+	s.automata, s.states, s.held = m.automata, make([]int32, len(m.automata)), nil
 	for _, b := range held {
 		s.take(b)
 	}
 	return s
+}
+
+// bytes returns how much memory the masker of the values takes at most.
+func (s *Set) bytes() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.held
+}
+
+// print tells sets of different values apart: the sum of the digests of their values.
+func (s *Set) print() [sha256.Size]byte {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.prints
 }

@@ -2,6 +2,7 @@ package mask
 
 import (
 	"bytes"
+	"fmt"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -72,4 +73,28 @@ func TestResume_HidesWhatIsKnownWhereverTheTextIsCut(t *testing.T) {
 			t.Fatalf("%q shows one of %q, of which %d were known first", got, all, first)
 		}
 	})
+}
+
+// Many values one after the other take about as long as all at once, and a text passes few
+// automata for them.
+func TestSet_AddsManyValuesOneByOne(t *testing.T) {
+	set, made := NewSet(0), 0
+	for i := range 5000 {
+		before := set.levels
+		set.Add(fmt.Appendf(nil, "secret number %d", i))
+		if last := set.levels[len(set.levels)-1]; len(before) == 0 || last.automaton != before[len(before)-1].automaton {
+			made += len(last.values)
+		}
+	}
+	if most := 5000 * 20; made > most {
+		t.Errorf("%d values went into automata, want at most %d", made, most)
+	}
+	if n := len(set.Masker().automata); n > 20 {
+		t.Errorf("a text passes %d automata", n)
+	}
+	for _, i := range []int{0, 1, 2500, 4999} {
+		if got := set.Masker().Text(fmt.Sprintf("<secret number %d>", i)); got != "<***>" {
+			t.Errorf("secret %d is told as %q", i, got)
+		}
+	}
 }

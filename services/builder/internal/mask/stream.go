@@ -6,12 +6,12 @@ package mask
 // hidden once, and so are values without anything between them. A nil Stream
 // hides nothing.
 type Stream struct {
-	automaton *automaton
-	state     int32
-	passed    int    // how many bytes were passed on
-	held      []byte // those that were not, yet
-	hidden    []span // of what is held: in order, with something between them
-	hiding    bool   // the last byte that was passed on was hidden
+	automata []*automaton
+	states   []int32 // of each automaton
+	passed   int     // how many bytes were passed on
+	held     []byte  // those that were not, yet
+	hidden   []span  // of what is held: in order, with something between them
+	hiding   bool    // the last byte that was passed on was hidden
 }
 
 // span is the bytes of the text from one up to another.
@@ -25,7 +25,11 @@ func (s *Stream) Write(chunk []byte) []byte {
 	for _, b := range chunk {
 		s.take(b)
 	}
-	return s.pass(len(s.held) - int(s.automaton.states[s.state].depth))
+	begun := int32(0) // of the longest value that may have begun
+	for i, a := range s.automata {
+		begun = max(begun, a.states[s.states[i]].depth)
+	}
+	return s.pass(len(s.held) - int(begun))
 }
 
 // Flush returns what was held back: the text ends here. A further one may follow.
@@ -33,7 +37,7 @@ func (s *Stream) Flush() []byte {
 	if s == nil {
 		return nil
 	}
-	s.state = 0
+	clear(s.states)
 	rest := s.pass(len(s.held))
 	s.hiding = false
 	return rest
@@ -42,8 +46,12 @@ func (s *Stream) Flush() []byte {
 // take holds a further byte of the text.
 func (s *Stream) take(b byte) {
 	s.held = append(s.held, b)
-	s.state = s.automaton.step(s.state, b)
-	if found := s.automaton.states[s.state].found; found > 0 {
+	found := int32(0)
+	for i, a := range s.automata {
+		s.states[i] = a.step(s.states[i], b)
+		found = max(found, a.states[s.states[i]].found)
+	}
+	if found > 0 {
 		s.hide(int(found))
 	}
 }
