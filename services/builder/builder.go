@@ -28,6 +28,7 @@ import (
 	"github.com/kilnbuild/kiln/services/builder/internal/grpcapi"
 	"github.com/kilnbuild/kiln/services/builder/internal/guard"
 	"github.com/kilnbuild/kiln/services/builder/internal/hostdir"
+	"github.com/kilnbuild/kiln/services/builder/internal/mask"
 	"github.com/kilnbuild/kiln/services/builder/internal/metrics"
 	"github.com/kilnbuild/kiln/services/builder/internal/policy"
 	"github.com/kilnbuild/kiln/services/builder/internal/pool"
@@ -58,6 +59,7 @@ type Service struct {
 	pruner    *pruner                                  // nil: no run is asked for
 	reporter  *reporter                                // nil: there is nobody to tell of builds
 	egress    net.Listener                             // of the proxy; nil without one
+	steps     *mask.Steps                              // of the builds at the daemons
 	parts     *lifecycle.Stack                         // what is closed when all has ended
 }
 
@@ -65,7 +67,7 @@ type Service struct {
 // defaults, takes up the builds that an earlier process left, and binds its
 // addresses. ctx bounds the making only. A builder that is not Run must be closed.
 func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Telemetry) (_ *Service, err error) {
-	s := &Service{cfg: Complete(cfg), log: tel.Logger, parts: &lifecycle.Stack{}}
+	s := &Service{cfg: Complete(cfg), log: tel.Logger, steps: mask.NewSteps(), parts: &lifecycle.Stack{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.parts.Close(context.WithoutCancel(ctx)))
@@ -103,7 +105,7 @@ func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Teleme
 	}
 	rules := policy.New(s.cfg.GetPolicy())
 	daemon, err := buildkit.Dial(ctx, s.cfg.GetDaemons()[0], buildkit.Options{
-		Roots: s.cfg.GetAllowedRoots(), Contexts: s.contexts, Artifacts: s.artifacts, Guard: s.guard, Policy: rules, SyncKeys: s.syncKeys, Removals: s.removals, Logins: s.cfg.GetRegistries(), CacheManager: s.caches, Janitor: janitor, NoLease: missed,
+		Roots: s.cfg.GetAllowedRoots(), Contexts: s.contexts, Artifacts: s.artifacts, Guard: s.guard, Policy: rules, SyncKeys: s.syncKeys, Removals: s.removals, Steps: s.steps, Logins: s.cfg.GetRegistries(), CacheManager: s.caches, Janitor: janitor, NoLease: missed,
 		CacheWritten: s.noteScope,
 	}, tel)
 	if err != nil {
@@ -196,7 +198,8 @@ func (s *Service) noteScope(repository, scope string) {
 // serve binds the addresses.
 func (s *Service) serve(translate grpcapi.Translator, rules *policy.Policy, tel *telemetry.Telemetry) (err error) {
 	passOn := gateway.New(gateway.Options{
-		Daemons: daemons{s.fleet}, Builds: s.builds, Policy: rules, Caller: grpcapi.Caller, SyncKey: s.syncKeys.Client, Log: tel.Logger,
+		Daemons: daemons{s.fleet}, Builds: s.builds, Policy: rules, Caller: grpcapi.Caller, SyncKey: s.syncKeys.Client, Steps: s.steps,
+		Log: tel.Logger,
 	})
 	s.server, err = rpc.NewServer(rpc.ServerOptions{
 		Name: "kiln-builder", Config: s.cfg.GetServer(), Telemetry: tel, GRPC: passOn.ServerOptions(),

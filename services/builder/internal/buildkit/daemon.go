@@ -25,6 +25,7 @@ import (
 	"github.com/kilnbuild/kiln/services/builder/internal/artifacts"
 	"github.com/kilnbuild/kiln/services/builder/internal/contextstore"
 	"github.com/kilnbuild/kiln/services/builder/internal/hostdir"
+	"github.com/kilnbuild/kiln/services/builder/internal/mask"
 	"github.com/kilnbuild/kiln/services/builder/internal/policy"
 	"github.com/kilnbuild/kiln/services/builder/internal/pool"
 	"github.com/kilnbuild/kiln/services/builder/internal/synckey"
@@ -39,6 +40,7 @@ type Options struct {
 	Policy    *policy.Policy // what a request may ask for
 	SyncKeys  synckey.Keys   // under which the daemon keeps local files
 	Removals  Removals       // records that the daemon must drop
+	Steps     *mask.Steps    // of the builds of all callers, and their secrets
 	// Logins are the users as whom the daemon pulls and pushes.
 	Logins []*configv1.RegistryLogin
 	// CacheManager gives leases on the directories of type=local caches; nil: there is

@@ -34,7 +34,7 @@ func fetching(t *testing.T) (*run, *[]build.StepEvent) {
 	events := new([]build.StepEvent)
 	return &run{
 		daemon: &Daemon{opts: Options{Contexts: contexts, Guard: guard.New(guard.Policy{Networks: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}, log)}},
-		hide:   hiderOf(build.Spec{}), progress: outcome.NewProgress(),
+		hide:   hiderOf(build.Spec{}, nil), progress: outcome.NewProgress(),
 		sink: func(kind any) {
 			if step, ok := kind.(build.StepEvent); ok {
 				*events = append(*events, step)

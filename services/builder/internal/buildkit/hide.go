@@ -3,9 +3,7 @@ package buildkit
 import (
 	"encoding/base64"
 	"encoding/json"
-	"slices"
 	"strconv"
-	"strings"
 
 	"github.com/moby/buildkit/client"
 	"github.com/opencontainers/go-digest"
@@ -14,22 +12,22 @@ import (
 	"github.com/kilnbuild/kiln/services/builder/internal/mask"
 )
 
-// Hider keeps the secrets of a build out of all that its solve tells. It is of one
-// goroutine.
+// Hider keeps the secrets of a build out of all that its solve tells, and those of other
+// builds out of what the steps write that they have in common. It is of one goroutine.
 type Hider struct {
-	set     *mask.Set
-	streams map[stream]*mask.Stream
+	view *mask.View
+	set  *mask.Set // of the build itself
+	logs *mask.Logs
 }
 
-// stream is one of the streams of a step.
-type stream struct {
-	step   digest.Digest
-	number int
+// NewHider returns a hider for a build at a daemon, also of secrets that AddSecret adds to
+// its own later. End it.
+func NewHider(view *mask.View) *Hider {
+	return &Hider{view: view, set: view.Own(), logs: mask.NewLogs(view.Masker)}
 }
 
-// NewHider returns a hider of the values in a set, also of those that AddSecret adds
-// later.
-func NewHider(set *mask.Set) *Hider { return &Hider{set: set, streams: make(map[stream]*mask.Stream)} }
+// End ends the build's view: it is told no more.
+func (h *Hider) End() { h.view.End() }
 
 // maxMasker bounds the memory for the secrets of one client, in bytes: enough for a
 // value of 500 KB, the longest that BuildKit passes to a step, and 30 KB of others.
@@ -46,13 +44,14 @@ func quoted(value []byte) []byte {
 	return []byte(text[1 : len(text)-1])
 }
 
-func hiderOf(spec build.Spec) *Hider {
+// hiderOf returns the hider of a build by RPC, among the builds of steps.
+func hiderOf(spec build.Spec, steps *mask.Steps) *Hider {
 	set, values := new(mask.Set), spec.Sensitive()
 	for _, value := range values {
 		values = append(values, quoted(value))
 	}
 	set.Add(values...)
-	return NewHider(set)
+	return NewHider(steps.Begin(set))
 }
 
 // Hides reports whether the build has secrets, as far as is known.
@@ -64,27 +63,26 @@ const withheld = "[withheld: the build has more secrets than can be masked]"
 // Status hides what is secret in a status, before anything else sees it. What a
 // step wrote may come later than it was written: its end may begin a secret.
 func (h *Hider) Status(s *client.SolveStatus) *client.SolveStatus {
-	masker := h.set.Masker()
-	if masker == nil && !h.set.Full() {
-		return s
+	for _, v := range s.Vertexes {
+		h.view.Saw(v.Digest.String())
 	}
 	logs := make([]*client.VertexLog, 0, len(s.Logs))
 	for _, l := range s.Logs {
-		key := stream{l.Vertex, l.Stream}
-		if h.set.Full() {
-			continue
-		}
-		h.streams[key] = masker.Resume(h.streams[key])
-		l.Data = h.streams[key].Write(l.Data)
-		if len(l.Data) > 0 {
+		if l.Data = h.logs.Write(l.Vertex.String(), l.Stream, l.Data); len(l.Data) > 0 {
 			logs = append(logs, l)
 		}
 	}
 	for _, v := range s.Vertexes {
-		v.Name, v.Error = h.text(v.Name), h.text(v.Error)
 		if v.Completed != nil {
-			logs = append(logs, h.flush(func(key stream) bool { return key.step == v.Digest })...)
+			logs = append(logs, held(h.logs.End(v.Digest.String()))...)
 		}
+	}
+	s.Logs = logs
+	if !h.Hides() {
+		return s
+	}
+	for _, v := range s.Vertexes {
+		v.Name, v.Error = h.text(v.Name), h.text(v.Error)
 	}
 	for _, status := range s.Statuses {
 		status.ID, status.Name = h.text(status.ID), h.text(status.Name)
@@ -95,8 +93,16 @@ func (h *Hider) Status(s *client.SolveStatus) *client.SolveStatus {
 			w.Detail[i] = []byte(h.text(string(line)))
 		}
 	}
-	s.Logs = logs
 	return s
+}
+
+// held are the statuses of what was held back.
+func held(rests []mask.Rest) []*client.VertexLog {
+	var logs []*client.VertexLog
+	for _, r := range rests {
+		logs = append(logs, &client.VertexLog{Vertex: digest.Digest(r.Step), Stream: r.Number, Data: r.Data})
+	}
+	return logs
 }
 
 // text hides what is secret in a text that is whole.
@@ -109,25 +115,7 @@ func (h *Hider) text(text string) string {
 
 // Rest is what is still held back at the end of a solve.
 func (h *Hider) Rest() *client.SolveStatus {
-	return &client.SolveStatus{Logs: h.flush(func(stream) bool { return true })}
-}
-
-// flush ends the streams that are meant, and returns what was held back of them.
-func (h *Hider) flush(which func(stream) bool) []*client.VertexLog {
-	var logs []*client.VertexLog
-	for key, held := range h.streams {
-		if !which(key) {
-			continue
-		}
-		delete(h.streams, key)
-		if data := held.Flush(); len(data) > 0 {
-			logs = append(logs, &client.VertexLog{Vertex: key.step, Stream: key.number, Data: data})
-		}
-	}
-	slices.SortFunc(logs, func(a, b *client.VertexLog) int {
-		return strings.Compare(a.Vertex.String(), b.Vertex.String())*2 + a.Stream - b.Stream
-	})
-	return logs
+	return &client.SolveStatus{Logs: held(h.logs.EndAll())}
 }
 
 // Failure hides what is secret in a failure. Its step and last lines come from

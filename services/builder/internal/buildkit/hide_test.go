@@ -26,7 +26,7 @@ func secretive() build.Spec {
 
 // Whatever BuildKit puts a secret in, nothing of it is told.
 func TestNothingSecretIsTold(t *testing.T) {
-	h, progress := hiderOf(secretive()), outcome.NewProgress()
+	h, progress := hiderOf(secretive(), nil), outcome.NewProgress()
 	step, now := digest.FromString("step"), time.Now()
 	var told strings.Builder
 	wrote := make(map[bool]string) // by whether it is standard error
@@ -77,7 +77,7 @@ func TestNothingSecretIsTold(t *testing.T) {
 
 // A build without secrets pays nothing.
 func TestNothingToHide(t *testing.T) {
-	h := hiderOf(build.Spec{})
+	h := hiderOf(build.Spec{}, nil)
 	status := &client.SolveStatus{Logs: []*client.VertexLog{{Data: []byte("x")}}}
 	if got := h.Status(status); got != status || len(h.Rest().Logs) != 0 {
 		t.Error("the status was touched")

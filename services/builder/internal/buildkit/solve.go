@@ -58,7 +58,8 @@ func Hold(contexts Contexts, spec build.Spec) (release func()) {
 
 // Solve implements build.Daemon.
 func (d *Daemon) Solve(ctx context.Context, id string, attempt int, spec build.Spec, sink func(any)) build.Result {
-	r := &run{daemon: d, hide: hiderOf(spec), progress: outcome.NewProgress(), sink: sink}
+	r := &run{daemon: d, hide: hiderOf(spec, d.opts.Steps), progress: outcome.NewProgress(), sink: sink}
+	defer r.hide.End()
 	started := time.Now()
 	ref := refOf(id, attempt)
 	outputs, err := r.solve(ctx, id, ref, spec)

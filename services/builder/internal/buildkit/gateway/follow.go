@@ -33,12 +33,13 @@ type history struct {
 }
 
 // follow begins to read what the daemon says of a build that it is about to get, and
-// gives the events to sink without the secrets, until end is called.
-func follow(ctx context.Context, up *upstream, r *route, secrets *mask.Set, sink func(any)) *history {
+// gives the events to sink without the secrets, until end is called. view is the build
+// among the others at the daemon.
+func follow(ctx context.Context, up *upstream, r *route, view *mask.View, sink func(any)) *history {
 	// The end of a build that is cancelled is told too.
 	ctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	h := &history{
-		route: r, up: up, progress: outcome.NewProgress(), hide: buildkit.NewHider(secrets), sink: sink,
+		route: r, up: up, progress: outcome.NewProgress(), hide: buildkit.NewHider(view), sink: sink,
 		started: time.Now(), cancel: cancel, done: make(chan struct{}),
 	}
 	go func() {

@@ -19,6 +19,7 @@ import (
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 	"github.com/kilnbuild/kiln/services/builder/internal/buildkit"
+	"github.com/kilnbuild/kiln/services/builder/internal/mask"
 	"github.com/kilnbuild/kiln/services/builder/internal/rawcodec"
 )
 
@@ -36,7 +37,9 @@ type Options struct {
 	// SyncKey returns the key under which a daemon keeps a client's files, from who the
 	// client is, its project, and the key that it sent.
 	SyncKey func(identity, project, sent string) string
-	Log     *slog.Logger
+	// Steps are those of the builds of all callers, and their secrets.
+	Steps *mask.Steps
+	Log   *slog.Logger
 }
 
 // Gateway serves BuildKit's API.
@@ -46,6 +49,7 @@ type Gateway struct {
 	policy  buildkit.Policy
 	caller  func(context.Context) build.Caller
 	syncKey func(identity, project, sent string) string
+	steps   *mask.Steps
 	log     *slog.Logger
 
 	routes *routes
@@ -58,7 +62,7 @@ type Gateway struct {
 // New returns a gateway.
 func New(o Options) *Gateway {
 	return &Gateway{
-		daemons: o.Daemons, builds: o.Builds, policy: o.Policy, caller: o.Caller, syncKey: o.SyncKey, log: o.Log,
+		daemons: o.Daemons, builds: o.Builds, policy: o.Policy, caller: o.Caller, syncKey: o.SyncKey, steps: o.Steps, log: o.Log,
 		routes: newRoutes(), pongs: newPongs(), queue: newContention(o.Builds.Waiting), blobs: newBlobs(), held: newHeld(),
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"sync"
 
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
+	"github.com/kilnbuild/kiln/services/builder/internal/mask"
 )
 
 // phase is how far a build has come. It only grows.
@@ -38,6 +39,7 @@ type route struct {
 	place   build.Waiting // in the queue; zero before it has one
 	daemon  *upstream     // from placed on; nil when the build never had one
 	slot    *slot         // from placed on; nil for a probe
+	view    *mask.View    // of its steps; nil for a probe and before a daemon is about to get it
 	probe   bool
 	had     bool // the daemon has told that it has the build
 	err     error
@@ -119,6 +121,20 @@ func (r *route) stand(w build.Waiting) { r.change(func() { r.place = w }) }
 // send notes that the Solve goes to a daemon. slot is nil for a probe.
 func (r *route) send(to *upstream, s *slot) {
 	r.change(func() { r.phase, r.daemon, r.slot, r.probe = placed, to, s, s == nil })
+}
+
+// watch notes who sees the steps of the build.
+func (r *route) watch(view *mask.View) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.view = view
+}
+
+// seen returns what watch noted.
+func (r *route) seen() *mask.View {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.view
 }
 
 // has reports whether a daemon has, or had, the build.

@@ -35,9 +35,9 @@ type sessionRoute struct {
 	wanted map[string]*upstream // where builds were placed that name it; both by the daemon's name
 }
 
-// clientSecrets are the secrets of all sessions of one client. A daemon runs a step that
-// two builds have in common once, with the secrets of either's session, and shows what
-// it writes in both: the targets of a bake each have a session.
+// clientSecrets are the secrets of all sessions of one client: the targets of a bake each
+// have a session, and steps in common. What other clients' builds have in common with
+// these, mask.Steps knows.
 type clientSecrets struct {
 	set      *mask.Set
 	sessions int

@@ -134,7 +134,10 @@ type started struct {
 func (g *Gateway) run(ctx context.Context, s *started, request *rawcodec.Frame) error {
 	slot := newSlot(ctx, g.queue, s.owner, s.observed, s.asked.clientRuns)
 	defer slot.end()
-	told := follow(ctx, s.up, s.route, s.secrets, s.observed.Event)
+	view := g.steps.Begin(s.secrets)
+	defer view.End()
+	s.route.watch(view)
+	told := follow(ctx, s.up, s.route, view, s.observed.Event)
 	s.route.send(s.up, slot)
 	response, err := s.up.exchange(ctx, s.call, request)
 	slot.end()

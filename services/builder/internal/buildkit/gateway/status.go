@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
+	"github.com/kilnbuild/kiln/services/builder/internal/mask"
 )
 
 // askAgain is how long after its answer that it does not know a build the daemon is
@@ -87,7 +88,7 @@ func (g *Gateway) past(c *call, r *route, client *oneHeader, req *controlapi.Sta
 			cancel(errCome)
 		}
 	}()
-	err = statusOf(asking, up, client, req)
+	err = statusOf(asking, up, client, req, nil)
 	if errors.Is(context.Cause(asking), errCome) || status.Code(err) == codes.NotFound {
 		return false, nil
 	}
@@ -147,7 +148,7 @@ func current(ctx context.Context, r *route, up *upstream, client *oneHeader, req
 		}
 	}()
 	for {
-		err := statusOf(asking, up, client, req)
+		err := statusOf(asking, up, client, req, r.seen())
 		s, _ := r.now()
 		switch {
 		case s.lost:
@@ -165,8 +166,11 @@ func current(ctx context.Context, r *route, up *upstream, client *oneHeader, req
 // errLost ends the search of a daemon for a build that it never had.
 var errLost = errors.New("the daemon never had the build")
 
-// statusOf asks the daemon for the status of a build.
-func statusOf(ctx context.Context, up *upstream, down grpc.ServerStream, req *controlapi.StatusRequest) error {
+// statusOf asks the daemon for the status of a build. view is the build among the others
+// at the daemon; nil when it is not under way.
+func statusOf(
+	ctx context.Context, up *upstream, down grpc.ServerStream, req *controlapi.StatusRequest, view *mask.View,
+) error {
 	request, err := encoded(req)
 	if err != nil {
 		return err
@@ -175,7 +179,7 @@ func statusOf(ctx context.Context, up *upstream, down grpc.ServerStream, req *co
 	if err != nil {
 		return err
 	}
-	return sendDown(stream, down)
+	return sendStatus(stream, down, view)
 }
 
 // timestampKey is the metadata in which BuildKit sends its clock; see
