@@ -12,20 +12,24 @@ import (
 )
 
 // lookByAPI looks at a registry whose storage is out of reach.
-func (e *Engine) lookByAPI(ctx context.Context) (inventory.Registry, error) {
-	registry, warnings, err := e.Remote.Inventory(ctx)
+func (e *Engine) lookByAPI(ctx context.Context, look inventory.Look) (inventory.Registry, error) {
+	registry, warnings, err := e.Remote.Inventory(ctx, look.Created)
 	registry.Warnings = append(warnings, "the registry's storage is out of reach: manifests are deleted through its API, those without a tag are not seen, and the space is the registry's own to free")
 	return registry, err
 }
 
-// noteSeen has what nothing is known of count as pushed when it is seen first: the API does
-// not tell when that was.
+// noteSeen has manifests count as pushed when they are seen first, of which neither the storage nor
+// a notification tells when that was: the API does not, nor does a backup that was restored without
+// its times. All of one look count as pushed at the same moment.
 func (e *Engine) noteSeen(ctx context.Context, r inventory.Registry, book *lastuse.Book) error {
 	var seen []lastuse.Use
 	now := e.Now()
 	for _, of := range r.Repositories {
 		for _, m := range of.Manifests {
-			if pushed, pulled := book.Last(of.Name, m.Digest, nil); pushed.IsZero() && pulled.IsZero() {
+			if plan.Timed(m.Pushed) {
+				continue
+			}
+			if pushed, _ := book.Last(of.Name, m.Digest, nil); pushed.IsZero() {
 				seen = append(seen, lastuse.Use{Repository: of.Name, Name: lastuse.ByDigest(m.Digest), Push: true, At: now})
 			}
 		}
@@ -77,7 +81,7 @@ func (j *job) removeByAPI(ctx context.Context, v plan.Verdict) (bool, error) {
 
 // verifyByAPI resolves what tags reach.
 func (j *job) verifyByAPI(ctx context.Context) error {
-	registry, warnings, err := j.engine.Remote.Inventory(ctx)
+	registry, warnings, err := j.engine.Remote.Inventory(ctx, false)
 	if err != nil {
 		return err
 	}

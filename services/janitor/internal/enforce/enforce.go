@@ -91,8 +91,8 @@ type Registry interface {
 
 // Remote is a registry by its API alone.
 type Remote interface {
-	// Inventory is what tags reach now.
-	Inventory(ctx context.Context) (_ inventory.Registry, warnings []string, _ error)
+	// Inventory is what tags reach now; when created is set, with when that was made.
+	Inventory(ctx context.Context, created bool) (_ inventory.Registry, warnings []string, _ error)
 	// Delete deletes a manifest, if these tags still lead to it.
 	Delete(ctx context.Context, repository string, digest content.Digest, tags []string) (deleted bool, _ error)
 }

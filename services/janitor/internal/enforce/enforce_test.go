@@ -176,7 +176,7 @@ func (silent) Quarantined(context.Context, int64, int64) {}
 // view is a registry by its API.
 type view struct{ block chan struct{} }
 
-func (v view) Inventory(ctx context.Context) (inventory.Registry, []string, error) {
+func (v view) Inventory(ctx context.Context, _ bool) (inventory.Registry, []string, error) {
 	select {
 	case <-v.block:
 	case <-ctx.Done():

@@ -111,7 +111,7 @@ func (e *Engine) reach() run.Reach {
 // input is all that a plan is made from, by a look, for a run, if there is one.
 func (e *Engine) input(ctx context.Context, p policy.Policy, now time.Time, look inventory.Look, runID string) (in plan.Input, err error) {
 	in = plan.Input{Policy: p, Now: now}
-	look.Created = policy.ReadsConfigs(p)
+	look.Created = policy.ReadsConfigs(p) || e.Storage == nil && policy.Orders(p) // the API tells no push times
 	if look.Removed, err = e.removed(now.Add(-p.MaxBuildTime), runID); err != nil {
 		return in, err
 	}
@@ -123,10 +123,8 @@ func (e *Engine) input(ctx context.Context, p policy.Policy, now time.Time, look
 	if err != nil {
 		return in, err
 	}
-	if e.Storage == nil {
-		if err := e.noteSeen(ctx, in.Registry, uses); err != nil {
-			return in, err
-		}
+	if err := e.noteSeen(ctx, in.Registry, uses); err != nil {
+		return in, err
 	}
 	leases, err := e.State.Leases(ctx, now)
 	in.Uses, in.Leases = uses, leases
@@ -163,7 +161,7 @@ func (e *Engine) look(ctx context.Context, look inventory.Look) (inventory.Regis
 		return inventory.Registry{}, context.Cause(ctx)
 	}
 	if e.Storage == nil {
-		return e.lookByAPI(ctx)
+		return e.lookByAPI(ctx, look)
 	}
 	var registry inventory.Registry
 	both, within := errgroup.WithContext(ctx) // what the registry answers takes a part of the time of a look

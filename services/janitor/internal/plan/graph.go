@@ -21,6 +21,7 @@ type simulation struct {
 	nodes    []*node   // of one repository after the other, by name and digest
 	order    []*node   // that go, in the order of their going
 	verdicts []Verdict // of the nodes
+	refused  []string  // bounds that keep more than they say, in sentences
 }
 
 // node is a manifest of a repository.
@@ -37,6 +38,7 @@ type node struct {
 	used       time.Time    // last push or pull, of it or of a child
 	reaches    []int32      // numbers of what it takes: itself and the blobs that it names
 	lease      string       // id; empty: none
+	seen       bool         // the storage does not tell when it was pushed: at the latest when it was seen first
 	gone       bool
 	decided    bool // by its own rule, of a root
 }
@@ -136,6 +138,9 @@ func (s *simulation) family(r *inventory.Repository, from int) []*node {
 		}
 	}
 	for _, n := range nodes {
+		if n.seen = !Timed(n.manifest.Pushed); n.seen {
+			n.pushed, n.used = time.Time{}, time.Time{}
+		}
 		for _, child := range n.manifest.Children {
 			own(n, of(child))
 		}
@@ -193,7 +198,7 @@ func (n *node) use(in Input) {
 
 // settle says how long it was unused, without the time that nobody listened.
 func (n *node) settle(in Input) {
-	n.verdict.Age = in.Now.Sub(n.used)
+	n.verdict.Age = in.age(n.used)
 	if in.Uses != nil {
 		n.verdict.Age = max(0, n.verdict.Age-in.Uses.Away(n.used))
 	}

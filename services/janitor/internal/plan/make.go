@@ -50,7 +50,7 @@ func (s *simulation) decide(nodes []*node) {
 	}
 	newest := map[*node]bool{}
 	for rule, matched := range byRule {
-		markNewest(rule, matched, newest)
+		s.markNewest(rule, matched, newest)
 	}
 	for _, n := range byAge(nodes) {
 		if n.root() {
@@ -70,25 +70,6 @@ func byAge(nodes []*node) []*node {
 	sorted := slices.Clone(nodes)
 	slices.SortStableFunc(sorted, func(a, b *node) int { return a.used.Compare(b.used) })
 	return sorted
-}
-
-// markNewest marks those that a rule keeps for being the newest.
-func markNewest(rule *policy.Rule, matched []*node, newest map[*node]bool) {
-	if rule.Keep == nil {
-		return
-	}
-	mark := func(most *int, at func(*node) time.Time) {
-		if most == nil {
-			return
-		}
-		sorted := slices.Clone(matched)
-		slices.SortStableFunc(sorted, func(a, b *node) int { return at(b).Compare(at(a)) })
-		for _, n := range sorted[:min(*most, len(sorted))] {
-			newest[n] = true
-		}
-	}
-	mark(rule.Keep.NewestByPush, func(n *node) time.Time { return n.pushed })
-	mark(rule.Keep.NewestByPull, func(n *node) time.Time { return n.verdict.Pulled })
 }
 
 // judge is the verdict of a root by its own rule.
@@ -172,12 +153,18 @@ func (s *simulation) fit(nodes []*node, most int64, name string, mayGo func(*nod
 			total += held.add(n)
 		}
 	}
-	for _, n := range byAge(nodes) {
+	order := rank(nodes, func(n *node) time.Time { return n.used })
+	for i, of := range order {
+		n := of.node
 		if total <= most {
 			return
 		}
 		if n.gone || !n.root() || n.decided || n.lease != "" || !mayGo(n) || n.rule == nil || n.rule.Protect || n.verdict.Reason == Newest {
 			continue
+		}
+		if most > 0 && (i > 0 && unclear(of, order[i-1]) || i+1 < len(order) && unclear(of, order[i+1])) {
+			s.refuse(n.repository, name)
+			return // what was used later may not go before it
 		}
 		from := len(s.order)
 		s.remove(n, Bytes, fmt.Sprintf("beyond %s, the longest unused; %s keeps %s", human.Size(most), name, human.Size(most)))
@@ -220,6 +207,7 @@ func (s *simulation) plan() *Plan {
 	}
 	p.RemovesAll = p.Removes.Manifests > 0 && p.Keeps.Manifests == 0
 	going, staying := p.oddities(s.in)
+	p.Warnings = append(p.Warnings, s.refused...)
 	p.Verdicts = s.arrange(s.order, going, stay, staying)
 	for _, v := range going {
 		p.Removes = p.Removes.Plus(v.Amount())

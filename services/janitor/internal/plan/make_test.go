@@ -194,8 +194,8 @@ func TestOddities(t *testing.T) {
 		Registry: inventory.Registry{
 			Repositories: []inventory.Repository{
 				{
-					Name: "a", Tags: []inventory.Tag{{Name: "nowhere"}},
-					Doubts: []inventory.Doubt{{Digest: "empty", Message: "is empty"}, {Digest: "bad", Bytes: 5, Message: "is no JSON"}},
+					Name: "a", Tags: []inventory.Tag{{Name: "nowhere", Moved: now.Add(-48 * time.Hour)}},
+					Doubts: []inventory.Doubt{{Digest: "empty", Linked: now.Add(-48 * time.Hour), Message: "is empty"}, {Digest: "bad", Bytes: 5, Message: "is no JSON"}},
 				},
 				{Name: "b", Uploads: []inventory.Upload{{ID: "old", Bytes: 9, Changed: now.Add(-25 * time.Hour)}, {ID: "new", Changed: now.Add(-time.Hour)}}},
 			},

@@ -75,7 +75,7 @@ func orphans(in Input, doubted map[string]bool, add func(Verdict)) {
 }
 
 func linkVerdict(repository string, l inventory.Link, in Input) Verdict {
-	v := Verdict{Repository: repository, Kind: Link, Digest: string(l.Digest), Pushed: l.Linked, Age: in.Now.Sub(l.Linked), Reason: Grace, Explain: "a link to a blob that is not there; its grace is not over"}
+	v := Verdict{Repository: repository, Kind: Link, Digest: string(l.Digest), Pushed: l.Linked, Age: in.age(l.Linked), Reason: Grace, Explain: "a link to a blob that is not there; its grace is not over"}
 	if v.Age > in.Policy.BlobGrace {
 		v.Remove, v.Reason, v.Explain = true, Dangling, "it leads to a blob that is not there"
 	}
@@ -85,7 +85,7 @@ func linkVerdict(repository string, l inventory.Link, in Input) Verdict {
 // doubtVerdict is that on a manifest which cannot be read: one without bytes reaches
 // nothing, and goes when no push of it can be under way.
 func doubtVerdict(r inventory.Repository, d inventory.Doubt, in Input) Verdict {
-	v := Verdict{Repository: r.Name, Kind: Manifest, Digest: string(d.Digest), Bytes: d.Bytes, Pushed: d.Linked, Age: in.Now.Sub(d.Linked), Explain: d.Message}
+	v := Verdict{Repository: r.Name, Kind: Manifest, Digest: string(d.Digest), Bytes: d.Bytes, Pushed: d.Linked, Age: in.age(d.Linked), Explain: d.Message}
 	for _, tag := range r.Tags {
 		if tag.Digest == d.Digest {
 			v.Tags = append(v.Tags, tag.Name)
@@ -106,7 +106,7 @@ func doubtVerdict(r inventory.Repository, d inventory.Doubt, in Input) Verdict {
 // one that is being pushed.
 func tagVerdict(repository string, tag inventory.Tag, in Input) Verdict {
 	v := Verdict{
-		Repository: repository, Kind: Link, Digest: tag.Name, Tags: []string{tag.Name}, Pushed: tag.Moved, Age: in.Now.Sub(tag.Moved),
+		Repository: repository, Kind: Link, Digest: tag.Name, Tags: []string{tag.Name}, Pushed: tag.Moved, Age: in.age(tag.Moved),
 		Remove: true, Reason: Dangling, Explain: "the tag leads to a manifest that is not there",
 	}
 	if tag.Lost == "" {
@@ -120,7 +120,7 @@ func tagVerdict(repository string, tag inventory.Tag, in Input) Verdict {
 
 func uploadVerdict(repository string, u inventory.Upload, in Input) Verdict {
 	v := Verdict{
-		Repository: repository, Kind: Upload, Digest: u.ID, Bytes: u.Bytes, Pushed: u.Changed, Age: in.Now.Sub(u.Changed), Reason: Grace,
+		Repository: repository, Kind: Upload, Digest: u.ID, Bytes: u.Bytes, Pushed: u.Changed, Age: in.age(u.Changed), Reason: Grace,
 		Explain: "an upload that goes on, or did a short while ago",
 	}
 	if v.Age > in.Policy.UploadAge {
@@ -133,7 +133,7 @@ func uploadVerdict(repository string, u inventory.Upload, in Input) Verdict {
 // orphanVerdict is that on a blob which no manifest names: it goes when its grace is over,
 // unless a manifest of a repository that has it cannot be read and may name it.
 func orphanVerdict(o inventory.Orphan, doubted map[string]bool, in Input) Verdict {
-	v := Verdict{Kind: Blob, Digest: string(o.Digest), Bytes: o.Bytes, Pushed: o.Changed, Age: in.Now.Sub(o.Changed)}
+	v := Verdict{Kind: Blob, Digest: string(o.Digest), Bytes: o.Bytes, Pushed: o.Changed, Age: in.age(o.Changed)}
 	near := slices.IndexFunc(o.Repositories, func(name string) bool { return doubted[name] })
 	lease := ""
 	for _, name := range o.Repositories {

@@ -147,6 +147,13 @@ func ReadsConfigs(p Policy) bool {
 	return slices.ContainsFunc(p.Rules, func(r Rule) bool { return r.Keep != nil && r.Keep.CreateAge != nil })
 }
 
+// Orders reports whether a policy asks which manifests are the newest, or the longest unused.
+func Orders(p Policy) bool {
+	return p.MaxBytes != nil || slices.ContainsFunc(p.Rules, func(r Rule) bool {
+		return r.Keep != nil && (r.Keep.NewestByPush != nil || r.Keep.NewestByPull != nil || r.Keep.Bytes != nil)
+	})
+}
+
 // RemovesAll reports whether a resolved policy would keep nothing, whatever there is. One
 // without rules keeps every manifest.
 func RemovesAll(p Policy) bool {

@@ -3,6 +3,7 @@ package registry
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -130,6 +131,33 @@ func (c *Client) Manifest(ctx context.Context, repository string, digest content
 		return content.Manifest{}, err
 	}
 	return content.Parse(digest, content.MediaType(desc.MediaType), desc.Manifest)
+}
+
+// maxConfig bounds the configuration of an image.
+const maxConfig = 4 << 20
+
+// Created reads when what a configuration is of was made. The zero time: it does not say.
+func (c *Client) Created(ctx context.Context, repository string, config content.Digest) (at time.Time, err error) {
+	var raw []byte
+	err = c.ask(ctx, fmt.Sprintf("send configuration %s@%s", repository, config), func(ctx context.Context, puller *remote.Puller) error {
+		layer, err := puller.Layer(ctx, c.registry.Repo(repository).Digest(string(config)))
+		if err != nil {
+			return err
+		}
+		in, err := layer.Compressed() // which verifies the digest at its end
+		if err != nil {
+			return err
+		}
+		raw, err = io.ReadAll(io.LimitReader(in, maxConfig))
+		return errors.Join(err, in.Close())
+	})
+	var says struct {
+		Created time.Time `json:"created"`
+	}
+	if err != nil || json.Unmarshal(raw, &says) != nil { // it may be of any type
+		return time.Time{}, err
+	}
+	return says.Created, nil
 }
 
 // ask makes a request in its turn, and bounds it.

@@ -14,6 +14,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
 	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
 	"github.com/kilnbuild/kiln/services/janitor/internal/usage"
@@ -23,6 +25,8 @@ import (
 type Registry interface {
 	usage.Registry
 	DeleteManifest(ctx context.Context, repository string, digest content.Digest) error
+	// Created reads when what a configuration is of was made.
+	Created(ctx context.Context, repository string, config content.Digest) (time.Time, error)
 }
 
 // View is a registry as its API shows it.
@@ -30,6 +34,7 @@ type View struct {
 	registry Registry
 	mu       sync.Mutex // one scan at a time
 	scanner  *usage.Scanner
+	made     map[content.Digest]time.Time // by configuration
 }
 
 // New returns a view of a registry.
@@ -38,8 +43,9 @@ func New(registry Registry) *View {
 }
 
 // Inventory returns what tags reach now, without the repositories of which something could not be
-// read; warnings name these. When things were pushed is not known.
-func (v *View) Inventory(ctx context.Context) (out inventory.Registry, warnings []string, _ error) {
+// read; warnings name these. When things were pushed is not known; when they were made is read from
+// their configurations if created is set.
+func (v *View) Inventory(ctx context.Context, created bool) (out inventory.Registry, warnings []string, _ error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
 	out.Time = time.Now()
@@ -54,7 +60,47 @@ func (v *View) Inventory(ctx context.Context) (out inventory.Registry, warnings 
 		}
 		out.Repositories = append(out.Repositories, repository(r))
 	}
-	return out, warnings, nil
+	if created {
+		err = v.readCreated(ctx, out)
+	}
+	return out, warnings, err
+}
+
+// atOnce is how many configurations are read at the same time.
+const atOnce = 8
+
+// readCreated fills in when manifests were made. Where that cannot be read it stays unknown.
+func (v *View) readCreated(ctx context.Context, r inventory.Registry) error {
+	var mu sync.Mutex
+	made := map[content.Digest]time.Time{} // also forgets what is not there any more
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(atOnce)
+	for _, of := range r.Repositories {
+		for i := range of.Manifests {
+			m := &of.Manifests[i]
+			config := m.Config()
+			if config == "" {
+				continue
+			}
+			group.Go(func() error {
+				at, known := v.made[config]
+				if !known {
+					var err error
+					if at, err = v.registry.Created(ctx, of.Name, config); err != nil {
+						return ctx.Err()
+					}
+				}
+				m.Created = at
+				mu.Lock()
+				defer mu.Unlock()
+				made[config] = at
+				return nil
+			})
+		}
+	}
+	err := group.Wait()
+	v.made = made
+	return err
 }
 
 // repository translates one that was read as a whole.

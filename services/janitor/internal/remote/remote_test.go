@@ -129,14 +129,14 @@ func TestInventory_LeavesOutWhatCannotBeRead(t *testing.T) {
 	for what, suffix := range map[string]string{"an index": held.String(), "a tag": "manifests/new", "the list of tags": "app/tags/list"} {
 		for why, how := range map[string]http.HandlerFunc{"429": status(429), "500": status(500), "503": status(503), "403": status(403), "a cut body": cut} {
 			f.breaks(suffix, how)
-			r, warnings, err := f.view(t).Inventory(t.Context())
+			r, warnings, err := f.view(t).Inventory(t.Context(), false)
 			if err != nil || len(r.Repositories) != 1 || r.Repositories[0].Name != "other" || len(warnings) != 1 || !strings.Contains(warnings[0], "app") {
 				t.Errorf("%s for %s: %+v, %q, %v", why, what, r.Repositories, warnings, err)
 			}
 		}
 	}
 	f.breaks(held.String(), status(404))
-	if r, warnings, err := f.view(t).Inventory(t.Context()); err != nil || len(r.Repositories) != 2 || len(warnings) > 0 {
+	if r, warnings, err := f.view(t).Inventory(t.Context(), false); err != nil || len(r.Repositories) != 2 || len(warnings) > 0 {
 		t.Errorf("404: %+v, %q, %v", r.Repositories, warnings, err)
 	}
 }
@@ -148,7 +148,7 @@ func TestDelete_ReadsTagsAndIndexesAgain(t *testing.T) {
 	one := image(t)
 	digest := f.push(t, "app:old", one)
 	v := f.view(t)
-	if _, _, err := v.Inventory(t.Context()); err != nil {
+	if _, _, err := v.Inventory(t.Context(), false); err != nil {
 		t.Fatal(err)
 	}
 	stays := func(why string, broken bool) {
