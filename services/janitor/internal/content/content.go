@@ -52,9 +52,14 @@ const (
 	DockerManifest MediaType = "application/vnd.docker.distribution.manifest.v2+json"
 	DockerList     MediaType = "application/vnd.docker.distribution.manifest.list.v2+json"
 	OCIArtifact    MediaType = "application/vnd.oci.artifact.manifest.v1+json"
+	// Of Docker's image manifest, version 2, schema 1: registries before distribution v3 took it.
+	DockerSchema1       MediaType = "application/vnd.docker.distribution.manifest.v1+json"
+	DockerSchema1Signed MediaType = "application/vnd.docker.distribution.manifest.v1+prettyjws"
 )
 
-var manifestTypes = []MediaType{OCIManifest, OCIIndex, DockerManifest, DockerList, OCIArtifact}
+var manifestTypes = []MediaType{
+	OCIManifest, OCIIndex, DockerManifest, DockerList, OCIArtifact, DockerSchema1, DockerSchema1Signed,
+}
 
 // IsManifest says whether bytes of this type are a manifest.
 func (m MediaType) IsManifest() bool { return slices.Contains(manifestTypes, m) }

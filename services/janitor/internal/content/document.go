@@ -89,7 +89,15 @@ type document struct {
 	Blobs     list[layer]      `json:"blobs"`
 	Subject   *descriptor      `json:"subject"`
 
-	ArtifactType string `json:"artifactType"`
+	ArtifactType  string `json:"artifactType"`
+	SchemaVersion int    `json:"schemaVersion"`
+	// FSLayers are the layers of Docker's image manifest, version 2, schema 1.
+	FSLayers []fsLayer `json:"fsLayers"`
+}
+
+// fsLayer is a layer of a manifest of schema 1, which does not say its size.
+type fsLayer struct {
+	BlobSum Digest `json:"blobSum"`
 }
 
 // documents are used again: the lists of a large registry's would be most of what a look at it
@@ -122,42 +130,70 @@ func Parse(digest Digest, served MediaType, raw []byte) (Manifest, error) {
 	if err := json.Unmarshal(raw, doc, asRegistries); err != nil {
 		return Manifest{}, fmt.Errorf("%w: manifest %s of %d bytes is no JSON object: %w", ErrBroken, digest, len(raw), err)
 	}
-	if !doc.Layers.there && !doc.Manifests.there && !doc.Blobs.there {
-		return Manifest{}, fmt.Errorf("%w: manifest %s names neither layers nor manifests", ErrBroken, digest)
+	if !doc.known() {
+		return Manifest{}, fmt.Errorf("%w: manifest %s is of no type that is known, and names neither layers nor manifests", ErrBroken, digest)
 	}
-	m := Manifest{Digest: digest, Bytes: int64(len(raw)), Kind: doc.MediaType.shared(), Of: kindOf(doc), Configured: doc.Config != nil}
-	if doc.Subject != nil {
-		if !doc.Subject.Digest.Valid() {
-			return Manifest{}, fmt.Errorf("%w: manifest %s has subject %q, which cannot be", ErrBroken, digest, doc.Subject.Digest)
-		}
+	m := Manifest{
+		Digest: digest, Bytes: int64(len(raw)), Kind: doc.MediaType.shared(), Of: kindOf(doc), Configured: doc.Config != nil && doc.Config.Digest != "",
+	}
+	if doc.Subject != nil && doc.Subject.Digest.Valid() { // no manifest has another one
 		m.Subject = doc.Subject.Digest
 	}
 	if m.Kind == "" {
 		m.Kind = served
 	}
-	err := doc.each(func(d layer, child bool) error {
-		b := d.blob()
-		if !b.valid() || d.Size < 0 {
-			return fmt.Errorf("%w: manifest %s names %q of %d bytes, which cannot be", ErrBroken, digest, b.Digest(), d.Size)
-		}
-		switch {
-		case child:
-			m.Children = append(m.Children, b.Digest())
-		case len(d.URLs) > 0:
-			m.Foreign = append(m.Foreign, b.Digest())
-		default:
-			if m.Blobs == nil {
-				m.Blobs = make([]Blob, 0, doc.blobs())
-			}
-			m.Blobs = append(m.Blobs, b)
-		}
-		return nil
-	})
-	if err != nil {
+	if err := doc.each(func(d layer, of role) error { return m.add(doc, d, of) }); err != nil {
 		return Manifest{}, err
 	}
 	return m, nil
 }
+
+// add notes a reference. One without a digest names nothing, and one that says a size which
+// cannot be says none.
+func (m *Manifest) add(doc *document, d layer, of role) error {
+	b := d.blob()
+	switch {
+	case b.Digest() == "":
+		return nil
+	case !b.valid():
+		return fmt.Errorf("%w: manifest %s names %q, which is no digest", ErrBroken, m.Digest, b.Digest())
+	}
+	b.Bytes = max(0, b.Bytes)
+	switch {
+	case of == child:
+		m.Children = append(m.Children, b.Digest())
+	case of != config && len(d.URLs) > 0:
+		m.Foreign = append(m.Foreign, b.Digest())
+	default:
+		if m.Blobs == nil {
+			m.Blobs = make([]Blob, 0, doc.blobs())
+		}
+		m.Blobs = append(m.Blobs, b)
+	}
+	return nil
+}
+
+// known reports whether the document has a form that the registry takes. What such a document
+// leaves out, or has as null, names nothing.
+func (d *document) known() bool {
+	switch {
+	case d.MediaType != "":
+		return d.MediaType.IsManifest()
+	case d.Layers.there, d.Manifests.there, d.Blobs.there, d.FSLayers != nil:
+		return true
+	}
+	return d.SchemaVersion == 2
+}
+
+// role is what a reference is to.
+type role int
+
+// The roles.
+const (
+	config role = iota
+	bytesOf
+	child
+)
 
 // cacheConfig is the media type of the configuration of BuildKit's caches.
 const cacheConfig MediaType = "application/vnd.buildkit.cacheconfig.v0"
@@ -169,11 +205,13 @@ var imageConfigs = []MediaType{"application/vnd.oci.image.config.v1+json", "appl
 func kindOf(doc *document) Kind {
 	isCache := func(d descriptor) bool { return d.MediaType == cacheConfig }
 	switch {
-	case doc.Subject != nil:
+	case doc.Subject != nil && doc.Subject.Digest.Valid():
 		return Referrer
 	case slices.ContainsFunc(doc.Manifests.all, isCache), doc.Config != nil && isCache(*doc.Config):
 		return Cache
-	case doc.Manifests.there:
+	case doc.FSLayers != nil:
+		return Image
+	case doc.Manifests.there, doc.MediaType == OCIIndex, doc.MediaType == DockerList:
 		return Index
 	case doc.ArtifactType == "" && doc.Config != nil && (doc.Config.MediaType == "" || slices.Contains(imageConfigs, doc.Config.MediaType)):
 		return Image
@@ -182,24 +220,32 @@ func kindOf(doc *document) Kind {
 	}
 }
 
-// each calls do for all that the document names, until it fails; child says that it is a
-// manifest. What an index lists need not be manifests: the older form of BuildKit's cache lists
-// layers there.
-func (d *document) each(do func(_ layer, child bool) error) error {
+// each calls do for all that the document names, until it fails. What an index lists need not be
+// manifests: the older form of BuildKit's cache lists layers there.
+func (d *document) each(do func(_ layer, of role) error) error {
 	if d.Config != nil {
-		if err := do(d.Config.layer(), false); err != nil {
+		if err := do(d.Config.layer(), config); err != nil {
 			return err
 		}
 	}
 	for _, all := range [][]layer{d.Layers.all, d.Blobs.all} {
 		for _, one := range all {
-			if err := do(one, false); err != nil {
+			if err := do(one, bytesOf); err != nil {
 				return err
 			}
 		}
 	}
+	for _, one := range d.FSLayers {
+		if err := do(descriptor{Digest: one.BlobSum}.layer(), bytesOf); err != nil {
+			return err
+		}
+	}
 	for _, one := range d.Manifests.all {
-		if err := do(one.layer(), one.MediaType == "" || one.MediaType.IsManifest()); err != nil {
+		of := bytesOf
+		if one.MediaType == "" || one.MediaType.IsManifest() {
+			of = child
+		}
+		if err := do(one.layer(), of); err != nil {
 			return err
 		}
 	}
@@ -208,5 +254,5 @@ func (d *document) each(do func(_ layer, child bool) error) error {
 
 // blobs is how many blobs the document names at most.
 func (d *document) blobs() int {
-	return 1 + len(d.Layers.all) + len(d.Blobs.all) + len(d.Manifests.all)
+	return 1 + len(d.Layers.all) + len(d.Blobs.all) + len(d.Manifests.all) + len(d.FSLayers)
 }

@@ -35,7 +35,12 @@ type Took struct{ Walk, Parse, Links time.Duration }
 
 // Repository is one repository.
 type Repository struct {
-	Name      string
+	Name string
+	// Aliases are other names of it: links to its directory, or to one above it.
+	Aliases []string
+	// Elsewhere is where its files are when they are not below the registry's root, but behind a
+	// link. Empty: they are. Nothing of it can be moved to quarantine.
+	Elsewhere string
 	Manifests []Manifest // by digest
 	Tags      []Tag      // by name
 	Uploads   []Upload   // by id

@@ -3,6 +3,8 @@
 package lastuse
 
 import (
+	"iter"
+	"strings"
 	"time"
 
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
@@ -76,6 +78,17 @@ func (b *Book) Last(repository string, digest content.Digest, tags []string) (pu
 		last = later(last, of[ByTag(tag)])
 	}
 	return last.Pushed, last.Pulled
+}
+
+// Pulls implements plan.Uses.
+func (b *Book) Pulls(repository string) iter.Seq2[content.Digest, time.Time] {
+	return func(yield func(content.Digest, time.Time) bool) {
+		for name, last := range b.uses[repository] {
+			if !strings.HasPrefix(string(name), ":") && !last.Pulled.IsZero() && !yield(content.Digest(name), last.Pulled) {
+				return
+			}
+		}
+	}
 }
 
 // Away implements plan.Uses.

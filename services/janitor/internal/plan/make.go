@@ -9,9 +9,10 @@ import (
 	"github.com/kilnbuild/kiln/services/janitor/internal/policy"
 )
 
-// Make applies the policy. The first rule that matches a manifest decides on it. What an
-// index lists and what refers to a subject goes when the last of them goes, unless it has
-// a tag of its own. Within bounds of bytes, the longest unused goes first.
+// Make applies the policy. For each tag of a manifest the first rule that matches decides, and
+// the strongest keep of any of its tags wins: it goes when all of them have it go. What an index
+// lists and what refers to a subject goes when the last of them goes, unless it has a tag of its
+// own. Within bounds of bytes, the longest unused goes first.
 func Make(in Input) *Plan {
 	s := newSimulation(in)
 	for _, repository := range s.repositories() {
@@ -44,23 +45,26 @@ func (s *simulation) repositories() (all [][]*node) {
 func (s *simulation) decide(nodes []*node) {
 	byRule := map[*policy.Rule][]*node{}
 	for _, n := range nodes {
-		if n.root() && n.rule != nil {
-			byRule[n.rule] = append(byRule[n.rule], n)
+		for _, r := range n.rules {
+			if r != nil && n.root() {
+				byRule[r] = append(byRule[r], n)
+			}
 		}
 	}
-	newest := map[*node]bool{}
-	for rule, matched := range byRule {
-		s.markNewest(rule, matched, newest)
+	for i := range s.in.Policy.Rules {
+		rule := &s.in.Policy.Rules[i]
+		s.markNewest(rule, byRule[rule])
 	}
 	for _, n := range byAge(nodes) {
 		if n.root() {
-			s.judge(n, newest[n])
+			s.judge(n)
 		}
 	}
 	for i := range s.in.Policy.Rules {
 		rule := &s.in.Policy.Rules[i]
 		if rule.Keep != nil && rule.Keep.Bytes != nil && len(byRule[rule]) > 0 {
-			s.fit(nodes, *rule.Keep.Bytes, rule.Name, func(n *node) bool { return n.rule == rule && !newest[n] })
+			only := []*policy.Rule{rule} // another one keeps what it does not remove
+			s.fit(nodes, *rule.Keep.Bytes, rule.Name, func(n *node) bool { return slices.Equal(n.rules, only) })
 		}
 	}
 }
@@ -70,51 +74,6 @@ func byAge(nodes []*node) []*node {
 	sorted := slices.Clone(nodes)
 	slices.SortStableFunc(sorted, func(a, b *node) int { return a.used.Compare(b.used) })
 	return sorted
-}
-
-// judge is the verdict of a root by its own rule.
-func (s *simulation) judge(n *node, newest bool) {
-	switch {
-	case n.lease != "":
-		n.stays(Leased, n.lease, "a build uses it: lease "+n.lease)
-		return
-	case n.rule == nil:
-		return
-	case n.rule.Protect:
-		n.stays(Protected, "", fmt.Sprintf("rule %s protects it", n.rule.Name))
-		return
-	case n.rule.Keep == nil:
-		n.stays(WithinBounds, "", fmt.Sprintf("rule %s has no bounds", n.rule.Name))
-		return
-	}
-	reason, why := n.beyond(s.in.Now)
-	switch {
-	case reason == "":
-		n.stays(WithinBounds, "", "unused for "+human.Span(n.verdict.Age)+", within the bounds of its rule")
-	case newest:
-		n.stays(Newest, "", "among the newest that rule "+n.rule.Name+" keeps")
-	default:
-		s.remove(n, reason, why)
-	}
-}
-
-// beyond is the first bound of its rule that a manifest is beyond.
-func (n *node) beyond(now time.Time) (reason Reason, why string) {
-	k := n.rule.Keep
-	over := func(bound *time.Duration, since time.Time) bool {
-		return bound != nil && !since.IsZero() && now.Sub(since) > *bound
-	}
-	switch {
-	case k.Age != nil && n.verdict.Age > *k.Age:
-		return Age, "unused for " + human.Span(n.verdict.Age) + "; " + n.rule.Name + " keeps " + human.Span(*k.Age)
-	case over(k.PushAge, n.pushed):
-		return PushAge, fmt.Sprintf("pushed %s ago; %s keeps %s", human.Span(now.Sub(n.pushed)), n.rule.Name, human.Span(*k.PushAge))
-	case over(k.CreateAge, n.manifest.Created):
-		return CreateAge, fmt.Sprintf("made %s ago; %s keeps %s", human.Span(now.Sub(n.manifest.Created)), n.rule.Name, human.Span(*k.CreateAge))
-	case k.Age == nil && k.PushAge == nil && k.CreateAge == nil && k.Bytes == nil && (k.NewestByPush != nil || k.NewestByPull != nil):
-		return Surplus, fmt.Sprintf("not among the newest that %s keeps", n.rule.Name)
-	}
-	return "", ""
 }
 
 func (n *node) stays(reason Reason, by, why string) {
@@ -138,7 +97,7 @@ func (s *simulation) goes(n *node, reason Reason, why string) {
 	n.verdict.Remove, n.verdict.Reason, n.verdict.Explain, n.verdict.KeptBy = true, reason, why, ""
 	s.order = append(s.order, n)
 	for _, d := range n.dependents {
-		if !d.gone && d.lease == "" && allGone(d.owners) && (len(d.tags) == 0 || d.decided) {
+		if !d.gone && !d.pinned() && allGone(d.owners) && (len(d.tags) == 0 || d.decided) {
 			s.goes(d, Family, "goes with "+string(n.manifest.Digest))
 		}
 	}
@@ -159,7 +118,7 @@ func (s *simulation) fit(nodes []*node, most int64, name string, mayGo func(*nod
 		if total <= most {
 			return
 		}
-		if n.gone || !n.root() || n.decided || n.lease != "" || !mayGo(n) || n.rule == nil || n.rule.Protect || n.verdict.Reason == Newest {
+		if n.gone || !n.root() || n.decided || n.pinned() || n.newest || !mayGo(n) || !n.bounded() {
 			continue
 		}
 		if most > 0 && (i > 0 && unclear(of, order[i-1]) || i+1 < len(order) && unclear(of, order[i+1])) {
@@ -173,6 +132,11 @@ func (s *simulation) fit(nodes []*node, most int64, name string, mayGo func(*nod
 			total -= bytes
 		}
 	}
+}
+
+// bounded reports whether rules match all of its tags, and none protects it.
+func (n *node) bounded() bool {
+	return !slices.ContainsFunc(n.rules, func(r *policy.Rule) bool { return r == nil || r.Protect })
 }
 
 // plan makes the plan of what was simulated.
@@ -246,31 +210,6 @@ func (s *simulation) arrange(order []*node, going []Verdict, stay []*node, stayi
 	return all[:end+len(staying)]
 }
 
-// spend says what each removal frees, in the order of going, and cuts the plan to its
-// budget.
-func (s *simulation) spend() {
-	held := s.holders()
-	for _, n := range s.nodes {
-		held.add(n)
-	}
-	var spent Amount
-	b := s.in.Policy.Budget
-	for i, n := range s.order {
-		bytes, blobs := held.remove(n)
-		spent = spent.Plus(Amount{Manifests: 1, Bytes: bytes})
-		if b.Manifests != nil && spent.Manifests > *b.Manifests || b.Bytes != nil && spent.Bytes > *b.Bytes {
-			for _, late := range s.order[i:] {
-				late.gone = false
-				late.verdict.Remove = false
-				late.stays(OverBudget, "", "over the budget of a run: goes in a later one")
-			}
-			s.order = s.order[:i]
-			return
-		}
-		n.verdict.Frees, n.verdict.FreesBlobs = bytes, max(0, blobs-1)
-	}
-}
-
 // explain says why a manifest stays that no rule of its own keeps.
 func (n *node) explain() {
 	if n.gone {
@@ -280,6 +219,10 @@ func (n *node) explain() {
 		n.stays(Leased, n.lease, "a build uses it: lease "+n.lease)
 		return
 	}
+	if n.held.reason != "" {
+		n.stays(n.held.reason, n.held.by, n.held.explain)
+		return
+	}
 	for _, o := range n.owners {
 		if !o.gone && (len(n.tags) == 0 || n.decided) && n.verdict.Reason != OverBudget {
 			n.stays(Parent, string(o.manifest.Digest), "belongs to "+string(o.manifest.Digest)+", which stays")
@@ -287,8 +230,16 @@ func (n *node) explain() {
 		}
 	}
 	if n.verdict.Explain == "" {
-		n.stays(NoRule, "", "no rule matches it")
+		n.stays(NoRule, "", n.unmatched())
 	}
+}
+
+// unmatched says what of a manifest no rule matches.
+func (n *node) unmatched() string {
+	if len(n.rules) > 1 {
+		return "no rule matches one of its tags"
+	}
+	return "no rule matches it"
 }
 
 // Plus is both together.

@@ -84,7 +84,7 @@ func (n *node) made() time.Time {
 
 // markNewest marks those that a rule keeps for being the newest, and those of which it is not known
 // whether they are.
-func (s *simulation) markNewest(rule *policy.Rule, matched []*node, newest map[*node]bool) {
+func (s *simulation) markNewest(rule *policy.Rule, matched []*node) {
 	if rule.Keep == nil {
 		return
 	}
@@ -96,18 +96,18 @@ func (s *simulation) markNewest(rule *policy.Rule, matched []*node, newest map[*
 		slices.Reverse(sorted)
 		for i, n := range sorted {
 			if i < *most {
-				newest[n.node] = true
+				n.newest, n.verdict.Rule = true, rule.Name
 				continue
 			}
 			if !unclear(n, sorted[*most-1]) {
 				break
 			}
-			newest[n.node] = true
+			n.newest, n.verdict.Rule = true, rule.Name
 			s.refuse(n.repository, bound+" of rule "+rule.Name)
 		}
 	}
 	mark("newest_by_push", rule.Keep.NewestByPush, func(n *node) time.Time { return n.pushed })
-	mark("newest_by_pull", rule.Keep.NewestByPull, func(n *node) time.Time { return n.verdict.Pulled })
+	mark("newest_by_pull", rule.Keep.NewestByPull, func(n *node) time.Time { return n.pulled })
 }
 
 // refuse notes that a bound keeps more of a repository than it says, for want of an order.

@@ -1,6 +1,7 @@
 package plan_test
 
 import (
+	"iter"
 	"testing"
 	"time"
 
@@ -32,6 +33,10 @@ func (f firstSeen) Last(_ string, d content.Digest, _ []string) (pushed, pulled 
 }
 
 func (firstSeen) Away(time.Time) time.Duration { return 0 }
+
+func (firstSeen) Pulls(string) iter.Seq2[content.Digest, time.Time] {
+	return func(func(content.Digest, time.Time) bool) {}
+}
 
 // Of manifests that were seen first at the same moment those are the newest that were made last;
 // where that is not known, all stay that may be. What was seen later is newer, whenever it was made.

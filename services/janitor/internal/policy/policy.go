@@ -1,5 +1,5 @@
-// Package policy says what of a registry stays: ordered rules, of which for each
-// manifest the first that matches decides.
+// Package policy says what of a registry stays: ordered rules, of which for each tag of a
+// manifest the first that matches decides. The strongest keep of any tag wins.
 package policy
 
 import (

@@ -408,8 +408,10 @@ type Policy struct {
 	UpdatedBy string `protobuf:"bytes,3,opt,name=updated_by,json=updatedBy,proto3" json:"updated_by,omitempty"`
 	// Why, in the words of who set it.
 	Comment string `protobuf:"bytes,4,opt,name=comment,proto3" json:"comment,omitempty"`
-	// The rules. For each manifest the first that matches decides; one that no
-	// rule matches stays.
+	// The rules. For each tag of a manifest, or for its having none, the first that
+	// matches decides. The strongest keep of any tag wins: a manifest goes only when
+	// the rules of all its tags have it go, and stays when no rule matches one of
+	// them.
 	Rules []*Rule `protobuf:"bytes,5,rep,name=rules,proto3" json:"rules,omitempty"`
 	// Bytes that the whole registry may take, counted once; beyond them the longest
 	// unused goes, in repositories that a rule matches without protect. Unset: no
