@@ -30,6 +30,13 @@ func Protect(ctx context.Context, run func(context.Context) error) (err error) {
 	return run(ctx)
 }
 
+// Go calls run in a goroutine of its own. A panic ends that goroutine only, and is reported.
+func Go(ctx context.Context, run func(context.Context)) {
+	go func() {
+		_ = Protect(ctx, func(ctx context.Context) error { run(ctx); return nil }) // Protect reports it
+	}()
+}
+
 // Recovered makes an error of what recover returned, and reports it to the reporter
 // of ctx. Without a reporter the default logger gets it. Call it in the deferred
 // function, so that the stack is that of the panic.

@@ -7,12 +7,12 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"runtime/debug"
 	"time"
 
 	"github.com/tonistiigi/fsutil"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/pkg/lifecycle"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 	"github.com/kilnbuild/kiln/services/builder/internal/hostdir"
 )
@@ -40,9 +40,13 @@ func (d *Daemon) prepareWithin(ctx context.Context, id string, spec build.Spec) 
 		return nil, blocked(ctx)
 	}
 	done := make(chan preparation)
-	go func() {
+	lifecycle.Go(ctx, func(ctx context.Context) {
 		defer func() { <-d.reading }()
-		p := d.prepareCaught(id, spec)
+		var p preparation
+		p.err = lifecycle.Protect(ctx, func(context.Context) (err error) {
+			p.job, err = d.prepare(id, spec)
+			return err
+		})
 		select {
 		case done <- p:
 		case <-ctx.Done():
@@ -50,12 +54,9 @@ func (d *Daemon) prepareWithin(ctx context.Context, id string, spec build.Spec) 
 				_ = p.job.close() // nobody waits for its error
 			}
 		}
-	}()
+	})
 	select {
 	case p := <-done:
-		if p.panicked != "" {
-			panic(p.panicked) // in the goroutine of the call or build, which fails alone
-		}
 		return p.job, p.err
 	case <-ctx.Done():
 		return nil, blocked(ctx)
@@ -64,19 +65,8 @@ func (d *Daemon) prepareWithin(ctx context.Context, id string, spec build.Spec) 
 
 // preparation is what came of prepare in a goroutine of its own.
 type preparation struct {
-	job      *job
-	err      error
-	panicked string // with its stack
-}
-
-func (d *Daemon) prepareCaught(id string, spec build.Spec) (p preparation) {
-	defer func() {
-		if caught := recover(); caught != nil {
-			p = preparation{panicked: fmt.Sprintf("%v\n%s", caught, debug.Stack())}
-		}
-	}()
-	p.job, p.err = d.prepare(id, spec)
-	return p
+	job *job
+	err error
 }
 
 // blocked is the error of a job whose files did not open in time.

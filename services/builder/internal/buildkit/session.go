@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/metadata"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/pkg/lifecycle"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )
 
@@ -92,11 +93,11 @@ func (a agents) ForwardAgent(stream sshforward.SSH_ForwardAgentServer) error {
 	}
 	ours, theirs := net.Pipe()
 	served := make(chan struct{})
-	go func() {
+	lifecycle.Go(stream.Context(), func(context.Context) { // a step sends what the agent reads
 		defer close(served)
+		defer func() { _ = ours.Close() }()
 		_ = agent.ServeAgent(wanted, ours) // it ends with its connection
-		_ = ours.Close()
-	}()
+	})
 	err = sshforward.Copy(stream.Context(), theirs, stream, nil)
 	_ = theirs.Close()
 	<-served

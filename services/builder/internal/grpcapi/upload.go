@@ -10,6 +10,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/pkg/lifecycle"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 	"github.com/kilnbuild/kiln/services/builder/internal/contextstore"
@@ -80,19 +81,20 @@ type message struct {
 // ends the stream's context with.
 func newUpload(stream builderv1.BuilderService_UploadContextServer) *upload {
 	u := &upload{ctx: stream.Context(), messages: make(chan message)}
-	go func() {
-		for {
-			request, err := stream.Recv()
+	lifecycle.Go(u.ctx, func(ctx context.Context) {
+		for err := error(nil); err == nil; {
+			var request *builderv1.UploadContextRequest
+			err = lifecycle.Protect(ctx, func(context.Context) (err error) { // its decoder reads what a caller sends
+				request, err = stream.Recv()
+				return err
+			})
 			select {
 			case u.messages <- message{request, err}:
-			case <-u.ctx.Done():
-				return
-			}
-			if err != nil {
+			case <-ctx.Done():
 				return
 			}
 		}
-	}()
+	})
 	return u
 }
 

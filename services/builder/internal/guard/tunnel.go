@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/kilnbuild/kiln/pkg/lifecycle"
 )
 
 // connect makes a tunnel to the host of a CONNECT request.
@@ -65,9 +67,16 @@ func tunnel(ctx context.Context, client net.Conn, sent io.Reader, upstream net.C
 		to   net.Conn
 	}{{sent, upstream}, {upstream, client}} {
 		both.Go(func() {
-			if !pump(way.from, way.to, client, upstream) {
-				cut()
-			}
+			_ = lifecycle.Protect(ctx, func(context.Context) error { // a panic is reported
+				ended := false
+				defer func() {
+					if !ended {
+						cut()
+					}
+				}()
+				ended = pump(way.from, way.to, client, upstream)
+				return nil
+			})
 		})
 	}
 	both.Wait()

@@ -6,6 +6,7 @@ import (
 	"errors"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/pkg/lifecycle"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )
 
@@ -104,7 +105,8 @@ func (w *writer) try(ctx context.Context, batch []*change) ([]error, error) {
 	}
 	results := make([]error, len(batch))
 	for i, c := range batch {
-		if err := c.apply(ctx, tx); refused(err) {
+		err := lifecycle.Protect(ctx, func(ctx context.Context) error { return c.apply(ctx, tx) })
+		if refused(err) {
 			results[i] = err
 		} else if err != nil {
 			_ = tx.Rollback() // SQLite may have rolled back already.

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"testing"
 
+	"github.com/kilnbuild/kiln/pkg/lifecycle"
 	"github.com/kilnbuild/kiln/pkg/sqlitedb"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )
@@ -46,5 +47,22 @@ func TestChangesDoNotHarmOneAnother(t *testing.T) {
 	var names string
 	if err := db.QueryRowContext(t.Context(), "SELECT group_concat(name, '') FROM t").Scan(&names); err != nil || names != "ad" {
 		t.Errorf("%q was written, error %v; want ad", names, err)
+	}
+}
+
+// A change with a defect fails alone: others that share its transaction are made, and the
+// writer goes on.
+func TestWriter_PanicFailsTheChangeAlone(t *testing.T) {
+	s, err := Open(t.Context(), filepath.Join(t.TempDir(), "builds.db"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = s.Close() }()
+	err = s.writer.do(t.Context(), func(context.Context, *sql.Tx) error { panic("a defect") })
+	if _, panicked := errors.AsType[*lifecycle.PanicError](err); !panicked {
+		t.Errorf("the change ended with %v", err)
+	}
+	if err := s.AddRemoval(t.Context(), "d", "ref"); err != nil {
+		t.Errorf("the next change: %v", err)
 	}
 }

@@ -42,13 +42,10 @@ func follow(ctx context.Context, up *upstream, r *route, view *mask.View, sink f
 		route: r, up: up, progress: outcome.NewProgress(), hide: buildkit.NewHider(view), sink: sink,
 		started: time.Now(), cancel: cancel, done: make(chan struct{}),
 	}
-	go func() {
+	lifecycle.Go(ctx, func(ctx context.Context) {
 		defer close(h.done)
-		_ = lifecycle.Protect(ctx, func(ctx context.Context) error { // a panic is reported
-			h.read(ctx)
-			return nil
-		})
-	}()
+		h.read(ctx)
+	})
 	return h
 }
 

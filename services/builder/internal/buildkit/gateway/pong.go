@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/singleflight"
 	"google.golang.org/grpc"
 
+	"github.com/kilnbuild/kiln/pkg/lifecycle"
 	"github.com/kilnbuild/kiln/services/builder/internal/rawcodec"
 )
 
@@ -88,11 +89,11 @@ func ping(ctx context.Context, conn *grpc.ClientConn) ([]byte, error) {
 	defer cancel()
 	ref := identity.NewID()
 	ended := make(chan struct{})
-	go func() {
+	lifecycle.Go(ctx, func(ctx context.Context) {
 		defer close(ended)
 		// It lasts until it is cancelled; the daemon waits for it to answer the ping.
 		_, _ = controlapi.NewControlClient(conn).Solve(ctx, &controlapi.SolveRequest{Ref: ref, Internal: true})
-	}()
+	})
 	var answer rawcodec.Frame
 	err := conn.Invoke(buildid.AppendToOutgoingContext(ctx, ref), methodPing, rawcodec.FrameOf(nil), &answer, callOptions()...)
 	cancel()

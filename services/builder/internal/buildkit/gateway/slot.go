@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/kilnbuild/kiln/pkg/lifecycle"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )
 
@@ -68,7 +69,8 @@ func (s *slot) acquire(ctx context.Context) error {
 	for !s.held && !s.ended {
 		if s.resuming == nil {
 			s.resuming = make(chan struct{})
-			go s.resume(s.resuming)
+			back := s.resuming
+			lifecycle.Go(s.life, func(context.Context) { s.resume(back) })
 		}
 		back := s.resuming
 		s.mu.Unlock()

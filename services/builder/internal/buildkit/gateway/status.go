@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
+	"github.com/kilnbuild/kiln/pkg/lifecycle"
 	"github.com/kilnbuild/kiln/services/builder/internal/build"
 	"github.com/kilnbuild/kiln/services/builder/internal/mask"
 )
@@ -83,11 +84,11 @@ func (g *Gateway) past(c *call, r *route, client *oneHeader, req *controlapi.Sta
 	// Solve of this one may come.
 	asking, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	go func() {
-		if _, err := r.await(asking, waiting); err == nil {
+	lifecycle.Go(asking, func(ctx context.Context) {
+		if _, err := r.await(ctx, waiting); err == nil {
 			cancel(errCome)
 		}
-	}()
+	})
 	err = statusOf(asking, up, client, req, nil)
 	if errors.Is(context.Cause(asking), errCome) || status.Code(err) == codes.NotFound {
 		return false, nil
@@ -142,11 +143,11 @@ func shown(ctx context.Context, r *route, client *oneHeader) (state, error) {
 func current(ctx context.Context, r *route, up *upstream, client *oneHeader, req *controlapi.StatusRequest) error {
 	asking, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	go func() { // its Solve says why the daemon never had it
-		if _, err := r.until(asking, func(s state) bool { return s.lost }); err == nil {
+	lifecycle.Go(asking, func(ctx context.Context) { // its Solve says why the daemon never had it
+		if _, err := r.until(ctx, func(s state) bool { return s.lost }); err == nil {
 			cancel(errLost)
 		}
-	}()
+	})
 	for {
 		err := statusOf(asking, up, client, req, r.seen())
 		s, _ := r.now()

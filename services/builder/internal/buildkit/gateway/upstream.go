@@ -9,6 +9,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/metadata"
 
+	"github.com/kilnbuild/kiln/pkg/lifecycle"
 	"github.com/kilnbuild/kiln/services/builder/internal/rawcodec"
 )
 
@@ -70,7 +71,11 @@ func (u *upstream) both(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	go sendUp(c, up, cancel)
+	go func() {
+		if lifecycle.Protect(c.Context(), func(context.Context) error { sendUp(c, up, cancel); return nil }) != nil {
+			cancel() // it panicked
+		}
+	}()
 	return sendDown(up, c)
 }
 
