@@ -179,7 +179,7 @@ func (s *Service) openStores(ctx context.Context, tel *telemetry.Telemetry) erro
 		return err
 	}
 	s.parts.Push("artifacts", func(context.Context) error { return s.artifacts.Close() })
-	s.contexts, err = contextstore.Open(dir.contexts(), contextLimits(s.cfg.GetContexts()), s.log, clock.Now)
+	s.contexts, err = contextstore.Open(dir.contexts(), contextLimits(s.cfg.GetContexts(), dir.dir), s.log, clock.Now)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"github.com/kilnbuild/kiln/services/builder/internal/buildkit"
 	"github.com/kilnbuild/kiln/services/builder/internal/buildkit/gateway"
 	"github.com/kilnbuild/kiln/services/builder/internal/contextstore"
+	"github.com/kilnbuild/kiln/services/builder/internal/disk"
 	"github.com/kilnbuild/kiln/services/builder/internal/pool"
 	"github.com/kilnbuild/kiln/services/builder/internal/queue"
 	"github.com/kilnbuild/kiln/services/builder/internal/quota"
@@ -55,9 +56,11 @@ func matches(pattern, name string) bool {
 	return pattern == name || wildcard && strings.HasPrefix(name, prefix)
 }
 
-func contextLimits(cfg *configv1.ContextsConfig) contextstore.Limits {
+// contextLimits are the bounds of the contexts in a directory.
+func contextLimits(cfg *configv1.ContextsConfig, dir string) contextstore.Limits {
 	return contextstore.Limits{
-		KeepAge: cfg.GetKeepAge().AsDuration(), KeepBytes: int64(cfg.GetKeepBytes()), ProjectBytes: int64(cfg.GetProjectBytes()), MaxBytes: int64(cfg.GetMaxBytes()), //nolint:gosec // bounded by the contract
+		FileBytes: disk.PerFile(dir),
+		KeepAge:   cfg.GetKeepAge().AsDuration(), KeepBytes: int64(cfg.GetKeepBytes()), ProjectBytes: int64(cfg.GetProjectBytes()), MaxBytes: int64(cfg.GetMaxBytes()), //nolint:gosec // bounded by the contract
 		MaxEntries: int(cfg.GetMaxEntries()), MaxRatio: int(cfg.GetMaxRatio()), MaxDepth: int(cfg.GetMaxDepth()),
 		MaxPathBytes: int(cfg.GetMaxPathBytes()), FetchTimeout: cfg.GetFetchTimeout().AsDuration(),
 	}

@@ -67,7 +67,7 @@ func fillStores(t *testing.T, s *Service) *configv1.RetentionConfig {
 	if s.artifacts, err = artifacts.Open(filepath.Join(dir, "artifacts"), quota.Limits{}, s.log, time.Now); err != nil {
 		t.Fatal(err)
 	}
-	limits := contextLimits(Complete(&configv1.BuilderConfig{}).GetContexts())
+	limits := contextLimits(Complete(&configv1.BuilderConfig{}).GetContexts(), dir)
 	limits.KeepAge = time.Millisecond
 	if s.contexts, err = contextstore.Open(filepath.Join(dir, "contexts"), limits, s.log, time.Now); err != nil {
 		t.Fatal(err)

@@ -84,7 +84,7 @@ type Daemon struct {
 	remover       *remover
 	own           atomic.Pointer[ocispecs.Platform] // of its first worker, once it was asked
 	workers       atomic.Pointer[[]string]          // their ids, once it was asked
-	reading       chan struct{}                     // a token for each job that opens files of this host
+	reading       *readers
 }
 
 // Flow-control windows of the gateway's connections on both sides, in bytes. They
@@ -115,7 +115,7 @@ func Dial(ctx context.Context, cfg *configv1.DaemonConfig, options Options, tel 
 	plain := cfg.GetTls() == nil && !address.Local()
 	return &Daemon{
 		plain: plain, log: tel.Logger, name: cfg.GetName(), address: cfg.GetAddress(), opts: options, client: bk, conn: conn,
-		reading: make(chan struct{}, maxReading),
+		reading: newReaders(maxReading, maxReadingEach),
 		remover: newRemover(cfg.GetName(), bk.ControlClient(), options.Removals, tel.Logger),
 	}, nil
 }

@@ -23,8 +23,9 @@ const (
 	// acceptTimeout bounds how long the files of a request may take to open.
 	acceptTimeout = 30 * time.Second
 	// maxReading bounds how many jobs may open files of this host at once, those that
-	// are blocked included.
-	maxReading = 64
+	// are blocked included; maxReadingEach those of one project.
+	maxReading     = 64
+	maxReadingEach = 16
 )
 
 // prepareWithin is prepare, bounded by ctx. A job whose files block is abandoned, and
@@ -34,14 +35,13 @@ func (d *Daemon) prepareWithin(ctx context.Context, id string, spec build.Spec) 
 	if !readsHost(spec) {
 		return d.prepare(id, spec)
 	}
-	select {
-	case d.reading <- struct{}{}:
-	case <-ctx.Done():
+	release, err := d.reading.acquire(ctx, spec.Project)
+	if err != nil {
 		return nil, blocked(ctx)
 	}
 	done := make(chan preparation)
 	lifecycle.Go(ctx, func(ctx context.Context) {
-		defer func() { <-d.reading }()
+		defer release()
 		var p preparation
 		p.err = lifecycle.Protect(ctx, func(context.Context) (err error) {
 			p.job, err = d.prepare(id, spec)

@@ -93,12 +93,13 @@ func TestAccept_EndsWithItsCallWhenFilesBlock(t *testing.T) {
 	root := t.TempDir()
 	store := hanging{released: make(chan struct{})}
 	d := &Daemon{
-		reading: make(chan struct{}, 2),
+		reading: newReaders(4, 2),
 		opts:    Options{Roots: hostdir.Roots{root}, Contexts: store, Guard: guard.New(guard.Policy{}, slog.New(slog.DiscardHandler))},
 	}
 	hung := build.Spec{
 		Context:       build.Context{Directory: &build.DirectoryContext{Path: root}},
 		NamedContexts: map[string]build.Context{"x": {Uploaded: &build.UploadedContext{}}},
+		Project:       "hung",
 	}
 	for range 3 { // one more than may block at once
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -110,10 +111,23 @@ func TestAccept_EndsWithItsCallWhenFilesBlock(t *testing.T) {
 	if _, err := d.Accept(t.Context(), inlineSpec("FROM a")); err != nil {
 		t.Errorf("a build that reads no files of the host: %v", err)
 	}
-	close(store.released)
-	promptly(t, func() {
-		for range cap(d.reading) {
-			d.reading <- struct{}{}
+	other := build.Spec{
+		Context: build.Context{Directory: &build.DirectoryContext{Path: root}}, Dockerfile: build.Dockerfile{Inline: "FROM a"}, Project: "other",
+	}
+	promptly(t, func() { // its files are there
+		if _, err := d.Accept(t.Context(), other); err != nil {
+			t.Errorf("a build of another project: %v", err)
 		}
 	})
+	close(store.released)
+	promptly(t, func() {
+		for range cap(d.reading.all) {
+			d.reading.all <- struct{}{}
+		}
+	})
+	d.reading.mu.Lock()
+	defer d.reading.mu.Unlock()
+	if n := len(d.reading.tenants); n != 0 {
+		t.Errorf("%d projects are remembered without a job", n)
+	}
 }

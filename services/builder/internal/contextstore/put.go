@@ -116,7 +116,7 @@ func (st *stage) keep(src *source, r io.Reader, size int64, buf []byte) (Digest,
 	if st.has(digest, size) {
 		return digest, nil
 	}
-	if err := st.reserve(src.ctx, blocks(size)); err != nil {
+	if err := st.reserve(src.ctx, st.store.cost.content(size)); err != nil {
 		return Digest{}, err
 	}
 	f, err := st.create(digest.hex())
@@ -141,7 +141,7 @@ func (st *stage) keepLarge(src *source, r io.Reader, size int64, buf []byte) (_ 
 			return Digest{}, src.explain(err)
 		}
 		hash.Write(content)
-		if err := st.reserve(src.ctx, blocks(int64(len(content)))); err != nil {
+		if err := st.reserve(src.ctx, st.store.cost.content(int64(len(content)))); err != nil {
 			return Digest{}, err
 		}
 		if _, err := f.Write(content); err != nil {
@@ -178,7 +178,7 @@ func (s *Store) hasBlob(d Digest, size int64) bool {
 
 // publish gives a complete context and its blobs their names, and its project a part in it.
 func (s *Store) publish(ctx context.Context, project string, st *stage, m manifest) (Info, error) {
-	if err := st.reserve(ctx, m.mostBytes()); err != nil {
+	if err := st.reserve(ctx, s.cost.manifest(m.mostBytes())); err != nil {
 		return Info{}, err
 	}
 	digest, size, err := writeManifest(st.root, manifestName, m)
@@ -216,13 +216,14 @@ func (s *Store) publishBlobs(st *stage, m manifest) (added int64, _ error) {
 		if err := s.root.Rename(st.path+"/"+e.Digest.hex(), blobPath(e.Digest)); err != nil {
 			return 0, onDisk(fmt.Errorf("of %q: %w", e.Path, err))
 		}
-		added += blocks(e.Size)
+		added += s.cost.content(e.Size)
 	}
 	return added, nil
 }
 
 // note puts a published context into the index.
 func (s *Store) note(d Digest, project string, sums totals, size, added int64) Info {
+	size = s.cost.manifest(size)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	c := s.contexts[d]

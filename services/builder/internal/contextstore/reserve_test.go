@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"os"
+	"path/filepath"
 	"sync"
 	"syscall"
 	"testing"
@@ -247,5 +249,44 @@ func TestPut_EndlessUploadsHarmNobody(t *testing.T) {
 	}
 	if err := s.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A quota of bytes bounds the files, too: where each inode stands for 16 KiB of the disk,
+// one project's small files cannot take everybody's inodes.
+func TestPut_SmallFilesCountTheirInodes(t *testing.T) {
+	l := quotas(64<<20, 32<<20)
+	l.FileBytes = 16 << 10
+	dir := t.TempDir()
+	s := open(t, dir, l, time.Now)
+	small := func(from, files int) []byte {
+		var items []item
+		for i := range files {
+			items = append(items, item{Name: fmt.Sprint(i), Body: fmt.Sprint(from + i)})
+		}
+		return tarOf(t, items...)
+	}
+	if _, err := putFor(s, t, "greedy", small(0, 3000)); fault.KindOf(err) != fault.ResourceExhausted {
+		t.Errorf("3,000 inodes of 16 KiB went into 32 MiB: %v", err)
+	}
+	one := small(0, 1)
+	if _, err := putFor(s, t, "other", one); err != nil {
+		t.Errorf("another project: %v", err)
+	}
+	for i := range 200 { // many contexts of one file are many manifests
+		if _, err := putFor(s, t, "greedy", small(10_000+i*10, 8)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	sweep(t, s)
+	files := 0
+	err := filepath.WalkDir(dir, func(_ string, d fs.DirEntry, err error) error {
+		if err == nil && d.Type().IsRegular() {
+			files++
+		}
+		return err
+	})
+	if most := 64<<20/(16<<10) + 10; err != nil || files > most {
+		t.Errorf("%d files, want at most %d: %v", files, most, err)
 	}
 }

@@ -33,11 +33,12 @@ import (
 	"github.com/kilnbuild/kiln/services/builder/internal/quota"
 )
 
-// Limits are the bounds of a store and of each context in it. All must be set.
+// Limits are the bounds of a store and of each context in it. All but FileBytes must be set.
 type Limits struct {
 	KeepAge      time.Duration // a context that was not used for longer goes
 	KeepBytes    int64         // of all contexts together, those that come included; 0: no bound
 	ProjectBytes int64         // of one project's, likewise
+	FileBytes    int64         // that each file counts at least, for inodes run out as bytes do
 	MaxBytes     int64         // of one archive once decompressed, and of its files
 	MaxEntries   int           // of one archive
 	MaxRatio     int           // decompressed to compressed bytes, past 64 MiB
@@ -67,6 +68,7 @@ type Store struct {
 	recall     sync.Mutex // held to add or remove what is remembered of archives
 	remembered int        // how many, at most
 
+	cost    fileCost
 	account *quota.Account // of bytes of blobs and manifests, by project
 	slack   int64          // bytes that are freed beyond those that are needed
 
@@ -79,7 +81,7 @@ type Store struct {
 // kept is a context in the store.
 type kept struct {
 	totals
-	size   int64 // bytes of its manifest
+	size   int64 // bytes that its manifest counts
 	used   time.Time
 	open   int             // trees, and pins of builds
 	broken bool            // content is missing or damaged: it goes with the next sweep
@@ -108,7 +110,7 @@ func Open(dir string, limits Limits, log *slog.Logger, now func() time.Time) (_ 
 	bounds := quota.Limits{All: limits.KeepBytes, Each: limits.ProjectBytes}
 	s := &Store{
 		root: root, limits: limits, log: log, now: now, ages: func() bool { return true }, contexts: make(map[Digest]*kept),
-		account: quota.New(bounds), slack: bounds.Slack(),
+		cost: fileCost(limits.FileBytes), account: quota.New(bounds), slack: bounds.Slack(),
 	}
 	for _, step := range []func() error{s.makeDirs, s.load, s.loadOwners, s.recover, s.forgetFetched} {
 		if err := step(); err != nil {
@@ -155,7 +157,7 @@ func (s *Store) load() error {
 		if err != nil {
 			return onDisk(err)
 		}
-		c := &kept{size: info.Size(), used: info.ModTime(), owners: make(map[string]bool)}
+		c := &kept{size: s.cost.manifest(info.Size()), used: info.ModTime(), owners: make(map[string]bool)}
 		if c.totals, err = s.readTotals(path); err != nil {
 			s.log.Warn("a stored context cannot be read", "digest", digest.String(), "error", err)
 			c.broken = true

@@ -83,7 +83,7 @@ func (s *Store) settle(t *tally) {
 
 // count counts the contexts. change is held, or nothing runs yet.
 func (s *Store) count(ctx context.Context) (*tally, error) {
-	t := newTally()
+	t := newTally(s.cost)
 	for _, d := range s.oldestFirst() {
 		if err := ctx.Err(); err != nil {
 			return nil, context.Cause(ctx)

@@ -4,6 +4,7 @@ package contextstore
 // What contexts share counts once.
 type tally struct {
 	share
+	cost   fileCost
 	owners map[string]*share
 }
 
@@ -13,31 +14,31 @@ type share struct {
 	bytes int64
 }
 
-func newTally() *tally {
-	return &tally{share: share{files: make(map[Digest]int32)}, owners: make(map[string]*share)}
+func newTally(cost fileCost) *tally {
+	return &tally{cost: cost, share: share{files: make(map[Digest]int32)}, owners: make(map[string]*share)}
 }
 
 // add counts a context of some projects.
 func (t *tally) add(m manifest, size int64, owners []string) {
-	t.share.add(m, size)
+	t.share.add(m, size, t.cost)
 	for _, name := range owners {
 		own := t.owners[name]
 		if own == nil {
 			own = &share{files: make(map[Digest]int32)}
 			t.owners[name] = own
 		}
-		own.add(m, size)
+		own.add(m, size, t.cost)
 	}
 }
 
 // remove takes a context from some projects; left reports whether others still have it.
 func (t *tally) remove(m manifest, size int64, owners []string, left bool) {
 	if !left {
-		t.share.remove(m, size)
+		t.share.remove(m, size, t.cost)
 	}
 	for _, name := range owners {
 		if own := t.owners[name]; own != nil {
-			own.remove(m, size)
+			own.remove(m, size, t.cost)
 		}
 	}
 }
@@ -51,7 +52,7 @@ func (t *tally) projects() map[string]int64 {
 	return all
 }
 
-func (s *share) add(m manifest, size int64) {
+func (s *share) add(m manifest, size int64, cost fileCost) {
 	s.bytes += size
 	for i := range m.entries {
 		e := &m.entries[i]
@@ -59,12 +60,12 @@ func (s *share) add(m manifest, size int64) {
 			continue
 		}
 		if s.files[e.Digest]++; s.files[e.Digest] == 1 {
-			s.bytes += blocks(e.Size)
+			s.bytes += cost.content(e.Size)
 		}
 	}
 }
 
-func (s *share) remove(m manifest, size int64) {
+func (s *share) remove(m manifest, size int64, cost fileCost) {
 	s.bytes -= size
 	for i := range m.entries {
 		e := &m.entries[i]
@@ -73,14 +74,21 @@ func (s *share) remove(m manifest, size int64) {
 		}
 		if s.files[e.Digest]--; s.files[e.Digest] == 0 {
 			delete(s.files, e.Digest)
-			s.bytes -= blocks(e.Size)
+			s.bytes -= cost.content(e.Size)
 		}
 	}
 }
 
-// blocks returns the bytes that a content takes on a disk, which gives whole blocks, and
-// something to its name: else a quota lets small files fill the disk.
-func blocks(size int64) int64 {
+// fileCost is the least that a file counts in a quota, in bytes: the share of the file
+// system that one of its inodes stands for. So a quota of bytes bounds the files, too.
+type fileCost int64
+
+// content returns the bytes that a content counts: whole blocks, as a disk gives them, and
+// something to its name. Else a quota lets small files fill the disk.
+func (c fileCost) content(size int64) int64 {
 	const block = 4096
-	return max(1, (size+block-1)/block) * block
+	return max(1, (size+block-1)/block, int64(c)/block) * block
 }
+
+// manifest returns the bytes that a manifest counts, with the file that names its project.
+func (c fileCost) manifest(size int64) int64 { return max(size, int64(c)) + int64(c) }
