@@ -68,7 +68,7 @@ func (o *onceOptions) run(ctx context.Context, cfg *configv1.JanitorConfig, tel 
 		}
 	}()
 	if cfg.GetNotifications() != nil { // nobody listened since the service was there
-		if err := p.store.Beat(ctx, clock.Now(), time.Now()); err != nil {
+		if err := p.store.Unheard(ctx, clock.Now(), clock.Now()); err != nil {
 			return err
 		}
 	}

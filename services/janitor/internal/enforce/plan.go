@@ -93,7 +93,7 @@ func (e *Engine) plan(ctx context.Context, p policy.Policy, ask Ask, ahead bool)
 	made.Plan = plan.Make(in)
 	made.Looked, made.Took = in.Registry.Took, time.Since(started)
 	if !e.Listens {
-		made.Warnings = append(made.Warnings, "pulls are not known of: the registry's notifications are not configured, so ages count from pushes and from what builds tell")
+		made.Warnings = append(made.Warnings, "pulls are not known of: nobody listens to the registry's notifications, as 'run --once' does not, or they are not configured; ages count from pushes and from what builds tell")
 	}
 	made.Warnings = append(made.Warnings, in.Registry.Warnings...)
 	made.Digest = digest(made)

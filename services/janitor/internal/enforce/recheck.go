@@ -168,13 +168,12 @@ func (x index) since(v plan.Verdict) (_ plan.Reason, by, explain string) {
 // holders are what keeps manifests just now, whatever the plan says.
 type holders struct {
 	leases lease.Set
-	used   *lastuse.Book // since the plan
-	since  time.Time
+	used   *lastuse.Book   // that the janitor was told of since the plan
 	kept   map[string]bool // manifests that stayed before
 }
 
 func (j *job) holders(ctx context.Context, kept map[string]bool) (h holders, err error) {
-	h = holders{since: j.planned, kept: kept}
+	h = holders{kept: kept}
 	if h.leases, err = j.engine.State.Leases(ctx, j.engine.Now()); err != nil {
 		return h, err
 	}
@@ -197,5 +196,5 @@ func (h holders) hold(v plan.Verdict) (held bool, reason plan.Reason, by string)
 		return true, plan.Leased, id
 	}
 	pushed, pulled := h.used.Last(v.Repository, digest, v.Tags)
-	return pushed.After(h.since) || pulled.After(h.since), plan.UsedSince, ""
+	return !pushed.IsZero() || !pulled.IsZero(), plan.UsedSince, ""
 }

@@ -69,7 +69,7 @@ func (s *Server) RecordUse(ctx context.Context, req *janitorv1.RecordUseRequest)
 			at = u.GetTime().AsTime()
 		}
 		push := u.GetKind() == janitorv1.UseKind_USE_KIND_PUSH || u.GetKind() == janitorv1.UseKind_USE_KIND_EXPORT
-		use := lastuse.Use{Repository: ref.Repository, Name: ref.Name(), Push: push, At: at}
+		use := lastuse.Use{Repository: ref.Repository, Name: ref.Name(), Push: push, At: at, Heard: now}
 		uses = append(uses, use)
 		if u.GetDigest() != "" && ref.Digest == "" {
 			use.Name = lastuse.ByDigest(content.Digest(u.GetDigest()))

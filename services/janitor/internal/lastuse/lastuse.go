@@ -14,8 +14,10 @@ import (
 type Use struct {
 	Repository string
 	Name       Name
-	Push       bool // else a pull
-	At         time.Time
+	Push       bool      // else a pull
+	At         time.Time // by the clock of who tells of it
+	// Heard is when the janitor was told of it, by its own clock. Zero: nobody told it.
+	Heard time.Time
 }
 
 // Name is a digest, or a tag with ":" before it.

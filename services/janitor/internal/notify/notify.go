@@ -171,12 +171,12 @@ func (l *Listener) usesOf(e event) (uses []lastuse.Use) {
 	if !e.Target.MediaType.IsManifest() && e.Target.Tag == "" {
 		return nil
 	}
-	at := l.when(e.Timestamp)
+	at, heard := l.when(e.Timestamp), l.Now()
 	if e.Target.Digest != "" {
-		uses = append(uses, lastuse.Use{Repository: e.Target.Repository, Name: lastuse.ByDigest(e.Target.Digest), Push: e.Action == "push", At: at})
+		uses = append(uses, lastuse.Use{Repository: e.Target.Repository, Name: lastuse.ByDigest(e.Target.Digest), Push: e.Action == "push", At: at, Heard: heard})
 	}
 	if e.Target.Tag != "" {
-		uses = append(uses, lastuse.Use{Repository: e.Target.Repository, Name: lastuse.ByTag(e.Target.Tag), Push: e.Action == "push", At: at})
+		uses = append(uses, lastuse.Use{Repository: e.Target.Repository, Name: lastuse.ByTag(e.Target.Tag), Push: e.Action == "push", At: at, Heard: heard})
 	}
 	return uses
 }

@@ -139,7 +139,7 @@ func end(ctx context.Context, tx *sql.Tx, l lease.Lease) error {
 		if err != nil {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, "UPDATE uses SET "+column+" = max("+column+", ?3) WHERE repository = ?1 AND name = ?2", r.Repository, string(r.Name()), l.Expires.UnixNano())
+		_, err = tx.ExecContext(ctx, "UPDATE uses SET "+column+" = max("+column+", ?3), heard = max(heard, ?3) WHERE repository = ?1 AND name = ?2", r.Repository, string(r.Name()), l.Expires.UnixNano())
 		if err != nil {
 			return err
 		}

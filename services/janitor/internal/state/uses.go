@@ -13,7 +13,8 @@ import (
 const usesFor = 2 * 365 * 24 * time.Hour
 
 // RecordUses keeps when things were used. A use only ever prolongs life, so one that comes
-// twice, late or in another order does no harm. It returns how many were news.
+// twice, late or in another order does no harm. It returns how many were news. That it was told of
+// is kept, too.
 func (s *Store) RecordUses(ctx context.Context, uses []lastuse.Use) (news int, err error) {
 	err = s.runs.Change(ctx, func(tx *sql.Tx) error {
 		news = 0
@@ -35,6 +36,12 @@ func (s *Store) RecordUses(ctx context.Context, uses []lastuse.Use) (news int, e
 				return err
 			}
 			news += int(n)
+			if u.Heard.IsZero() {
+				continue
+			}
+			if _, err := tx.ExecContext(ctx, "UPDATE uses SET heard = max(heard, ?3) WHERE repository = ?1 AND name = ?2", u.Repository, string(u.Name), u.Heard.UnixNano()); err != nil {
+				return err
+			}
 		}
 		return nil
 	})
@@ -42,22 +49,21 @@ func (s *Store) RecordUses(ctx context.Context, uses []lastuse.Use) (news int, e
 }
 
 // Uses is all that is known of uses.
-func (s *Store) Uses(ctx context.Context) (*lastuse.Book, error) {
-	return s.UsesSince(ctx, time.Time{})
+func (s *Store) Uses(ctx context.Context) (*lastuse.Book, error) { return s.uses(ctx, -1) }
+
+// UsesSince is what the janitor was told of after a time, by its own clock: the registry's may be
+// another.
+func (s *Store) UsesSince(ctx context.Context, since time.Time) (*lastuse.Book, error) {
+	return s.uses(ctx, since.UnixNano())
 }
 
-// UsesSince is what is known of uses after a time.
-func (s *Store) UsesSince(ctx context.Context, since time.Time) (_ *lastuse.Book, err error) {
+func (s *Store) uses(ctx context.Context, heardAfter int64) (_ *lastuse.Book, err error) {
 	absences, err := s.absences(ctx)
 	if err != nil {
 		return nil, explain(err)
 	}
 	book := lastuse.NewBook(absences)
-	after := int64(-1)
-	if !since.IsZero() {
-		after = since.UnixNano()
-	}
-	rows, err := s.db.QueryContext(ctx, "SELECT repository, name, pushed, pulled FROM uses WHERE max(pushed, pulled) > ?", after)
+	rows, err := s.db.QueryContext(ctx, "SELECT repository, name, pushed, pulled FROM uses WHERE heard > ?", heardAfter)
 	if err != nil {
 		return nil, explain(err)
 	}
@@ -104,28 +110,44 @@ const slack = 2 * time.Minute
 // its first beat it was never there.
 func (s *Store) Beat(ctx context.Context, now, host time.Time) error {
 	return s.runs.Change(ctx, func(tx *sql.Tx) error {
-		var last int64
-		err := tx.QueryRowContext(ctx, "SELECT beat FROM listener").Scan(&last)
-		gone := host.Sub(time.Unix(0, last))
-		switch {
-		case errors.Is(err, sql.ErrNoRows):
-			gone = usesFor
-		case err != nil:
-			return err
-		}
-		if gone > slack {
-			if _, err := tx.ExecContext(ctx, "INSERT OR REPLACE INTO away (until, duration) VALUES (?, ?)", now.UnixNano(), int64(gone)); err != nil {
-				return err
-			}
-		}
-		if _, err := tx.ExecContext(ctx, "INSERT OR REPLACE INTO listener (one, beat) VALUES (1, ?)", host.UnixNano()); err != nil {
+		if err := attend(ctx, tx, now, host, true); err != nil {
 			return err
 		}
 		old := now.Add(-usesFor).UnixNano()
 		if _, err := tx.ExecContext(ctx, "DELETE FROM away WHERE until < ?", old); err != nil {
 			return err
 		}
-		_, err = tx.ExecContext(ctx, "DELETE FROM uses WHERE max(pushed, pulled) < ?", old)
+		_, err := tx.ExecContext(ctx, "DELETE FROM uses WHERE max(pushed, pulled) < ?", old)
 		return err
 	})
+}
+
+// Unheard notes that the registry is kept by runs without a listener from now on. The time since the
+// listener was there last does not count as age. From the first such run on ages count by what the
+// storage and builds tell: else nothing would age before a listener comes.
+func (s *Store) Unheard(ctx context.Context, now, host time.Time) error {
+	return s.runs.Change(ctx, func(tx *sql.Tx) error { return attend(ctx, tx, now, host, false) })
+}
+
+// attend keeps whether somebody listens, and the time that nobody did since the last beat.
+func attend(ctx context.Context, tx *sql.Tx, now, host time.Time, listens bool) error {
+	var last int64
+	var listened bool
+	err := tx.QueryRowContext(ctx, "SELECT beat, listened FROM listener").Scan(&last, &listened)
+	gone := host.Sub(time.Unix(0, last))
+	switch {
+	case errors.Is(err, sql.ErrNoRows):
+		gone = usesFor
+	case err != nil:
+		return err
+	case !listened && !listens:
+		return nil
+	}
+	if gone > slack {
+		if _, err := tx.ExecContext(ctx, "INSERT OR REPLACE INTO away (until, duration) VALUES (?, ?)", now.UnixNano(), int64(gone)); err != nil {
+			return err
+		}
+	}
+	_, err = tx.ExecContext(ctx, "INSERT OR REPLACE INTO listener (one, beat, listened) VALUES (1, ?, ?)", host.UnixNano(), listens)
+	return err
 }
