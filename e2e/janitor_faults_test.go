@@ -540,7 +540,7 @@ func TestS5_RunsOneAtATime(t *testing.T) {
 			Path: labtest.Must(lab.Bin("failpoints/kiln-janitor"))(t), Env: append(lab.OTLPEnv("", ""), "KILN_CLOCK="+(30*day).String()),
 			Args: append([]string{
 				"run", "--once", "--set", "registry.address=" + registry.Addr, "--set", "registry.storage_root=" + registry.Storage, "--set", "state_dir=" + t.TempDir(),
-				"--set", "settle=0.1s", "--set", "policy_file=" + file,
+				"--set", "settle=0.1s", "--set", "policy_file=" + file, "--set", "schedule.max_removal_percent=100",
 			}, args...),
 		})
 	}
@@ -575,7 +575,7 @@ func TestS5_ScheduleAndPolicy(t *testing.T) {
 	putImage(t, registry, "cache/a:main", small(t))
 	putImage(t, registry, "app:old", small(t))
 	j := keeper(t, l, registry, 8*day, func(cfg *configv1.JanitorConfig) {
-		cfg.Schedule = &configv1.ScheduleConfig{Cron: "@every 1s", Jitter: durationpb.New(0)}
+		cfg.Schedule = &configv1.ScheduleConfig{Cron: "@every 1s", Jitter: durationpb.New(0), MaxRemovalPercent: proto.Int32(100)}
 	})
 	scheduled := func(fits func(*janitorv1.Run) bool) func() bool {
 		return func() bool {

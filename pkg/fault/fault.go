@@ -108,6 +108,14 @@ func KindOf(err error) Kind {
 	return Internal
 }
 
+// ReasonOf is the reason of the first Error in err's chain, and empty when there is none.
+func ReasonOf(err error) string {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Reason
+	}
+	return ""
+}
+
 // Line is err for a person, on one line, with the field and the remedy where
 // the chain names them: what a command prints.
 func Line(err error) string {

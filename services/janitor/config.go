@@ -48,6 +48,12 @@ func Complete(cfg *configv1.JanitorConfig) *configv1.JanitorConfig {
 	if out.Schedule.Jitter == nil {
 		out.Schedule.Jitter = durationpb.New(5 * time.Minute)
 	}
+	if out.Schedule.MaxRemovalPercent == nil {
+		out.Schedule.MaxRemovalPercent = proto.Int32(50)
+	}
+	if out.Schedule.LowDiskPercent == nil {
+		out.Schedule.LowDiskPercent = proto.Int32(5)
+	}
 	return out
 }
 

@@ -101,8 +101,9 @@ func newParts(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.T
 	p.undo.Push("surveyor", func(context.Context) error { p.surveyor.Close(); return nil })
 	p.engine = enforce.New(enforce.Options{
 		Storage: kept, Remote: remote.New(p.client), Registry: p.client, Checker: p.checker, State: p.store, Metrics: p.gauges, Log: tel.Logger, Tracer: p.tracer, NewID: newRunID, Now: clock.Now,
-		Clock:  p.clock.Check,
-		Settle: cfg.GetSettle().AsDuration(), Listens: p.listener != nil, Looked: makeRoom,
+		Clock:    p.clock.Check,
+		MaxShare: cfg.GetSchedule().GetMaxRemovalPercent(),
+		Settle:   cfg.GetSettle().AsDuration(), Listens: p.listener != nil, Looked: makeRoom,
 	})
 	p.schedule = enforce.NewSchedule(p.engine, timetable)
 	return p, nil

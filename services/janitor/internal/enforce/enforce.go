@@ -132,6 +132,8 @@ type State interface {
 // Metrics counts runs.
 type Metrics interface {
 	RunEnded(ctx context.Context, r run.Run)
+	// Braked takes whether the last run waits for an approval.
+	Braked(ctx context.Context, is bool)
 	// Quarantined takes what is in quarantine.
 	Quarantined(ctx context.Context, blobs, bytes int64)
 }
@@ -150,6 +152,9 @@ type Options struct {
 	Now      func() time.Time // that ages are counted to
 	// Clock says why ages cannot be counted now, and no run removes anything; nil: they can.
 	Clock func(ctx context.Context) error
+	// MaxShare is the percentage of the manifests, or of their bytes, that a run which nobody has
+	// asked for removes at most. 0 or 100: all.
+	MaxShare int32
 	// Settle is how long runs wait for requests that were under way.
 	Settle time.Duration
 	// Listens says that uses are told by notifications: without them ages count from uses

@@ -171,6 +171,7 @@ func TestOneLookAtATime(t *testing.T) {
 type silent struct{}
 
 func (silent) RunEnded(context.Context, run.Run)         {}
+func (silent) Braked(context.Context, bool)              {}
 func (silent) Quarantined(context.Context, int64, int64) {}
 
 // view is a registry by its API.

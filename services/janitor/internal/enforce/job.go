@@ -136,6 +136,9 @@ func (j *job) finish(ctx context.Context, err error) {
 		j.engine.Log.ErrorContext(ctx, "how a run ended cannot be stored", "run", j.run.ID, "error", err)
 	}
 	j.engine.Metrics.RunEnded(ctx, j.run)
+	if !j.run.Dry {
+		j.engine.Metrics.Braked(ctx, fault.ReasonOf(j.run.Err) == approvalNeeded)
+	}
 	j.active.set(j.run)
 }
 

@@ -63,6 +63,12 @@ func (j *job) plan(ctx context.Context) error {
 	if made.RemovesAll && !j.order.All {
 		return removesAll("everything would be removed")
 	}
+	if err := j.brake(made); err != nil {
+		if j.given == nil {
+			e.plans.put(made)
+		}
+		return err
+	}
 	j.given = removals
 	if j.resume || j.q == nil {
 		return nil // it is in the journal, or there is none

@@ -53,16 +53,18 @@ var (
 
 // job is one run under way.
 type job struct {
-	engine  *Engine
-	order   Order
-	active  *Active
-	policy  policy.Policy
-	given   []plan.Verdict // what a plan removes; nil: by the policy
-	agree   bool           // of what is given only that goes which a new plan removes, too
-	planned time.Time      // when that was decided, by the clock of ages
-	run     run.Run
-	resume  bool // it is taken up again
-	unlock  func()
+	engine *Engine
+	order  Order
+	active *Active
+	policy policy.Policy
+	given  []plan.Verdict // what a plan removes; nil: by the policy
+	// approved says that somebody has asked for just this run.
+	approved bool
+	agree    bool      // of what is given only that goes which a new plan removes, too
+	planned  time.Time // when that was decided, by the clock of ages
+	run      run.Run
+	resume   bool // it is taken up again
+	unlock   func()
 
 	q        Quarantine
 	caches   bool // the registry remembers blobs that are gone: none may go
@@ -91,7 +93,7 @@ func (e *Engine) Start(ctx context.Context, o Order, sc trace.SpanContext) (*Act
 			return nil, err
 		}
 	}
-	j := &job{engine: e, order: o, allowed: map[string]bool{}, gone: map[string]bool{}, left: map[string]bool{}}
+	j := &job{engine: e, order: o, approved: o.wanted(), allowed: map[string]bool{}, gone: map[string]bool{}, left: map[string]bool{}}
 	if err := j.choose(ctx); err != nil {
 		return nil, err
 	}
@@ -306,4 +308,5 @@ type savedOrder struct {
 	PolicyVersion int64       `json:"policy_version"`
 	PlanDigest    string      `json:"plan_digest"`
 	Caller        string      `json:"caller"`
+	Approved      bool        `json:"approved"`
 }

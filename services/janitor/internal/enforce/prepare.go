@@ -37,7 +37,7 @@ func (j *job) prepare(ctx context.Context) (err error) {
 		return j.reopen(ctx)
 	}
 	order, err := json.Marshal(savedOrder{
-		Trigger: j.run.Trigger, PolicyVersion: j.run.PolicyVersion, PlanDigest: j.run.PlanDigest, Caller: j.run.Caller,
+		Trigger: j.run.Trigger, PolicyVersion: j.run.PolicyVersion, PlanDigest: j.run.PlanDigest, Caller: j.run.Caller, Approved: j.approved,
 	})
 	if err != nil {
 		return err
@@ -156,7 +156,7 @@ func (e *Engine) TakeUp(ctx context.Context, journal quarantine.Journal) (*Activ
 	if err := json.Unmarshal(journal.Head.Order, &saved); err != nil {
 		return nil, fmt.Errorf("the journal of run %s is damaged: %w", journal.Head.Run, err)
 	}
-	j := &job{engine: e, order: Order{Trigger: saved.Trigger, Force: true, All: true}, resume: true, agree: true, allowed: map[string]bool{}, gone: map[string]bool{}, left: map[string]bool{}}
+	j := &job{engine: e, order: Order{Trigger: saved.Trigger, Force: true, All: true}, resume: true, approved: saved.Approved, agree: true, allowed: map[string]bool{}, gone: map[string]bool{}, left: map[string]bool{}}
 	var err error
 	if j.policy, err = e.policy(ctx, nil); err != nil {
 		return nil, err

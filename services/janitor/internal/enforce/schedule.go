@@ -113,7 +113,11 @@ func (s *Schedule) start(ctx context.Context) {
 		s.set(func() { s.message = "the last start failed: " + fault.Line(err) })
 		log.ErrorContext(ctx, "run failed; the next one tries again", "error", fault.Line(err))
 	default:
-		s.set(func() { s.last, s.message = r.ID, "" })
+		message := ""
+		if r.State == run.Failed {
+			message = "the last run failed: " + fault.Line(r.Err)
+		}
+		s.set(func() { s.last, s.message = r.ID, message })
 		s.log(ctx, r)
 	}
 }
@@ -122,6 +126,10 @@ func (s *Schedule) log(ctx context.Context, r run.Run) {
 	attrs := []any{
 		"run", r.ID, "state", string(r.State), "removed_manifests", r.Removed.Manifests, "removed_blobs", r.Removed.Blobs, "removed_bytes", r.Removed.Bytes,
 		"waiting_bytes", r.Waiting.Bytes, "verified_manifests", r.Verified, "broken_manifests", r.Broken, "took", r.Ended.Sub(r.Started).Round(time.Millisecond),
+	}
+	if fault.ReasonOf(r.Err) == approvalNeeded {
+		s.engine.Log.ErrorContext(ctx, "a run would remove too much and waits for an approval", append(attrs, "error", fault.Line(r.Err))...)
+		return
 	}
 	if r.Err != nil {
 		s.engine.Log.WarnContext(ctx, "the registry is kept to its policy, but for a part", append(attrs, "error", fault.Line(r.Err))...)

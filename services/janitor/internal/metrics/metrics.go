@@ -36,6 +36,7 @@ type Registry struct {
 	lastSuccess metric.Float64Gauge
 	verified    metric.Int64Gauge
 	quarantine  metric.Int64Gauge
+	braked      metric.Int64Gauge
 	notified    metric.Int64Counter
 }
 
@@ -69,6 +70,7 @@ func New(provider metric.MeterProvider) (*Registry, error) {
 	seconds(&r.lastSuccess, "kiln.registry.run.last_success", "When the last run that removes ended well, in seconds since 1970")
 	count(&r.verified, "kiln.registry.verified", "{manifest}", "Manifests that the last run resolved when it ended, by whether they are whole")
 	count(&r.quarantine, "kiln.registry.quarantine", "By", "Bytes in quarantine when the last run ended")
+	count(&r.braked, "kiln.registry.run.braked", "{run}", "1 while the last run would have removed more than schedule.max_removal_percent, and waits for an approval")
 	counter := func(into *metric.Int64Counter, name, unit, description string) {
 		c, err := meter.Int64Counter(name, metric.WithUnit(unit), metric.WithDescription(description))
 		*into = c
@@ -101,6 +103,15 @@ func (r *Registry) RunEnded(ctx context.Context, ended run.Run) {
 	}
 	r.verified.Record(ctx, ended.Verified-ended.Broken, metric.WithAttributes(attribute.Bool("whole", true)))
 	r.verified.Record(ctx, ended.Broken, metric.WithAttributes(attribute.Bool("whole", false)))
+}
+
+// Braked implements enforce.Metrics.
+func (r *Registry) Braked(ctx context.Context, is bool) {
+	value := int64(0)
+	if is {
+		value = 1
+	}
+	r.braked.Record(ctx, value)
 }
 
 // Quarantined implements enforce.Metrics.

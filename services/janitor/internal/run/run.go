@@ -104,6 +104,7 @@ const (
 	Schedule Trigger = "SCHEDULE"
 	Demand   Trigger = "DEMAND" // an RPC
 	Once     Trigger = "ONCE"   // the command line
+	LowDisk  Trigger = "LOW_DISK"
 )
 
 // Reach is how far a janitor reaches.

@@ -120,6 +120,9 @@ const (
 	// The host's clock has jumped, so nothing is deleted by age until the new time
 	// is confirmed. FAILED_PRECONDITION.
 	Reason_REASON_CLOCK_JUMPED Reason = 33
+	// A run that nobody has asked for would remove more than the configured share, and
+	// waits until somebody carries its plan out. FAILED_PRECONDITION.
+	Reason_REASON_APPROVAL_NEEDED Reason = 34
 )
 
 // Enum value maps for Reason.
@@ -159,6 +162,7 @@ var (
 		31: "REASON_SLOW_READER",
 		32: "REASON_STORAGE_FAILED",
 		33: "REASON_CLOCK_JUMPED",
+		34: "REASON_APPROVAL_NEEDED",
 	}
 	Reason_value = map[string]int32{
 		"REASON_UNSPECIFIED":           0,
@@ -195,6 +199,7 @@ var (
 		"REASON_SLOW_READER":           31,
 		"REASON_STORAGE_FAILED":        32,
 		"REASON_CLOCK_JUMPED":          33,
+		"REASON_APPROVAL_NEEDED":       34,
 	}
 )
 
@@ -584,7 +589,7 @@ const file_kiln_errors_v1_errors_proto_rawDesc = "" +
 	"_exit_code\"?\n" +
 	"\fDaemonDetail\x12\x19\n" +
 	"\btype_url\x18\x01 \x01(\tR\atypeUrl\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\fR\x05value*\xfe\x06\n" +
+	"\x05value\x18\x02 \x01(\fR\x05value*\x9a\a\n" +
 	"\x06Reason\x12\x16\n" +
 	"\x12REASON_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14REASON_INVALID_FIELD\x10\x01\x12\x18\n" +
@@ -620,7 +625,8 @@ const file_kiln_errors_v1_errors_proto_rawDesc = "" +
 	"\x18REASON_CACHE_UNAVAILABLE\x10\x1e\x12\x16\n" +
 	"\x12REASON_SLOW_READER\x10\x1f\x12\x19\n" +
 	"\x15REASON_STORAGE_FAILED\x10 \x12\x17\n" +
-	"\x13REASON_CLOCK_JUMPED\x10!*\xbb\x01\n" +
+	"\x13REASON_CLOCK_JUMPED\x10!\x12\x1a\n" +
+	"\x16REASON_APPROVAL_NEEDED\x10\"*\xbb\x01\n" +
 	"\fFailureClass\x12\x1d\n" +
 	"\x19FAILURE_CLASS_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12FAILURE_CLASS_USER\x10\x01\x12 \n" +
