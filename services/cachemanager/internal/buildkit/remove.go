@@ -23,13 +23,13 @@ import (
 // The time is what makes it a compare-and-delete: a record that was used since it
 // was listed is younger than its listing, and BuildKit compares and removes under
 // one lock (cache/manager.go, pruneOnce).
-func (d *Daemon) Remove(ctx context.Context, ids []string, unusedFor time.Duration, freed func(id string, bytes int64)) error {
+func (d *Daemon) Remove(ctx context.Context, targets []cache.Target, unusedFor time.Duration, freed func(id string, bytes int64)) error {
 	var filters, builds []string
-	for _, id := range ids {
-		if strings.HasPrefix(id, cache.HistoryPrefix) {
-			builds = append(builds, id)
+	for _, t := range targets {
+		if strings.HasPrefix(t.ID, cache.HistoryPrefix) {
+			builds = append(builds, t.ID)
 		} else {
-			filters = append(filters, fmt.Sprintf("id==%q", id))
+			filters = append(filters, fmt.Sprintf("id==%q", t.ID))
 		}
 	}
 	if err := d.forgetAll(ctx, builds, freed); err != nil {

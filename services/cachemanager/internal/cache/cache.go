@@ -89,6 +89,9 @@ type Record struct {
 	UsageCount  int
 	Projects    []string // whose builds have used it, as far as is known, sorted
 	Images      []string // that it is a part of, as far as is known, sorted
+	// Revision tells what a record is now from what it is after a change, of a record that keeps its
+	// id then: the digest of a tag's manifest. Empty: another content has another id.
+	Revision string
 	// Shrinks are the bytes that it is smaller by without a part of it, then without a
 	// second, and so on, in the order in which they go. Empty: it goes whole.
 	Shrinks []int64
@@ -100,6 +103,15 @@ func (r Record) LastActive() time.Time {
 		return r.Created
 	}
 	return r.LastUsed
+}
+
+// Target returns the record as it was listed.
+func (r Record) Target() Target { return Target{ID: r.ID, Revision: r.Revision} }
+
+// Target names a record at one revision: a record that was changed since is another one.
+type Target struct {
+	ID       string
+	Revision string // see Record
 }
 
 // Common are bytes that several records have in common, such as a blob that two

@@ -30,10 +30,10 @@ type Cache interface {
 	// it lives. The context that it returns ends when the lock is lost. A cache that
 	// another one has is an ALREADY_EXISTS fault.
 	Lock(ctx context.Context) (held context.Context, err error)
-	// Remove removes records that nothing has used for a time, children before
-	// parents, and calls freed for each that is gone, one call at a time, with the
-	// bytes that this freed, or -1. What cannot go stays, and is no error.
-	Remove(ctx context.Context, ids []string, unusedFor time.Duration, freed func(id string, bytes int64)) error
+	// Remove removes records that nothing has used for a time and that still have their
+	// revision, children before parents, and calls freed for each that is gone, one call at a
+	// time, with the bytes that this freed, or -1. What cannot go stays, and is no error.
+	Remove(ctx context.Context, targets []cache.Target, unusedFor time.Duration, freed func(id string, bytes int64)) error
 }
 
 // Leased is a cache whose records may be leased.
@@ -44,9 +44,9 @@ type Leased interface {
 
 // Shrinker is a cache whose records can be made smaller.
 type Shrinker interface {
-	// Shrink makes a record smaller by the first of its Shrinks, if nothing has used it
-	// for a time, and returns the bytes that this freed; false when it was left.
-	Shrink(ctx context.Context, id string, steps int, unusedFor time.Duration) (freed int64, done bool, err error)
+	// Shrink makes a record smaller by the first of its Shrinks, under the conditions of
+	// Remove, and returns the bytes that this freed; false when it was left.
+	Shrink(ctx context.Context, target cache.Target, steps int, unusedFor time.Duration) (freed int64, done bool, err error)
 }
 
 // Roomy is a daemon that sees to its free disk by itself.

@@ -71,7 +71,7 @@ func (m *memory) Lock(ctx context.Context) (context.Context, error) {
 	return held, nil
 }
 
-func (m *memory) Remove(_ context.Context, ids []string, unusedFor time.Duration, freed func(string, int64)) error {
+func (m *memory) Remove(_ context.Context, targets []cache.Target, unusedFor time.Duration, freed func(string, int64)) error {
 	m.mu.Lock()
 	m.calls++
 	call, before := m.calls, m.before
@@ -81,8 +81,9 @@ func (m *memory) Remove(_ context.Context, ids []string, unusedFor time.Duration
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	for range ids {
-		for _, id := range ids {
+	for range targets {
+		for _, target := range targets {
+			id := target.ID
 			r, there := m.records[id]
 			if !there || r.InUse || time.Since(r.LastUsed)-m.behind < unusedFor || m.isParent(id) {
 				continue
@@ -288,7 +289,7 @@ func (m *roomy) MakeRoom(ctx context.Context, free int64, except []string, unuse
 		if slices.Contains(except, id) {
 			continue
 		}
-		if err := m.Remove(ctx, []string{id}, unusedFor, func(id string, bytes int64) {
+		if err := m.Remove(ctx, []cache.Target{{ID: id}}, unusedFor, func(id string, bytes int64) {
 			m.free += bytes
 			freed(id, bytes)
 		}); err != nil {

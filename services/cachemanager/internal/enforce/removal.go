@@ -102,7 +102,7 @@ func (r *removal) shrink(ctx context.Context, c Cache) error {
 		if err := context.Cause(ctx); err != nil || !ok {
 			return err
 		}
-		freed, done, err := s.Shrink(ctx, v.Record.ID, v.Shrink, r.unusedFor([]plan.Verdict{v}))
+		freed, done, err := s.Shrink(ctx, v.Record.Target(), v.Shrink, r.unusedFor([]plan.Verdict{v}))
 		if err != nil {
 			return err
 		}
@@ -148,21 +148,21 @@ func (r *removal) remove(ctx context.Context, c Cache, part []plan.Verdict, gone
 	}
 	safe := r.unusedFor(part)
 	err := c.Remove(ctx, without(part, gone), max(safe, oldest(part)), freed)
-	if ids := without(part, gone); err == nil && len(ids) > 0 && oldest(part) > safe {
-		err = c.Remove(ctx, ids, safe, freed) // the daemon's clock may be behind
+	if left := without(part, gone); err == nil && len(left) > 0 && oldest(part) > safe {
+		err = c.Remove(ctx, left, safe, freed) // the daemon's clock may be behind
 	}
 	r.job.keep(ctx, done)
 	return err
 }
 
-// without are the ids of those that are not gone.
-func without(part []plan.Verdict, gone map[string]bool) (ids []string) {
+// without returns the records that are not gone.
+func without(part []plan.Verdict, gone map[string]bool) (left []cache.Target) {
 	for _, v := range part {
 		if !gone[v.Record.ID] {
-			ids = append(ids, v.Record.ID)
+			left = append(left, v.Record.Target())
 		}
 	}
-	return ids
+	return left
 }
 
 // oldest is for how long all records of a chunk were unused, about. A daemon compares
@@ -269,6 +269,8 @@ func since(v plan.Verdict, now cache.Record, there bool, child string) (_ plan.R
 		return plan.Gone, "", "was gone before the run came to it"
 	case now.InUse:
 		return plan.InUse, "", "a build uses it now"
+	case now.Revision != v.Record.Revision:
+		return plan.UsedSince, "", "a build has written it anew since the plan was made"
 	case !now.LastUsed.Equal(v.Record.LastUsed), now.UsageCount != v.Record.UsageCount:
 		return plan.UsedSince, "", "a build has used it since the plan was made"
 	case child != "":

@@ -102,6 +102,33 @@ func (r *reach) follow(root *os.Root, from ocispecs.Descriptor, restore func(dig
 	return nil
 }
 
+// manifestAt returns the descriptor of a manifest by its digest, also of one that the index names no more.
+func manifestAt(root *os.Root, index ocispecs.Index, d digest.Digest) (ocispecs.Descriptor, bool) {
+	for _, m := range index.Manifests {
+		if m.Digest == d {
+			return m, true
+		}
+	}
+	if d.Validate() != nil {
+		return ocispecs.Descriptor{}, false
+	}
+	gone, err := readTrash(root)
+	if err == nil {
+		_, err = gone.restore(root, d)
+	}
+	if err != nil {
+		return ocispecs.Descriptor{}, false
+	}
+	body, err := readBlob(root, d)
+	var of struct {
+		MediaType string `json:"mediaType"`
+	}
+	if err != nil || json.Unmarshal(body, &of) != nil || !names(of.MediaType) {
+		return ocispecs.Descriptor{}, false
+	}
+	return ocispecs.Descriptor{Digest: d, MediaType: of.MediaType, Size: int64(len(body))}, true
+}
+
 // errBad says that a manifest is not one.
 var errBad = errors.New("it cannot be read")
 

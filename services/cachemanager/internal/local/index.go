@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -90,6 +91,15 @@ func manifestsOf(index ocispecs.Index) map[string][]ocispecs.Descriptor {
 	return byTag
 }
 
+// revision tells the manifests that a tag has from those that it has later: their digests.
+func revision(manifests []ocispecs.Descriptor) string {
+	all := make([]string, len(manifests))
+	for i, m := range manifests {
+		all[i] = m.Digest.String()
+	}
+	return strings.Join(all, ",")
+}
+
 // find is the manifest that an import of a tag takes.
 func find(index ocispecs.Index, tag string) (ocispecs.Descriptor, bool) {
 	for _, key := range []string{imageName, ocispecs.AnnotationRefName} {
@@ -115,7 +125,11 @@ func (d *Directory) writeIndex(ctx context.Context, root *os.Root, index ocispec
 		return err
 	}
 	const prepared = ownDir + "/index.json"
-	if err := writeFile(root, prepared, body, 0o644); err != nil {
+	as, err := accessOf(root, indexFile, 0o644) // so that those who export can write it afterwards
+	if err == nil {
+		err = replace(root, prepared, as, body, toDisk)
+	}
+	if err != nil {
 		return err
 	}
 	lock, err := d.await(ctx, root, indexLock, time.Second)

@@ -56,33 +56,42 @@ const maxLeases = 10_000
 // the index any more. With a request id that a lease has already, that one is returned
 // if it is the same.
 func (d *Directory) Acquire(ctx context.Context, want Lease) (Lease, error) {
-	if err := os.MkdirAll(d.opts.Path, 0o755); err != nil { //nolint:gosec // as BuildKit's client makes it
-		return Lease{}, d.explain(err, "made")
-	}
-	root, err := d.open()
-	if err != nil {
-		return Lease{}, err
-	}
-	defer func() { _ = root.Close() }() // all is written
 	want.ID = uuid.NewString()
 	if want.RequestID != "" {
 		sum := sha256.Sum256([]byte(want.RequestID))
 		want.ID = "r" + hex.EncodeToString(sum[:16])
 	}
+	root, err := d.open()
+	if missing(err) {
+		return d.wait(want)
+	}
+	if err != nil {
+		return Lease{}, err
+	}
+	defer func() { _ = root.Close() }() // all is written
 	err = d.guarded(ctx, root, func() error {
-		if known, err := readLease(root, want.ID); err == nil && known.Expires.After(d.now()) {
-			if known.Tag != want.Tag || known.Mode != want.Mode {
-				clash := fault.New(fault.AlreadyExists, "ALREADY_EXISTS", fmt.Sprintf("request_id %q belongs to another lease", want.RequestID),
-					"send the same request again to have the same lease, or choose a new request_id for a new one")
-				clash.Field, clash.Value = "request_id", want.RequestID
-				return clash
-			}
-			want = known
-			return nil
+		if err := d.storeWaiting(root); err != nil {
+			return err
+		}
+		if known, err := readLease(root, want.ID); err == nil && d.lives(known) {
+			want, err = want.orKnown(known)
+			return err
 		}
 		return d.grant(ctx, root, &want)
 	})
 	return want, err
+}
+
+// orKnown returns the lease that has the request id already, or an ALREADY_EXISTS fault if
+// another one was asked for.
+func (l Lease) orKnown(known Lease) (Lease, error) {
+	if known.Tag == l.Tag && known.Mode == l.Mode {
+		return known, nil
+	}
+	clash := fault.New(fault.AlreadyExists, "ALREADY_EXISTS", fmt.Sprintf("request_id %q belongs to another lease", l.RequestID),
+		"send the same request again to have the same lease, or choose a new request_id for a new one")
+	clash.Field, clash.Value = "request_id", l.RequestID
+	return l, clash
 }
 
 // grant makes the tag whole and stores the lease.
@@ -99,7 +108,12 @@ func (d *Directory) grant(ctx context.Context, root *os.Root, l *Lease) error {
 	if err != nil {
 		return err
 	}
-	if m, found := find(index, l.Tag); found {
+	m, found := find(index, l.Tag)
+	if l.Digest != "" { // which a lease held that was lost
+		m, found = manifestAt(root, index, l.Digest)
+	}
+	l.Digest, l.MediaType = "", ""
+	if found {
 		whole, err := restoreTag(root, m)
 		if err != nil {
 			return err
@@ -118,15 +132,18 @@ func (d *Directory) grant(ctx context.Context, root *os.Root, l *Lease) error {
 func (d *Directory) Renew(ctx context.Context, id string, ttl time.Duration) (l Lease, err error) {
 	root, err := d.open()
 	if missing(err) {
-		return Lease{}, noLease(id)
+		return d.renewWaiting(id, ttl)
 	}
 	if err != nil {
 		return Lease{}, err
 	}
 	defer func() { _ = root.Close() }() // all is written
 	err = d.guarded(ctx, root, func() error {
+		if err := d.storeWaiting(root); err != nil {
+			return err
+		}
 		l, err = readLease(root, id)
-		if missing(err) || err == nil && !l.Expires.After(d.now()) {
+		if missing(err) || err == nil && !d.lives(l) {
 			return noLease(id)
 		}
 		if err != nil {
@@ -151,13 +168,16 @@ func noLease(id string) error {
 func (d *Directory) Release(ctx context.Context, id string) (known bool, err error) {
 	root, err := d.open()
 	if missing(err) {
-		return false, nil
+		return d.dropWaiting(id), nil
 	}
 	if err != nil {
 		return false, err
 	}
 	defer func() { _ = root.Close() }() // all is written
 	err = d.guarded(ctx, root, func() error {
+		if err := d.storeWaiting(root); err != nil {
+			return err
+		}
 		l, err := readLease(root, id)
 		if missing(err) {
 			return nil
@@ -218,12 +238,19 @@ func (d *Directory) Leases(context.Context) (map[string]string, error) {
 // leases are those that have not expired.
 func (d *Directory) leases(root *os.Root) (live []Lease, err error) {
 	all, err := storedLeases(root)
-	for _, l := range all {
-		if l.Expires.After(d.now()) {
+	for _, l := range append(all, d.allWaiting()...) {
+		if d.lives(l) {
 			live = append(live, l)
 		}
 	}
 	return live, err
+}
+
+// lives reports whether a lease holds its tag. One of before this process began could not be renewed
+// while the cache manager was away: its time begins anew with the process.
+func (d *Directory) lives(l Lease) bool {
+	now := d.now()
+	return l.Expires.After(now) || l.Created.Before(d.began) && d.began.Add(l.TTL).After(now)
 }
 
 // storedLeases are all leases that are stored, in any order.
@@ -278,5 +305,5 @@ func writeLease(root *os.Root, l Lease) error {
 	if err != nil {
 		return err
 	}
-	return writeFile(root, leasePath(l.ID), body, ownMode)
+	return replaceOwn(root, leasePath(l.ID), body, toDisk)
 }

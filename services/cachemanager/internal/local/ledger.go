@@ -46,7 +46,7 @@ func (l ledger) write(root *os.Root) error {
 	if err != nil {
 		return err
 	}
-	return replace(root, ledgerFile, body, ownMode, func(*os.File) error { return nil })
+	return replaceOwn(root, ledgerFile, body, toKernel)
 }
 
 // maxProjects bounds the projects of a tag.

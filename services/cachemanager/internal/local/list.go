@@ -47,7 +47,6 @@ func (d *Directory) List(ctx context.Context) (cache.Listing, error) {
 		return listing, d.explain(err, "listed")
 	}
 	holders := map[digest.Digest][]string{}
-	listed := map[string]digest.Digest{}
 	byTag := manifestsOf(index)
 	for _, tag := range sortedKeys(byTag) {
 		reached := newReach()
@@ -55,16 +54,12 @@ func (d *Directory) List(ctx context.Context) (cache.Listing, error) {
 			if err := reached.follow(root, m, nil); err != nil {
 				return listing, d.explain(err, "listed")
 			}
-			listed[tag] = m.Digest
 		}
 		for blob := range reached.blobs {
 			holders[blob] = append(holders[blob], tag)
 		}
 		listing.Records = append(listing.Records, recordOf(root, tag, byTag[tag], reached, uses.Uses[tag]))
 	}
-	d.mu.Lock()
-	d.listed = listed
-	d.mu.Unlock()
 	share(&listing, holders, blobs)
 	for i, r := range listing.Records {
 		if manifests := byTag[r.ID]; len(manifests) == 1 {
@@ -88,7 +83,7 @@ func (d *Directory) List(ctx context.Context) (cache.Listing, error) {
 // recordOf is the record of a tag, yet without its bytes.
 func recordOf(root *os.Root, tag string, manifests []ocispecs.Descriptor, reached reach, u use) cache.Record {
 	r := cache.Record{
-		ID: tag, Type: cache.LocalTag, LastUsed: u.Time, UsageCount: u.Count, Projects: u.Projects,
+		ID: tag, Revision: revision(manifests), Type: cache.LocalTag, LastUsed: u.Time, UsageCount: u.Count, Projects: u.Projects,
 		Description: fmt.Sprintf("cache of %d blobs, manifest %s", len(reached.blobs), manifests[len(manifests)-1].Digest),
 	}
 	if !reached.whole() {

@@ -62,13 +62,17 @@ type Directory struct {
 	opts Options
 	now  func() time.Time // of the file system's clock: not the one that ages are counted to
 
+	began time.Time // when this process began to keep leases
+
 	mu      sync.Mutex
-	running *os.File                 // .kiln/run.lock while this process has it
-	listed  map[string]digest.Digest // manifests by tag, of the last listing
+	running *os.File         // .kiln/run.lock while this process has it
+	waiting map[string]Lease // of a directory that is not there yet, by id
 }
 
 // New returns the directory of the options.
-func New(opts Options) *Directory { return &Directory{opts: opts, now: time.Now} }
+func New(opts Options) *Directory {
+	return &Directory{opts: opts, now: time.Now, began: time.Now(), waiting: map[string]Lease{}}
+}
 
 // Ref names the directory's cache.
 func (d *Directory) Ref() cache.Ref { return cache.Ref{Directory: d.opts.Path} }
@@ -132,16 +136,11 @@ func (d *Directory) explain(err error, verb string) error {
 	}
 }
 
-// writeFile writes a file whole or not at all, also when the host goes down.
-func writeFile(root *os.Root, name string, body []byte, mode fs.FileMode) error {
-	return replace(root, name, body, mode, (*os.File).Sync)
-}
-
 // replace writes a file whole or not at all, as long as the host stays up; sync may make
 // it so also when it does not.
-func replace(root *os.Root, name string, body []byte, mode fs.FileMode, sync func(*os.File) error) (err error) {
+func replace(root *os.Root, name string, as access, body []byte, sync func(*os.File) error) (err error) {
 	temporary := name + "." + rand.Text()
-	f, err := root.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, mode)
+	f, err := root.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
@@ -152,7 +151,7 @@ func replace(root *os.Root, name string, body []byte, mode fs.FileMode, sync fun
 	}()
 	_, err = f.Write(body)
 	if err == nil {
-		err = f.Chmod(mode) // whatever the umask
+		err = as.give(f)
 	}
 	if err == nil {
 		err = sync(f)
@@ -161,6 +160,21 @@ func replace(root *os.Root, name string, body []byte, mode fs.FileMode, sync fun
 		return err
 	}
 	return root.Rename(temporary, name)
+}
+
+// toDisk makes a file outlive the host's going down.
+func toDisk(f *os.File) error { return f.Sync() }
+
+// toKernel makes a file outlive this process.
+func toKernel(*os.File) error { return nil }
+
+// replaceOwn replaces a file of the cache manager's own.
+func replaceOwn(root *os.Root, name string, body []byte, sync func(*os.File) error) error {
+	as, err := newAccess(root, ownMode)
+	if err != nil {
+		return err
+	}
+	return replace(root, name, as, body, sync)
 }
 
 // stampDir is the directory of a moment, below the trash.

@@ -165,10 +165,11 @@ func TestRemoveComparesAndFrees(t *testing.T) {
 	must(t, l.export("c", nil, "c"))
 	d := l.open(time.Hour)
 	lease := got(d.Acquire(t.Context(), Lease{Tag: "c", Mode: Import, Holder: "test", TTL: time.Minute}))(t)
-	got(d.List(t.Context()))(t)
+	tags := listed(t, d, "a", "b", "c", "none")
 	must(t, l.export("b", nil, base, "changed since the listing"))
+	got(d.List(t.Context()))(t) // of another caller, such as GetUsage
 	freed := map[string]int64{}
-	must(t, d.Remove(t.Context(), []string{"a", "b", "c", "none"}, 0, func(tag string, bytes int64) { freed[tag] = bytes }))
+	must(t, d.Remove(t.Context(), tags, 0, func(tag string, bytes int64) { freed[tag] = bytes }))
 	if len(freed) != 1 || freed["a"] < 5000 || freed["a"] > 7000 {
 		t.Errorf("%v", freed)
 	}
@@ -177,8 +178,7 @@ func TestRemoveComparesAndFrees(t *testing.T) {
 	}
 	got(d.Release(t.Context(), lease.ID))(t)
 	// It was used a moment ago.
-	got(d.List(t.Context()))(t)
-	must(t, d.Remove(t.Context(), []string{"c"}, time.Minute, func(string, int64) { t.Error("it goes though it was used since") }))
+	must(t, d.Remove(t.Context(), listed(t, d, "c"), time.Minute, func(string, int64) { t.Error("it goes though it was used since") }))
 	if freed := removeAll(t, d, "b", "c"); len(freed) != 2 || freed["b"] < mebibyte {
 		t.Errorf("%v", freed)
 	}
@@ -274,7 +274,7 @@ func TestIndexThatCannotBeRead(t *testing.T) {
 		blobs := len(l.blobs(t))
 		_, listed := d.List(t.Context())
 		for what, err := range map[string]error{
-			"list": listed, "sweep": d.Sweep(t.Context(), true), "remove": d.Remove(t.Context(), []string{"a"}, 0, func(string, int64) {}),
+			"list": listed, "sweep": d.Sweep(t.Context(), true), "remove": d.Remove(t.Context(), []cache.Target{{ID: "a"}}, 0, func(string, int64) {}),
 			"repair": d.Repair(t.Context(), false, func(cache.Defect) {}),
 		} {
 			if fault.KindOf(err) != fault.FailedPrecondition {
@@ -397,7 +397,7 @@ func TestShrinkTakesLeavesFirst(t *testing.T) {
 		if diff := cmp.Diff([]int64{4000, 2000}, r.Shrinks); diff != "" {
 			t.Fatalf("%s: %s", form, diff)
 		}
-		freed, done, err := d.Shrink(t.Context(), "a", 1, 0)
+		freed, done, err := d.Shrink(t.Context(), r.Target(), 1, 0)
 		if err != nil || !done || freed != 4000 {
 			t.Fatalf("%s: %d %t %v", form, freed, done, err)
 		}

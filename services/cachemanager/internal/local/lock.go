@@ -65,7 +65,7 @@ func lockFile(root *os.Root, name string) (*os.File, error) {
 	}
 	file, err := root.OpenFile(name, os.O_RDONLY|os.O_CREATE|os.O_EXCL, ownMode)
 	if err == nil {
-		err = file.Chmod(ownMode) // whatever the umask: BuildKit's clients of other users must be able to open it
+		err = openToOthers(root, file)
 	} else if errors.Is(err, os.ErrExist) {
 		file, err = root.Open(name)
 	}
@@ -78,13 +78,13 @@ func lockFile(root *os.Root, name string) (*os.File, error) {
 	return file, err
 }
 
-// makeDir makes a directory of the cache manager's own.
-func makeDir(root *os.Root, name string) error {
-	err := root.MkdirAll(name, ownDirMode)
-	if err != nil && !errors.Is(err, os.ErrExist) {
+// openToOthers lets BuildKit's clients of other users open a new file, whatever the umask.
+func openToOthers(root *os.Root, file *os.File) error {
+	as, err := newAccess(root, ownMode)
+	if err != nil {
 		return err
 	}
-	return nil
+	return as.give(file)
 }
 
 // await takes the lock of a file within a time.

@@ -54,11 +54,10 @@ func TestNothingReachedIsEverMissing(t *testing.T) {
 				}
 			},
 			"remove": func(rt *rapid.T) {
-				_, err := d.List(ctx)
-				fatal(err)
+				target := listed(t, d, tag.Draw(rt, "tag"))
 				leases, err := d.Leases(ctx)
 				fatal(err)
-				fatal(d.Remove(ctx, []string{tag.Draw(rt, "tag")}, 0, func(tag string, _ int64) {
+				fatal(d.Remove(ctx, target, 0, func(tag string, _ int64) {
 					if leases[tag] != "" {
 						rt.Fatalf("tag %s went, which lease %s holds", tag, leases[tag])
 					}
@@ -69,7 +68,7 @@ func TestNothingReachedIsEverMissing(t *testing.T) {
 				fatal(err)
 				for _, r := range listing.Records {
 					if n := len(r.Shrinks); n > 0 {
-						_, _, err := d.Shrink(ctx, r.ID, rapid.IntRange(1, n).Draw(rt, "steps"), 0)
+						_, _, err := d.Shrink(ctx, r.Target(), rapid.IntRange(1, n).Draw(rt, "steps"), 0)
 						fatal(err)
 						return
 					}
@@ -132,10 +131,8 @@ func TestCollectorBesideExportersAndImporters(t *testing.T) {
 	}
 	group.Go(func() {
 		for time.Now().Before(end) && !t.Failed() {
-			if _, err := collector.List(context.Background()); err != nil {
-				t.Error(err)
-			}
-			if err := collector.Remove(context.Background(), []string{"0", "1", "2", "3"}, 0, func(string, int64) { swept.Add(1) }); err != nil {
+			tags := listed(t, collector, "0", "1", "2", "3")
+			if err := collector.Remove(context.Background(), tags, 0, func(string, int64) { swept.Add(1) }); err != nil {
 				t.Error(err)
 			}
 			if err := collector.Sweep(context.Background(), true); err != nil {

@@ -11,12 +11,13 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kilnbuild/kiln/pkg/failpoint"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
 )
 
 // Remove takes tags from the index that no lease holds, that nothing has used for a
 // time and that are as they were listed, and calls freed for each, with the bytes that
 // nothing reaches any more. Sweep then takes these away, after the grace.
-func (d *Directory) Remove(ctx context.Context, tags []string, unusedFor time.Duration, freed func(tag string, bytes int64)) error {
+func (d *Directory) Remove(ctx context.Context, tags []cache.Target, unusedFor time.Duration, freed func(tag string, bytes int64)) error {
 	root, err := d.open()
 	if missing(err) {
 		return nil
@@ -33,7 +34,7 @@ func (d *Directory) Remove(ctx context.Context, tags []string, unusedFor time.Du
 	}
 }
 
-func (d *Directory) remove(ctx context.Context, root *os.Root, tags []string, unusedFor time.Duration, freed func(string, int64)) error {
+func (d *Directory) remove(ctx context.Context, root *os.Root, tags []cache.Target, unusedFor time.Duration, freed func(string, int64)) error {
 	index, before, err := d.readIndex(ctx, root)
 	if err != nil {
 		return err
@@ -53,8 +54,9 @@ func (d *Directory) remove(ctx context.Context, root *os.Root, tags []string, un
 	}
 	gone, bytes := map[string]bool{}, map[string]int64{}
 	var orphaned []digest.Digest
-	for _, tag := range tags {
-		if !removable(tag) || gone[tag] {
+	for _, target := range tags {
+		tag := target.ID
+		if !removable(target) || gone[tag] {
 			continue
 		}
 		gone[tag] = true
@@ -83,9 +85,9 @@ func (d *Directory) remove(ctx context.Context, root *os.Root, tags []string, un
 		book.Orphans[blob] = d.now()
 	}
 	for _, tag := range tags {
-		if gone[tag] {
-			freed(tag, bytes[tag])
-			delete(gone, tag)
+		if gone[tag.ID] {
+			freed(tag.ID, bytes[tag.ID])
+			delete(gone, tag.ID)
 		}
 	}
 	return book.write(root)
@@ -110,18 +112,17 @@ func reachOf(root *os.Root, byTag map[string][]ocispecs.Descriptor) (map[string]
 }
 
 // removable tells which tags may go.
-func (d *Directory) removable(root *os.Root, byTag map[string][]ocispecs.Descriptor, book ledger, unusedFor time.Duration) (func(string) bool, error) {
+func (d *Directory) removable(
+	root *os.Root, byTag map[string][]ocispecs.Descriptor, book ledger, unusedFor time.Duration,
+) (func(cache.Target) bool, error) {
 	live, err := d.leases(root)
 	if err != nil {
 		return nil, err
 	}
-	d.mu.Lock()
-	listed := d.listed
-	d.mu.Unlock()
 	until := d.now().Add(-unusedFor)
-	return func(tag string) bool {
-		manifests := byTag[tag]
-		return len(manifests) > 0 && manifests[len(manifests)-1].Digest == listed[tag] && book.Uses[tag].Time.Before(until) &&
-			!slices.ContainsFunc(live, func(l Lease) bool { return l.Tag == tag })
+	return func(tag cache.Target) bool {
+		manifests := byTag[tag.ID]
+		return len(manifests) > 0 && revision(manifests) == tag.Revision && book.Uses[tag.ID].Time.Before(until) &&
+			!slices.ContainsFunc(live, func(l Lease) bool { return l.Tag == tag.ID })
 	}, nil
 }

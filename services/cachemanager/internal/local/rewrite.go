@@ -229,7 +229,11 @@ func writeBlob(root *os.Root, value any, mediaType string) (ocispecs.Descriptor,
 		return d, nil
 	}
 	const prepared = ownDir + "/blob"
-	if err := writeFile(root, prepared, body, 0o444); err != nil {
+	as, err := newAccess(root, 0o444)
+	if err == nil {
+		err = replace(root, prepared, as, body, toDisk)
+	}
+	if err != nil {
 		return d, err
 	}
 	return d, root.Rename(prepared, blobPath(d.Digest))

@@ -14,12 +14,13 @@ import (
 	ocispecs "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/kilnbuild/kiln/pkg/failpoint"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
 )
 
 // Shrink makes a tag smaller by the first of the layers that its record's Shrinks list,
 // under the conditions of Remove, and returns the bytes that nothing reaches any more;
 // false when it was left as it is.
-func (d *Directory) Shrink(ctx context.Context, tag string, steps int, unusedFor time.Duration) (freed int64, done bool, err error) {
+func (d *Directory) Shrink(ctx context.Context, tag cache.Target, steps int, unusedFor time.Duration) (freed int64, done bool, err error) {
 	root, err := d.open()
 	if missing(err) {
 		return 0, false, nil
@@ -39,7 +40,7 @@ func (d *Directory) Shrink(ctx context.Context, tag string, steps int, unusedFor
 	}
 }
 
-func (d *Directory) shrink(ctx context.Context, root *os.Root, tag string, steps int, unusedFor time.Duration) (int64, bool, error) {
+func (d *Directory) shrink(ctx context.Context, root *os.Root, target cache.Target, steps int, unusedFor time.Duration) (int64, bool, error) {
 	index, before, err := d.readIndex(ctx, root)
 	if err != nil {
 		return 0, false, err
@@ -50,7 +51,8 @@ func (d *Directory) shrink(ctx context.Context, root *os.Root, tag string, steps
 	}
 	byTag := manifestsOf(index)
 	removable, err := d.removable(root, byTag, book, unusedFor)
-	if err != nil || !removable(tag) || len(byTag[tag]) != 1 {
+	tag := target.ID
+	if err != nil || !removable(target) || len(byTag[tag]) != 1 {
 		return 0, false, err
 	}
 	_, holders, err := reachOf(root, byTag)

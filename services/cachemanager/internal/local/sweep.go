@@ -112,6 +112,9 @@ func (s *sweep) orphans(ctx context.Context) error {
 // leases that have expired.
 func (s *sweep) note(ctx context.Context, blobs map[digest.Digest]blobInfo) error {
 	return s.dir.guarded(ctx, s.root, func() error {
+		if err := s.dir.storeWaiting(s.root); err != nil {
+			return err
+		}
 		if err := s.expire(); err != nil {
 			return err
 		}
@@ -149,7 +152,7 @@ func (s *sweep) expire() error {
 		return err
 	}
 	for _, l := range all {
-		if l.Expires.After(s.dir.now()) {
+		if s.dir.lives(l) {
 			continue
 		}
 		if err := end(s.root, l, l.Expires); err != nil {
