@@ -82,7 +82,8 @@ func (LeaseMode) EnumDescriptor() ([]byte, []int) {
 // Asks for a lease.
 type AcquireLeaseRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Path of the type=local directory, as configured.
+	// Path of the type=local directory: the configured one, or another path that leads to the same
+	// directory on the cache manager's host.
 	Directory string `protobuf:"bytes,1,opt,name=directory,proto3" json:"directory,omitempty"`
 	// Tag in it. Empty: "latest".
 	Tag string `protobuf:"bytes,2,opt,name=tag,proto3" json:"tag,omitempty"`
@@ -96,7 +97,10 @@ type AcquireLeaseRequest struct {
 	// (AIP-155). Empty: every call is a new lease.
 	RequestId string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Project whose build it is, which the tag then counts for. Empty: not known.
-	Project       string `protobuf:"bytes,7,opt,name=project,proto3" json:"project,omitempty"`
+	Project string `protobuf:"bytes,7,opt,name=project,proto3" json:"project,omitempty"`
+	// Digest that a lease of the caller held which was lost, for example while the service was away:
+	// this manifest is held again, if all of it can still be found. Empty: the one that the tag has.
+	Digest        string `protobuf:"bytes,8,opt,name=digest,proto3" json:"digest,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -176,6 +180,13 @@ func (x *AcquireLeaseRequest) GetRequestId() string {
 func (x *AcquireLeaseRequest) GetProject() string {
 	if x != nil {
 		return x.Project
+	}
+	return ""
+}
+
+func (x *AcquireLeaseRequest) GetDigest() string {
+	if x != nil {
+		return x.Digest
 	}
 	return ""
 }
@@ -525,7 +536,7 @@ var File_kiln_cachemanager_v1_lease_proto protoreflect.FileDescriptor
 
 const file_kiln_cachemanager_v1_lease_proto_rawDesc = "" +
 	"\n" +
-	" kiln/cachemanager/v1/lease.proto\x12\x14kiln.cachemanager.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcb\x02\n" +
+	" kiln/cachemanager/v1/lease.proto\x12\x14kiln.cachemanager.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xed\x02\n" +
 	"\x13AcquireLeaseRequest\x12)\n" +
 	"\tdirectory\x18\x01 \x01(\tB\v\xbaH\br\x06\x18\x80 :\x01/R\tdirectory\x12\x1a\n" +
 	"\x03tag\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\x03tag\x12?\n" +
@@ -536,7 +547,8 @@ const file_kiln_cachemanager_v1_lease_proto_rawDesc = "" +
 	"\"\x04\b\x80\xa3\x052\x02\b\x01R\x03ttl\x12'\n" +
 	"\n" +
 	"request_id\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\trequestId\x12\"\n" +
-	"\aproject\x18\a \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\aproject\"I\n" +
+	"\aproject\x18\a \x01(\tB\b\xbaH\x05r\x03\x18\x80\x01R\aproject\x12 \n" +
+	"\x06digest\x18\b \x01(\tB\b\xbaH\x05r\x03\x18\xff\x01R\x06digest\"I\n" +
 	"\x14AcquireLeaseResponse\x121\n" +
 	"\x05lease\x18\x01 \x01(\v2\x1b.kiln.cachemanager.v1.LeaseR\x05lease\"y\n" +
 	"\x11RenewLeaseRequest\x12%\n" +

@@ -419,7 +419,11 @@ type Pin struct {
 	// When it ends. Unset: when it is removed.
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	// Identity of who set it. Empty without one.
-	CreatedBy     string `protobuf:"bytes,7,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	CreatedBy string `protobuf:"bytes,7,opt,name=created_by,json=createdBy,proto3" json:"created_by,omitempty"`
+	// How many records it keeps now, without those that they are made upon; 0: it keeps nothing, for
+	// example because its record is gone. Set by ListPins; unset when a cache that it may be about did
+	// not answer.
+	HeldRecords   *int64 `protobuf:"varint,8,opt,name=held_records,json=heldRecords,proto3,oneof" json:"held_records,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -512,6 +516,13 @@ func (x *Pin) GetCreatedBy() string {
 		return x.CreatedBy
 	}
 	return ""
+}
+
+func (x *Pin) GetHeldRecords() int64 {
+	if x != nil && x.HeldRecords != nil {
+		return *x.HeldRecords
+	}
+	return 0
 }
 
 type isPin_Target interface {
@@ -617,7 +628,7 @@ const file_kiln_cachemanager_v1_pin_proto_rawDesc = "" +
 	"\x06filter\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\x06filter\"i\n" +
 	"\x10ListPinsResponse\x12-\n" +
 	"\x04pins\x18\x01 \x03(\v2\x19.kiln.cachemanager.v1.PinR\x04pins\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xc0\x02\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xf9\x02\n" +
 	"\x03Pin\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x129\n" +
 	"\x06record\x18\x02 \x01(\v2\x1f.kiln.cachemanager.v1.RecordRefH\x00R\x06record\x123\n" +
@@ -628,8 +639,10 @@ const file_kiln_cachemanager_v1_pin_proto_rawDesc = "" +
 	"\vexpire_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"expireTime\x12\x1d\n" +
 	"\n" +
-	"created_by\x18\a \x01(\tR\tcreatedByB\b\n" +
-	"\x06target\"e\n" +
+	"created_by\x18\a \x01(\tR\tcreatedBy\x12&\n" +
+	"\fheld_records\x18\b \x01(\x03H\x01R\vheldRecords\x88\x01\x01B\b\n" +
+	"\x06targetB\x0f\n" +
+	"\r_held_records\"e\n" +
 	"\tRecordRef\x12<\n" +
 	"\x05cache\x18\x01 \x01(\v2\x1e.kiln.cachemanager.v1.CacheRefB\x06\xbaH\x03\xc8\x01\x01R\x05cache\x12\x1a\n" +
 	"\x02id\x18\x02 \x01(\tB\n" +

@@ -173,6 +173,8 @@ const (
 	VerdictReason_VERDICT_REASON_GONE VerdictReason = 14
 	// Goes: CleanCache was told to.
 	VerdictReason_VERDICT_REASON_CLEANED VerdictReason = 15
+	// Stays: what builds hold is more than its rule keeps, so that its removal would not reach the bound.
+	VerdictReason_VERDICT_REASON_NO_HELP VerdictReason = 16
 )
 
 // Enum value maps for VerdictReason.
@@ -194,6 +196,7 @@ var (
 		13: "VERDICT_REASON_BUDGET",
 		14: "VERDICT_REASON_GONE",
 		15: "VERDICT_REASON_CLEANED",
+		16: "VERDICT_REASON_NO_HELP",
 	}
 	VerdictReason_value = map[string]int32{
 		"VERDICT_REASON_UNSPECIFIED":   0,
@@ -212,6 +215,7 @@ var (
 		"VERDICT_REASON_BUDGET":        13,
 		"VERDICT_REASON_GONE":          14,
 		"VERDICT_REASON_CLEANED":       15,
+		"VERDICT_REASON_NO_HELP":       16,
 	}
 )
 
@@ -815,7 +819,7 @@ const file_kiln_cachemanager_v1_plan_proto_rawDesc = "" +
 	"\tCertainty\x12\x19\n" +
 	"\x15CERTAINTY_UNSPECIFIED\x10\x00\x12\x15\n" +
 	"\x11CERTAINTY_CERTAIN\x10\x01\x12\x12\n" +
-	"\x0eCERTAINTY_TIED\x10\x02*\xd0\x03\n" +
+	"\x0eCERTAINTY_TIED\x10\x02*\xec\x03\n" +
 	"\rVerdictReason\x12\x1e\n" +
 	"\x1aVERDICT_REASON_UNSPECIFIED\x10\x00\x12\x16\n" +
 	"\x12VERDICT_REASON_AGE\x10\x01\x12\x18\n" +
@@ -833,7 +837,8 @@ const file_kiln_cachemanager_v1_plan_proto_rawDesc = "" +
 	"\x19VERDICT_REASON_USED_SINCE\x10\f\x12\x19\n" +
 	"\x15VERDICT_REASON_BUDGET\x10\r\x12\x17\n" +
 	"\x13VERDICT_REASON_GONE\x10\x0e\x12\x1a\n" +
-	"\x16VERDICT_REASON_CLEANED\x10\x0fBLZJgithub.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1;cachemanagerv1b\x06proto3"
+	"\x16VERDICT_REASON_CLEANED\x10\x0f\x12\x1a\n" +
+	"\x16VERDICT_REASON_NO_HELP\x10\x10BLZJgithub.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1;cachemanagerv1b\x06proto3"
 
 var (
 	file_kiln_cachemanager_v1_plan_proto_rawDescOnce sync.Once

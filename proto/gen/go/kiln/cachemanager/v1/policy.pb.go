@@ -137,7 +137,10 @@ func (x *GetPolicyRequest) GetVersion() int64 {
 type GetPolicyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The policy.
-	Policy        *Policy `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	Policy *Policy `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	// Why the schedule does not apply the version in force yet. Unset: it does, or another version was
+	// asked for.
+	Hold          *PolicyHold `protobuf:"bytes,2,opt,name=hold,proto3" json:"hold,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -179,6 +182,78 @@ func (x *GetPolicyResponse) GetPolicy() *Policy {
 	return nil
 }
 
+func (x *GetPolicyResponse) GetHold() *PolicyHold {
+	if x != nil {
+		return x.Hold
+	}
+	return nil
+}
+
+// A change of the policy that waits for approval: it would remove more of a cache than the service's
+// configuration lets a change remove (max_removal_percent). UpdatePolicy with `force` approves it.
+type PolicyHold struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The version that waits.
+	Version int64 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
+	// The version that the schedule applies until then.
+	AppliedVersion int64 `protobuf:"varint,2,opt,name=applied_version,json=appliedVersion,proto3" json:"applied_version,omitempty"`
+	// What it would remove from which cache, for people.
+	Message       string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PolicyHold) Reset() {
+	*x = PolicyHold{}
+	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PolicyHold) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PolicyHold) ProtoMessage() {}
+
+func (x *PolicyHold) ProtoReflect() protoreflect.Message {
+	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PolicyHold.ProtoReflect.Descriptor instead.
+func (*PolicyHold) Descriptor() ([]byte, []int) {
+	return file_kiln_cachemanager_v1_policy_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *PolicyHold) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *PolicyHold) GetAppliedVersion() int64 {
+	if x != nil {
+		return x.AppliedVersion
+	}
+	return 0
+}
+
+func (x *PolicyHold) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
 // Asks to replace the policy.
 type UpdatePolicyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -193,7 +268,7 @@ type UpdatePolicyRequest struct {
 	ExpectedVersion int64 `protobuf:"varint,3,opt,name=expected_version,json=expectedVersion,proto3" json:"expected_version,omitempty"`
 	// Only check it and answer with what it would be.
 	ValidateOnly bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
-	// Take it also when it would remove everything.
+	// Take it also when it would remove everything, and apply it without waiting for approval.
 	Force         bool `protobuf:"varint,5,opt,name=force,proto3" json:"force,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -201,7 +276,7 @@ type UpdatePolicyRequest struct {
 
 func (x *UpdatePolicyRequest) Reset() {
 	*x = UpdatePolicyRequest{}
-	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[2]
+	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -213,7 +288,7 @@ func (x *UpdatePolicyRequest) String() string {
 func (*UpdatePolicyRequest) ProtoMessage() {}
 
 func (x *UpdatePolicyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[2]
+	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -226,7 +301,7 @@ func (x *UpdatePolicyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdatePolicyRequest.ProtoReflect.Descriptor instead.
 func (*UpdatePolicyRequest) Descriptor() ([]byte, []int) {
-	return file_kiln_cachemanager_v1_policy_proto_rawDescGZIP(), []int{2}
+	return file_kiln_cachemanager_v1_policy_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *UpdatePolicyRequest) GetSource() isUpdatePolicyRequest_Source {
@@ -305,7 +380,7 @@ type UpdatePolicyResponse struct {
 
 func (x *UpdatePolicyResponse) Reset() {
 	*x = UpdatePolicyResponse{}
-	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[3]
+	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -317,7 +392,7 @@ func (x *UpdatePolicyResponse) String() string {
 func (*UpdatePolicyResponse) ProtoMessage() {}
 
 func (x *UpdatePolicyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[3]
+	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -330,7 +405,7 @@ func (x *UpdatePolicyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdatePolicyResponse.ProtoReflect.Descriptor instead.
 func (*UpdatePolicyResponse) Descriptor() ([]byte, []int) {
-	return file_kiln_cachemanager_v1_policy_proto_rawDescGZIP(), []int{3}
+	return file_kiln_cachemanager_v1_policy_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *UpdatePolicyResponse) GetPolicy() *Policy {
@@ -362,7 +437,7 @@ type Policy struct {
 
 func (x *Policy) Reset() {
 	*x = Policy{}
-	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[4]
+	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -374,7 +449,7 @@ func (x *Policy) String() string {
 func (*Policy) ProtoMessage() {}
 
 func (x *Policy) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[4]
+	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -387,7 +462,7 @@ func (x *Policy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Policy.ProtoReflect.Descriptor instead.
 func (*Policy) Descriptor() ([]byte, []int) {
-	return file_kiln_cachemanager_v1_policy_proto_rawDescGZIP(), []int{4}
+	return file_kiln_cachemanager_v1_policy_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Policy) GetVersion() int64 {
@@ -455,7 +530,7 @@ type Rule struct {
 
 func (x *Rule) Reset() {
 	*x = Rule{}
-	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[5]
+	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -467,7 +542,7 @@ func (x *Rule) String() string {
 func (*Rule) ProtoMessage() {}
 
 func (x *Rule) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[5]
+	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -480,7 +555,7 @@ func (x *Rule) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rule.ProtoReflect.Descriptor instead.
 func (*Rule) Descriptor() ([]byte, []int) {
-	return file_kiln_cachemanager_v1_policy_proto_rawDescGZIP(), []int{5}
+	return file_kiln_cachemanager_v1_policy_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Rule) GetName() string {
@@ -552,7 +627,7 @@ type Match struct {
 
 func (x *Match) Reset() {
 	*x = Match{}
-	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[6]
+	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -564,7 +639,7 @@ func (x *Match) String() string {
 func (*Match) ProtoMessage() {}
 
 func (x *Match) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[6]
+	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -577,7 +652,7 @@ func (x *Match) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Match.ProtoReflect.Descriptor instead.
 func (*Match) Descriptor() ([]byte, []int) {
-	return file_kiln_cachemanager_v1_policy_proto_rawDescGZIP(), []int{6}
+	return file_kiln_cachemanager_v1_policy_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Match) GetTypes() []RecordType {
@@ -663,7 +738,7 @@ type Keep struct {
 
 func (x *Keep) Reset() {
 	*x = Keep{}
-	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[7]
+	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -675,7 +750,7 @@ func (x *Keep) String() string {
 func (*Keep) ProtoMessage() {}
 
 func (x *Keep) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[7]
+	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -688,7 +763,7 @@ func (x *Keep) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Keep.ProtoReflect.Descriptor instead.
 func (*Keep) Descriptor() ([]byte, []int) {
-	return file_kiln_cachemanager_v1_policy_proto_rawDescGZIP(), []int{7}
+	return file_kiln_cachemanager_v1_policy_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Keep) GetAge() *durationpb.Duration {
@@ -743,7 +818,7 @@ type FreeDisk struct {
 
 func (x *FreeDisk) Reset() {
 	*x = FreeDisk{}
-	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[8]
+	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -755,7 +830,7 @@ func (x *FreeDisk) String() string {
 func (*FreeDisk) ProtoMessage() {}
 
 func (x *FreeDisk) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[8]
+	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -768,7 +843,7 @@ func (x *FreeDisk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FreeDisk.ProtoReflect.Descriptor instead.
 func (*FreeDisk) Descriptor() ([]byte, []int) {
-	return file_kiln_cachemanager_v1_policy_proto_rawDescGZIP(), []int{8}
+	return file_kiln_cachemanager_v1_policy_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *FreeDisk) GetLowBytes() int64 {
@@ -800,7 +875,7 @@ type Budget struct {
 
 func (x *Budget) Reset() {
 	*x = Budget{}
-	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[9]
+	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -812,7 +887,7 @@ func (x *Budget) String() string {
 func (*Budget) ProtoMessage() {}
 
 func (x *Budget) ProtoReflect() protoreflect.Message {
-	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[9]
+	mi := &file_kiln_cachemanager_v1_policy_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -825,7 +900,7 @@ func (x *Budget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Budget.ProtoReflect.Descriptor instead.
 func (*Budget) Descriptor() ([]byte, []int) {
-	return file_kiln_cachemanager_v1_policy_proto_rawDescGZIP(), []int{9}
+	return file_kiln_cachemanager_v1_policy_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Budget) GetTime() *durationpb.Duration {
@@ -855,9 +930,15 @@ const file_kiln_cachemanager_v1_policy_proto_rawDesc = "" +
 	"\n" +
 	"!kiln/cachemanager/v1/policy.proto\x12\x14kiln.cachemanager.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a!kiln/cachemanager/v1/record.proto\"5\n" +
 	"\x10GetPolicyRequest\x12!\n" +
-	"\aversion\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\aversion\"I\n" +
+	"\aversion\x18\x01 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\aversion\"\x7f\n" +
 	"\x11GetPolicyResponse\x124\n" +
-	"\x06policy\x18\x01 \x01(\v2\x1c.kiln.cachemanager.v1.PolicyR\x06policy\"\xf0\x01\n" +
+	"\x06policy\x18\x01 \x01(\v2\x1c.kiln.cachemanager.v1.PolicyR\x06policy\x124\n" +
+	"\x04hold\x18\x02 \x01(\v2 .kiln.cachemanager.v1.PolicyHoldR\x04hold\"i\n" +
+	"\n" +
+	"PolicyHold\x12\x18\n" +
+	"\aversion\x18\x01 \x01(\x03R\aversion\x12'\n" +
+	"\x0fapplied_version\x18\x02 \x01(\x03R\x0eappliedVersion\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\"\xf0\x01\n" +
 	"\x13UpdatePolicyRequest\x126\n" +
 	"\x06policy\x18\x01 \x01(\v2\x1c.kiln.cachemanager.v1.PolicyH\x00R\x06policy\x12!\n" +
 	"\x04text\x18\x02 \x01(\tB\v\xbaH\br\x06\x10\x01\x18\x80\x80@H\x00R\x04text\x122\n" +
@@ -936,44 +1017,46 @@ func file_kiln_cachemanager_v1_policy_proto_rawDescGZIP() []byte {
 }
 
 var file_kiln_cachemanager_v1_policy_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_kiln_cachemanager_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_kiln_cachemanager_v1_policy_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_kiln_cachemanager_v1_policy_proto_goTypes = []any{
 	(Scope)(0),                    // 0: kiln.cachemanager.v1.Scope
 	(*GetPolicyRequest)(nil),      // 1: kiln.cachemanager.v1.GetPolicyRequest
 	(*GetPolicyResponse)(nil),     // 2: kiln.cachemanager.v1.GetPolicyResponse
-	(*UpdatePolicyRequest)(nil),   // 3: kiln.cachemanager.v1.UpdatePolicyRequest
-	(*UpdatePolicyResponse)(nil),  // 4: kiln.cachemanager.v1.UpdatePolicyResponse
-	(*Policy)(nil),                // 5: kiln.cachemanager.v1.Policy
-	(*Rule)(nil),                  // 6: kiln.cachemanager.v1.Rule
-	(*Match)(nil),                 // 7: kiln.cachemanager.v1.Match
-	(*Keep)(nil),                  // 8: kiln.cachemanager.v1.Keep
-	(*FreeDisk)(nil),              // 9: kiln.cachemanager.v1.FreeDisk
-	(*Budget)(nil),                // 10: kiln.cachemanager.v1.Budget
-	(*timestamppb.Timestamp)(nil), // 11: google.protobuf.Timestamp
-	(RecordType)(0),               // 12: kiln.cachemanager.v1.RecordType
-	(*durationpb.Duration)(nil),   // 13: google.protobuf.Duration
+	(*PolicyHold)(nil),            // 3: kiln.cachemanager.v1.PolicyHold
+	(*UpdatePolicyRequest)(nil),   // 4: kiln.cachemanager.v1.UpdatePolicyRequest
+	(*UpdatePolicyResponse)(nil),  // 5: kiln.cachemanager.v1.UpdatePolicyResponse
+	(*Policy)(nil),                // 6: kiln.cachemanager.v1.Policy
+	(*Rule)(nil),                  // 7: kiln.cachemanager.v1.Rule
+	(*Match)(nil),                 // 8: kiln.cachemanager.v1.Match
+	(*Keep)(nil),                  // 9: kiln.cachemanager.v1.Keep
+	(*FreeDisk)(nil),              // 10: kiln.cachemanager.v1.FreeDisk
+	(*Budget)(nil),                // 11: kiln.cachemanager.v1.Budget
+	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(RecordType)(0),               // 13: kiln.cachemanager.v1.RecordType
+	(*durationpb.Duration)(nil),   // 14: google.protobuf.Duration
 }
 var file_kiln_cachemanager_v1_policy_proto_depIdxs = []int32{
-	5,  // 0: kiln.cachemanager.v1.GetPolicyResponse.policy:type_name -> kiln.cachemanager.v1.Policy
-	5,  // 1: kiln.cachemanager.v1.UpdatePolicyRequest.policy:type_name -> kiln.cachemanager.v1.Policy
-	5,  // 2: kiln.cachemanager.v1.UpdatePolicyResponse.policy:type_name -> kiln.cachemanager.v1.Policy
-	11, // 3: kiln.cachemanager.v1.Policy.update_time:type_name -> google.protobuf.Timestamp
-	6,  // 4: kiln.cachemanager.v1.Policy.rules:type_name -> kiln.cachemanager.v1.Rule
-	10, // 5: kiln.cachemanager.v1.Policy.budget:type_name -> kiln.cachemanager.v1.Budget
-	7,  // 6: kiln.cachemanager.v1.Rule.match:type_name -> kiln.cachemanager.v1.Match
-	8,  // 7: kiln.cachemanager.v1.Rule.keep:type_name -> kiln.cachemanager.v1.Keep
-	12, // 8: kiln.cachemanager.v1.Match.types:type_name -> kiln.cachemanager.v1.RecordType
-	13, // 9: kiln.cachemanager.v1.Match.min_age:type_name -> google.protobuf.Duration
-	13, // 10: kiln.cachemanager.v1.Match.max_age:type_name -> google.protobuf.Duration
-	13, // 11: kiln.cachemanager.v1.Keep.age:type_name -> google.protobuf.Duration
-	9,  // 12: kiln.cachemanager.v1.Keep.free_disk:type_name -> kiln.cachemanager.v1.FreeDisk
-	0,  // 13: kiln.cachemanager.v1.Keep.scope:type_name -> kiln.cachemanager.v1.Scope
-	13, // 14: kiln.cachemanager.v1.Budget.time:type_name -> google.protobuf.Duration
-	15, // [15:15] is the sub-list for method output_type
-	15, // [15:15] is the sub-list for method input_type
-	15, // [15:15] is the sub-list for extension type_name
-	15, // [15:15] is the sub-list for extension extendee
-	0,  // [0:15] is the sub-list for field type_name
+	6,  // 0: kiln.cachemanager.v1.GetPolicyResponse.policy:type_name -> kiln.cachemanager.v1.Policy
+	3,  // 1: kiln.cachemanager.v1.GetPolicyResponse.hold:type_name -> kiln.cachemanager.v1.PolicyHold
+	6,  // 2: kiln.cachemanager.v1.UpdatePolicyRequest.policy:type_name -> kiln.cachemanager.v1.Policy
+	6,  // 3: kiln.cachemanager.v1.UpdatePolicyResponse.policy:type_name -> kiln.cachemanager.v1.Policy
+	12, // 4: kiln.cachemanager.v1.Policy.update_time:type_name -> google.protobuf.Timestamp
+	7,  // 5: kiln.cachemanager.v1.Policy.rules:type_name -> kiln.cachemanager.v1.Rule
+	11, // 6: kiln.cachemanager.v1.Policy.budget:type_name -> kiln.cachemanager.v1.Budget
+	8,  // 7: kiln.cachemanager.v1.Rule.match:type_name -> kiln.cachemanager.v1.Match
+	9,  // 8: kiln.cachemanager.v1.Rule.keep:type_name -> kiln.cachemanager.v1.Keep
+	13, // 9: kiln.cachemanager.v1.Match.types:type_name -> kiln.cachemanager.v1.RecordType
+	14, // 10: kiln.cachemanager.v1.Match.min_age:type_name -> google.protobuf.Duration
+	14, // 11: kiln.cachemanager.v1.Match.max_age:type_name -> google.protobuf.Duration
+	14, // 12: kiln.cachemanager.v1.Keep.age:type_name -> google.protobuf.Duration
+	10, // 13: kiln.cachemanager.v1.Keep.free_disk:type_name -> kiln.cachemanager.v1.FreeDisk
+	0,  // 14: kiln.cachemanager.v1.Keep.scope:type_name -> kiln.cachemanager.v1.Scope
+	14, // 15: kiln.cachemanager.v1.Budget.time:type_name -> google.protobuf.Duration
+	16, // [16:16] is the sub-list for method output_type
+	16, // [16:16] is the sub-list for method input_type
+	16, // [16:16] is the sub-list for extension type_name
+	16, // [16:16] is the sub-list for extension extendee
+	0,  // [0:16] is the sub-list for field type_name
 }
 
 func init() { file_kiln_cachemanager_v1_policy_proto_init() }
@@ -982,20 +1065,20 @@ func file_kiln_cachemanager_v1_policy_proto_init() {
 		return
 	}
 	file_kiln_cachemanager_v1_record_proto_init()
-	file_kiln_cachemanager_v1_policy_proto_msgTypes[2].OneofWrappers = []any{
+	file_kiln_cachemanager_v1_policy_proto_msgTypes[3].OneofWrappers = []any{
 		(*UpdatePolicyRequest_Policy)(nil),
 		(*UpdatePolicyRequest_Text)(nil),
 	}
-	file_kiln_cachemanager_v1_policy_proto_msgTypes[6].OneofWrappers = []any{}
 	file_kiln_cachemanager_v1_policy_proto_msgTypes[7].OneofWrappers = []any{}
-	file_kiln_cachemanager_v1_policy_proto_msgTypes[9].OneofWrappers = []any{}
+	file_kiln_cachemanager_v1_policy_proto_msgTypes[8].OneofWrappers = []any{}
+	file_kiln_cachemanager_v1_policy_proto_msgTypes[10].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_kiln_cachemanager_v1_policy_proto_rawDesc), len(file_kiln_cachemanager_v1_policy_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

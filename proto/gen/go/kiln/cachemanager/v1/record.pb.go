@@ -143,7 +143,10 @@ type Record struct {
 	Pins []string `protobuf:"bytes,14,rep,name=pins,proto3" json:"pins,omitempty"`
 	// Images that it is a part of, as far as builders have said, in
 	// alphabetical order.
-	Images        []string `protobuf:"bytes,15,rep,name=images,proto3" json:"images,omitempty"`
+	Images []string `protobuf:"bytes,15,rep,name=images,proto3" json:"images,omitempty"`
+	// Of a tag of a type=local directory, the digest of its manifest. A run removes the tag only while
+	// it still has this one. Empty: a record with other content has another id.
+	Revision      string `protobuf:"bytes,16,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -283,6 +286,13 @@ func (x *Record) GetImages() []string {
 	return nil
 }
 
+func (x *Record) GetRevision() string {
+	if x != nil {
+		return x.Revision
+	}
+	return ""
+}
+
 // Names one cache. Exactly one kind.
 type CacheRef struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -375,7 +385,7 @@ var File_kiln_cachemanager_v1_record_proto protoreflect.FileDescriptor
 
 const file_kiln_cachemanager_v1_record_proto_rawDesc = "" +
 	"\n" +
-	"!kiln/cachemanager/v1/record.proto\x12\x14kiln.cachemanager.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8e\x04\n" +
+	"!kiln/cachemanager/v1/record.proto\x12\x14kiln.cachemanager.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xaa\x04\n" +
 	"\x06Record\x124\n" +
 	"\x05cache\x18\x01 \x01(\v2\x1e.kiln.cachemanager.v1.CacheRefR\x05cache\x12\x0e\n" +
 	"\x02id\x18\x02 \x01(\tR\x02id\x124\n" +
@@ -395,7 +405,8 @@ const file_kiln_cachemanager_v1_record_proto_rawDesc = "" +
 	"usageCount\x12\x1a\n" +
 	"\bprojects\x18\r \x03(\tR\bprojects\x12\x12\n" +
 	"\x04pins\x18\x0e \x03(\tR\x04pins\x12\x16\n" +
-	"\x06images\x18\x0f \x03(\tR\x06images\"j\n" +
+	"\x06images\x18\x0f \x03(\tR\x06images\x12\x1a\n" +
+	"\brevision\x18\x10 \x01(\tR\brevision\"j\n" +
 	"\bCacheRef\x12#\n" +
 	"\x06daemon\x18\x01 \x01(\tB\t\xbaH\x06r\x04\x10\x01\x18?H\x00R\x06daemon\x12*\n" +
 	"\tdirectory\x18\x02 \x01(\tB\n" +

@@ -440,9 +440,16 @@ type Run struct {
 	// Its W3C trace id: 32 hexadecimal digits. Empty without tracing.
 	TraceId string `protobuf:"bytes,15,opt,name=trace_id,json=traceId,proto3" json:"trace_id,omitempty"`
 	// The request_id that it came with.
-	RequestId     string `protobuf:"bytes,16,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	RequestId string `protobuf:"bytes,16,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Version of the policy that waits for approval, in whose place policy_version was applied. 0: none.
+	HeldPolicyVersion int64 `protobuf:"varint,17,opt,name=held_policy_version,json=heldPolicyVersion,proto3" json:"held_policy_version,omitempty"`
+	// How many runs of the schedule before this one did nothing and ended in the same way. They are
+	// folded into this one.
+	FoldedRuns int64 `protobuf:"varint,18,opt,name=folded_runs,json=foldedRuns,proto3" json:"folded_runs,omitempty"`
+	// When the first of these started. Unset without them.
+	FoldedStartTime *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=folded_start_time,json=foldedStartTime,proto3" json:"folded_start_time,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *Run) Reset() {
@@ -587,6 +594,27 @@ func (x *Run) GetRequestId() string {
 	return ""
 }
 
+func (x *Run) GetHeldPolicyVersion() int64 {
+	if x != nil {
+		return x.HeldPolicyVersion
+	}
+	return 0
+}
+
+func (x *Run) GetFoldedRuns() int64 {
+	if x != nil {
+		return x.FoldedRuns
+	}
+	return 0
+}
+
+func (x *Run) GetFoldedStartTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FoldedStartTime
+	}
+	return nil
+}
+
 // What a run did to one cache.
 type CacheRun struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -721,7 +749,7 @@ const file_kiln_cachemanager_v1_run_proto_rawDesc = "" +
 	"\x0eGetRunResponse\x12+\n" +
 	"\x03run\x18\x01 \x01(\v2\x19.kiln.cachemanager.v1.RunR\x03run\x129\n" +
 	"\bverdicts\x18\x02 \x03(\v2\x1d.kiln.cachemanager.v1.VerdictR\bverdicts\x12&\n" +
-	"\x0fnext_page_token\x18\x03 \x01(\tR\rnextPageToken\"\xba\x05\n" +
+	"\x0fnext_page_token\x18\x03 \x01(\tR\rnextPageToken\"\xd3\x06\n" +
 	"\x03Run\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x124\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1e.kiln.cachemanager.v1.RunStateR\x05state\x12:\n" +
@@ -742,7 +770,11 @@ const file_kiln_cachemanager_v1_run_proto_rawDesc = "" +
 	"\x06caller\x18\x0e \x01(\tR\x06caller\x12\x19\n" +
 	"\btrace_id\x18\x0f \x01(\tR\atraceId\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x10 \x01(\tR\trequestId\"\x87\x03\n" +
+	"request_id\x18\x10 \x01(\tR\trequestId\x12.\n" +
+	"\x13held_policy_version\x18\x11 \x01(\x03R\x11heldPolicyVersion\x12\x1f\n" +
+	"\vfolded_runs\x18\x12 \x01(\x03R\n" +
+	"foldedRuns\x12F\n" +
+	"\x11folded_start_time\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\x0ffoldedStartTime\"\x87\x03\n" +
 	"\bCacheRun\x124\n" +
 	"\x05cache\x18\x01 \x01(\v2\x1e.kiln.cachemanager.v1.CacheRefR\x05cache\x124\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1e.kiln.cachemanager.v1.RunStateR\x05state\x12(\n" +
@@ -812,16 +844,17 @@ var file_kiln_cachemanager_v1_run_proto_depIdxs = []int32{
 	11, // 9: kiln.cachemanager.v1.Run.rules:type_name -> kiln.cachemanager.v1.RuleAmount
 	7,  // 10: kiln.cachemanager.v1.Run.caches:type_name -> kiln.cachemanager.v1.CacheRun
 	12, // 11: kiln.cachemanager.v1.Run.error:type_name -> google.rpc.Status
-	13, // 12: kiln.cachemanager.v1.CacheRun.cache:type_name -> kiln.cachemanager.v1.CacheRef
-	0,  // 13: kiln.cachemanager.v1.CacheRun.state:type_name -> kiln.cachemanager.v1.RunState
-	12, // 14: kiln.cachemanager.v1.CacheRun.error:type_name -> google.rpc.Status
-	10, // 15: kiln.cachemanager.v1.CacheRun.predicted:type_name -> kiln.cachemanager.v1.Amount
-	10, // 16: kiln.cachemanager.v1.CacheRun.removed:type_name -> kiln.cachemanager.v1.Amount
-	17, // [17:17] is the sub-list for method output_type
-	17, // [17:17] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	9,  // 12: kiln.cachemanager.v1.Run.folded_start_time:type_name -> google.protobuf.Timestamp
+	13, // 13: kiln.cachemanager.v1.CacheRun.cache:type_name -> kiln.cachemanager.v1.CacheRef
+	0,  // 14: kiln.cachemanager.v1.CacheRun.state:type_name -> kiln.cachemanager.v1.RunState
+	12, // 15: kiln.cachemanager.v1.CacheRun.error:type_name -> google.rpc.Status
+	10, // 16: kiln.cachemanager.v1.CacheRun.predicted:type_name -> kiln.cachemanager.v1.Amount
+	10, // 17: kiln.cachemanager.v1.CacheRun.removed:type_name -> kiln.cachemanager.v1.Amount
+	18, // [18:18] is the sub-list for method output_type
+	18, // [18:18] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_kiln_cachemanager_v1_run_proto_init() }

@@ -476,7 +476,10 @@ type CacheUsage struct {
 	// The longest that the policy lets a record go unused. Unset: no bound.
 	LimitAge *durationpb.Duration `protobuf:"bytes,9,opt,name=limit_age,json=limitAge,proto3" json:"limit_age,omitempty"`
 	// The largest images by the bytes of their records, at most 100.
-	Images        []*ImageUsage `protobuf:"bytes,10,rep,name=images,proto3" json:"images,omitempty"`
+	Images []*ImageUsage `protobuf:"bytes,10,rep,name=images,proto3" json:"images,omitempty"`
+	// By how much the daemon's clock is ahead of the cache manager's; negative: behind. Times and ages of
+	// records are corrected by it. Unset: the clocks agree, or the daemon does not tell its time.
+	ClockOffset   *durationpb.Duration `protobuf:"bytes,11,opt,name=clock_offset,json=clockOffset,proto3" json:"clock_offset,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -577,6 +580,13 @@ func (x *CacheUsage) GetLimitAge() *durationpb.Duration {
 func (x *CacheUsage) GetImages() []*ImageUsage {
 	if x != nil {
 		return x.Images
+	}
+	return nil
+}
+
+func (x *CacheUsage) GetClockOffset() *durationpb.Duration {
+	if x != nil {
+		return x.ClockOffset
 	}
 	return nil
 }
@@ -1017,7 +1027,7 @@ const file_kiln_cachemanager_v1_usage_proto_rawDesc = "" +
 	"\x05Usage\x122\n" +
 	"\x05total\x18\x01 \x01(\v2\x1c.kiln.cachemanager.v1.TotalsR\x05total\x128\n" +
 	"\x06caches\x18\x02 \x03(\v2 .kiln.cachemanager.v1.CacheUsageR\x06caches\x12>\n" +
-	"\bprojects\x18\x03 \x03(\v2\".kiln.cachemanager.v1.ProjectUsageR\bprojects\"\x9b\x04\n" +
+	"\bprojects\x18\x03 \x03(\v2\".kiln.cachemanager.v1.ProjectUsageR\bprojects\"\xd9\x04\n" +
 	"\n" +
 	"CacheUsage\x124\n" +
 	"\x05cache\x18\x01 \x01(\v2\x1e.kiln.cachemanager.v1.CacheRefR\x05cache\x12.\n" +
@@ -1031,7 +1041,8 @@ const file_kiln_cachemanager_v1_usage_proto_rawDesc = "" +
 	"limitBytes\x88\x01\x01\x126\n" +
 	"\tlimit_age\x18\t \x01(\v2\x19.google.protobuf.DurationR\blimitAge\x128\n" +
 	"\x06images\x18\n" +
-	" \x03(\v2 .kiln.cachemanager.v1.ImageUsageR\x06imagesB\x0e\n" +
+	" \x03(\v2 .kiln.cachemanager.v1.ImageUsageR\x06images\x12<\n" +
+	"\fclock_offset\x18\v \x01(\v2\x19.google.protobuf.DurationR\vclockOffsetB\x0e\n" +
 	"\f_limit_bytes\"u\n" +
 	"\tTypeUsage\x124\n" +
 	"\x04type\x18\x01 \x01(\x0e2 .kiln.cachemanager.v1.RecordTypeR\x04type\x122\n" +
@@ -1125,18 +1136,19 @@ var file_kiln_cachemanager_v1_usage_proto_depIdxs = []int32{
 	13, // 18: kiln.cachemanager.v1.CacheUsage.forecast:type_name -> kiln.cachemanager.v1.Forecast
 	15, // 19: kiln.cachemanager.v1.CacheUsage.limit_age:type_name -> google.protobuf.Duration
 	10, // 20: kiln.cachemanager.v1.CacheUsage.images:type_name -> kiln.cachemanager.v1.ImageUsage
-	21, // 21: kiln.cachemanager.v1.TypeUsage.type:type_name -> kiln.cachemanager.v1.RecordType
-	11, // 22: kiln.cachemanager.v1.TypeUsage.total:type_name -> kiln.cachemanager.v1.Totals
-	11, // 23: kiln.cachemanager.v1.ProjectUsage.total:type_name -> kiln.cachemanager.v1.Totals
-	11, // 24: kiln.cachemanager.v1.ImageUsage.total:type_name -> kiln.cachemanager.v1.Totals
-	19, // 25: kiln.cachemanager.v1.Totals.oldest_use_time:type_name -> google.protobuf.Timestamp
-	15, // 26: kiln.cachemanager.v1.Forecast.watched:type_name -> google.protobuf.Duration
-	19, // 27: kiln.cachemanager.v1.Forecast.full_time:type_name -> google.protobuf.Timestamp
-	28, // [28:28] is the sub-list for method output_type
-	28, // [28:28] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	15, // 21: kiln.cachemanager.v1.CacheUsage.clock_offset:type_name -> google.protobuf.Duration
+	21, // 22: kiln.cachemanager.v1.TypeUsage.type:type_name -> kiln.cachemanager.v1.RecordType
+	11, // 23: kiln.cachemanager.v1.TypeUsage.total:type_name -> kiln.cachemanager.v1.Totals
+	11, // 24: kiln.cachemanager.v1.ProjectUsage.total:type_name -> kiln.cachemanager.v1.Totals
+	11, // 25: kiln.cachemanager.v1.ImageUsage.total:type_name -> kiln.cachemanager.v1.Totals
+	19, // 26: kiln.cachemanager.v1.Totals.oldest_use_time:type_name -> google.protobuf.Timestamp
+	15, // 27: kiln.cachemanager.v1.Forecast.watched:type_name -> google.protobuf.Duration
+	19, // 28: kiln.cachemanager.v1.Forecast.full_time:type_name -> google.protobuf.Timestamp
+	29, // [29:29] is the sub-list for method output_type
+	29, // [29:29] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_kiln_cachemanager_v1_usage_proto_init() }

@@ -1178,9 +1178,14 @@ type CacheManagerConfig struct {
 	StateDir string `protobuf:"bytes,8,opt,name=state_dir,json=stateDir,proto3" json:"state_dir,omitempty"`
 	// The directories of BuildKit's type=local cache that are kept to the policy.
 	// Default: none.
-	Directories   []*CacheDirectory `protobuf:"bytes,9,rep,name=directories,proto3" json:"directories,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Directories []*CacheDirectory `protobuf:"bytes,9,rep,name=directories,proto3" json:"directories,omitempty"`
+	// How much of a cache, in percent of its bytes or records, a new version of the policy may remove
+	// beyond what the version before it removes. A version that would remove more waits for approval
+	// (`kiln cache policy approve`), and the schedule applies the one before it until then. What the
+	// policy removes day by day is without this bound. 100: nothing waits. Default: 50.
+	MaxRemovalPercent *uint32 `protobuf:"varint,10,opt,name=max_removal_percent,json=maxRemovalPercent,proto3,oneof" json:"max_removal_percent,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *CacheManagerConfig) Reset() {
@@ -1274,6 +1279,13 @@ func (x *CacheManagerConfig) GetDirectories() []*CacheDirectory {
 		return x.Directories
 	}
 	return nil
+}
+
+func (x *CacheManagerConfig) GetMaxRemovalPercent() uint32 {
+	if x != nil && x.MaxRemovalPercent != nil {
+		return *x.MaxRemovalPercent
+	}
+	return 0
 }
 
 // A directory that BuildKit's type=local cache is written to.
@@ -2601,7 +2613,7 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\bnetworks\x18\x04 \x03(\tB\x10\xbaH\r\x92\x01\n" +
 	"\x10d\"\x06r\x04\x10\x01\x18@R\bnetworks\"0\n" +
 	"\fEgressConfig\x12 \n" +
-	"\x06listen\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06listen\"\x9f\x04\n" +
+	"\x06listen\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\x06listen\"\xf7\x04\n" +
 	"\x12CacheManagerConfig\x124\n" +
 	"\x06server\x18\x01 \x01(\v2\x1c.kiln.config.v1.ServerConfigR\x06server\x12+\n" +
 	"\x03log\x18\x02 \x01(\v2\x19.kiln.config.v1.LogConfigR\x03log\x12A\n" +
@@ -2614,7 +2626,10 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\vpolicy_file\x18\a \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\n" +
 	"policyFile\x12%\n" +
 	"\tstate_dir\x18\b \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\bstateDir\x12K\n" +
-	"\vdirectories\x18\t \x03(\v2\x1e.kiln.config.v1.CacheDirectoryB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\vdirectories\"s\n" +
+	"\vdirectories\x18\t \x03(\v2\x1e.kiln.config.v1.CacheDirectoryB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\vdirectories\x12>\n" +
+	"\x13max_removal_percent\x18\n" +
+	" \x01(\rB\t\xbaH\x06*\x04\x18d(\x01H\x00R\x11maxRemovalPercent\x88\x01\x01B\x16\n" +
+	"\x14_max_removal_percent\"s\n" +
 	"\x0eCacheDirectory\x12\x1f\n" +
 	"\x04path\x18\x01 \x01(\tB\v\xbaH\br\x06\x18\x80 :\x01/R\x04path\x12@\n" +
 	"\x05grace\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x0f\xbaH\f\xaa\x01\t\"\x05\b\x80\xe7\x84\x0f2\x00R\x05grace\"\xa9\x05\n" +
@@ -2831,6 +2846,7 @@ func file_kiln_config_v1_config_proto_init() {
 	if File_kiln_config_v1_config_proto != nil {
 		return
 	}
+	file_kiln_config_v1_config_proto_msgTypes[13].OneofWrappers = []any{}
 	file_kiln_config_v1_config_proto_msgTypes[16].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
