@@ -49,81 +49,108 @@ type Want struct {
 
 // Leases are those of one build.
 type Leases struct {
-	api  cachemanagerv1.CacheManagerServiceClient
-	log  *slog.Logger
-	held []*cachemanagerv1.Lease // by the place of the want; nil: none
+	api    cachemanagerv1.CacheManagerServiceClient
+	log    *slog.Logger
+	holder Holder
+	uses   []*use // by the place of the want
 
 	stop func() // renewing
 }
 
-// Acquire takes the leases of a build and keeps them until Release. Why there is
-// none, or one was lost, is logged; that the cache manager does not keep a directory is no
-// reason to.
+// use is one want with its lease.
+type use struct {
+	Want
+	lease  *cachemanagerv1.Lease // nil: none
+	again  bool                  // without a lease: the cache manager keeps the directory, and one is acquired when it answers
+	digest string                // of the lease that was acquired first
+	leased bool                  // whether there was one at first
+}
+
+// Acquire takes the leases of a build and keeps them until Release. A lease that the cache manager
+// does not know any more is acquired again, and so is one that it could not give at first. Why there
+// is none, or one was lost, is logged.
 func Acquire(ctx context.Context, api cachemanagerv1.CacheManagerServiceClient, holder Holder, wants []Want, log *slog.Logger) *Leases {
-	l := &Leases{api: api, log: log, held: make([]*cachemanagerv1.Lease, len(wants))}
-	for i, want := range wants {
-		l.held[i] = l.acquire(ctx, holder, want)
+	l := &Leases{api: api, log: log, holder: holder}
+	for _, want := range wants {
+		u := &use{Want: want}
+		l.acquire(ctx, u)
+		u.digest, u.leased = u.lease.GetDigest(), u.lease != nil
+		l.uses = append(l.uses, u)
 	}
 	l.stop = renewal.Keep(ctx, renewEvery, l.renew) // a build that is cancelled still reads until it has ended
 	return l
 }
 
-func (l *Leases) acquire(ctx context.Context, holder Holder, want Want) *cachemanagerv1.Lease {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+// acquire acquires the lease of a use, for the manifest that an earlier one held.
+func (l *Leases) acquire(ctx context.Context, u *use) {
+	call, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	mode := cachemanagerv1.LeaseMode_LEASE_MODE_IMPORT
-	if want.Export {
+	if u.Export {
 		mode = cachemanagerv1.LeaseMode_LEASE_MODE_EXPORT
 	}
-	res, err := l.api.AcquireLease(ctx, &cachemanagerv1.AcquireLeaseRequest{
-		Directory: filepath.Clean(want.Directory), Tag: cmp.Or(want.Tag, defaultTag), Mode: mode, Holder: holder.Name, Project: holder.Project, Ttl: durationpb.New(lasts),
+	res, err := l.api.AcquireLease(call, &cachemanagerv1.AcquireLeaseRequest{
+		Directory: filepath.Clean(u.Directory), Tag: cmp.Or(u.Tag, defaultTag), Mode: mode, Holder: l.holder.Name, Project: l.holder.Project,
+		Ttl: durationpb.New(lasts), Digest: u.digest,
 	})
+	u.lease, u.again = res.GetLease(), false
 	switch {
 	case err == nil:
-		return res.GetLease()
-	case status.Code(err) != codes.NotFound:
-		l.log.WarnContext(ctx, "no lease on a cache directory: its grace alone keeps what the build uses", "directory", want.Directory, "error", err)
+	case status.Code(err) == codes.NotFound:
+		l.log.InfoContext(ctx, "no lease on a cache directory: the cache manager's configuration does not name it", "directory", u.Directory)
+	default:
+		u.again = true
+		if ctx.Err() == nil {
+			l.log.WarnContext(ctx, "no lease on a cache directory: its grace alone keeps what the build uses", "directory", u.Directory, "error", err)
+		}
 	}
-	return nil
 }
 
 // Digest is that of the manifest that a want is to import, all of which stays until
 // Release. leased is false when there is no lease; then nothing is known. A lease with
 // an empty digest says that there is nothing to import.
 func (l *Leases) Digest(want int) (digest string, leased bool) {
-	if l.held[want] == nil {
-		return "", false
-	}
-	return l.held[want].GetDigest(), true
+	return l.uses[want].digest, l.uses[want].leased
 }
 
-// renew renews the leases.
+// renew renews the leases, and acquires those again that are lost.
 func (l *Leases) renew(ctx context.Context) {
-	for _, lease := range l.held {
-		if lease == nil {
-			continue
+	for _, u := range l.uses {
+		switch {
+		case u.lease != nil:
+			l.renewOne(ctx, u)
+		case u.again:
+			l.acquire(ctx, u)
 		}
-		call, cancel := context.WithTimeout(ctx, callTimeout)
-		_, err := l.api.RenewLease(call, &cachemanagerv1.RenewLeaseRequest{LeaseId: lease.GetId()})
-		cancel()
-		if err != nil && ctx.Err() == nil {
-			l.log.WarnContext(ctx, "a lease on a cache directory could not be renewed", "directory", lease.GetDirectory(), "error", err)
-		}
+	}
+}
+
+func (l *Leases) renewOne(ctx context.Context, u *use) {
+	call, cancel := context.WithTimeout(ctx, callTimeout)
+	_, err := l.api.RenewLease(call, &cachemanagerv1.RenewLeaseRequest{LeaseId: u.lease.GetId()})
+	cancel()
+	switch {
+	case err == nil || ctx.Err() != nil:
+	case status.Code(err) == codes.NotFound:
+		l.log.WarnContext(ctx, "a lease on a cache directory was lost; it is acquired again", "directory", u.Directory, "error", err)
+		l.acquire(ctx, u)
+	default:
+		l.log.WarnContext(ctx, "a lease on a cache directory could not be renewed", "directory", u.Directory, "error", err)
 	}
 }
 
 // Release ends the leases, also when ctx has ended.
 func (l *Leases) Release(ctx context.Context) {
 	l.stop()
-	for _, lease := range l.held {
-		if lease == nil {
+	for _, u := range l.uses {
+		if u.lease == nil {
 			continue
 		}
 		call, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
-		_, err := l.api.ReleaseLease(call, &cachemanagerv1.ReleaseLeaseRequest{LeaseId: lease.GetId()})
+		_, err := l.api.ReleaseLease(call, &cachemanagerv1.ReleaseLeaseRequest{LeaseId: u.lease.GetId()})
 		cancel()
 		if err != nil {
-			l.log.WarnContext(ctx, "a lease on a cache directory could not be released; it ends by itself", "directory", lease.GetDirectory(), "error", err)
+			l.log.WarnContext(ctx, "a lease on a cache directory could not be released; it ends by itself", "directory", u.Directory, "error", err)
 		}
 	}
 }

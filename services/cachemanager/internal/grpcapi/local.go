@@ -5,6 +5,8 @@ import (
 	"context"
 	"time"
 
+	"github.com/opencontainers/go-digest"
+
 	"github.com/kilnbuild/kiln/pkg/fault"
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
@@ -108,6 +110,11 @@ func (s *Server) directory(path string) (*local.Directory, error) {
 			return d, nil
 		}
 	}
+	for _, d := range s.opts.Directories {
+		if d.At(path) {
+			return d, nil
+		}
+	}
 	unknown := fault.New(fault.NotFound, "NOT_FOUND", "directory "+path+" is not configured",
 		"name one of the directories of the cache manager's configuration, or add it there")
 	unknown.Field, unknown.Value = "directory", path
@@ -125,7 +132,7 @@ func (s *Server) AcquireLease(ctx context.Context, req *cachemanagerv1.AcquireLe
 	}
 	want := local.Lease{
 		Tag: cmp.Or(req.GetTag(), "latest"), Mode: local.Import, Holder: req.GetHolder(), TTL: cmp.Or(req.GetTtl().AsDuration(), defaultTTL),
-		RequestID: req.GetRequestId(), Project: req.GetProject(),
+		RequestID: req.GetRequestId(), Project: req.GetProject(), Digest: digest.Digest(req.GetDigest()),
 	}
 	if req.GetMode() == cachemanagerv1.LeaseMode_LEASE_MODE_EXPORT {
 		want.Mode = local.Export
@@ -134,7 +141,7 @@ func (s *Server) AcquireLease(ctx context.Context, req *cachemanagerv1.AcquireLe
 	if err != nil {
 		return nil, err
 	}
-	return &cachemanagerv1.AcquireLeaseResponse{Lease: wire.LeaseProto(req.GetDirectory(), l)}, nil
+	return &cachemanagerv1.AcquireLeaseResponse{Lease: wire.LeaseProto(d.Ref().Directory, l)}, nil
 }
 
 // RenewLease implements the RPC.

@@ -38,6 +38,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"time"
@@ -76,6 +77,25 @@ func New(opts Options) *Directory {
 
 // Ref names the directory's cache.
 func (d *Directory) Ref() cache.Ref { return cache.Ref{Directory: d.opts.Path} }
+
+// At reports whether a path leads to the directory, through links or a bind mount, too.
+func (d *Directory) At(path string) bool {
+	a, restA := nearest(d.opts.Path)
+	b, restB := nearest(path)
+	return a != nil && b != nil && restA == restB && os.SameFile(a, b)
+}
+
+// nearest returns the nearest directory above a path that is there, and the rest of the path.
+func nearest(path string) (info fs.FileInfo, rest string) {
+	for at := filepath.Clean(path); ; at = filepath.Dir(at) {
+		if info, err := os.Stat(at); err == nil {
+			return info, rest
+		} else if !missing(err) || at == filepath.Dir(at) {
+			return nil, ""
+		}
+		rest = filepath.Join(filepath.Base(at), rest)
+	}
+}
 
 // Close lets go of the directory's lock.
 func (d *Directory) Close() error {

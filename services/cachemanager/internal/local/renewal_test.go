@@ -1,6 +1,8 @@
 package local
 
 import (
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -54,5 +56,28 @@ func TestLease_IsAcquiredAgainForTheSameManifest(t *testing.T) {
 	other := got(d.Acquire(t.Context(), Lease{Tag: "a", Mode: Import, TTL: time.Minute, Digest: "sha256:none"}))(t)
 	if other.Digest != "" {
 		t.Errorf("%q is held", other.Digest)
+	}
+}
+
+// A build may name the directory by another path than the configuration does.
+func TestDirectory_IsFoundThroughLinks(t *testing.T) {
+	base := t.TempDir()
+	must(t, os.MkdirAll(filepath.Join(base, "data", "cache"), 0o755))
+	must(t, os.Symlink(filepath.Join(base, "data"), filepath.Join(base, "link")))
+	for _, c := range []struct {
+		configured, asked string
+		same              bool
+	}{
+		{"data/cache", "link/cache", true},
+		{"link/cache", "data/cache", true},
+		{"data/none/yet", "link/none/yet", true},
+		{"data/cache", "data/../data/cache/", true},
+		{"data/cache", "data", false},
+		{"data/none/yet", "data/none/other", false},
+	} {
+		d := New(Options{Path: filepath.Join(base, c.configured)})
+		if same := d.At(base + "/" + c.asked); same != c.same {
+			t.Errorf("%s at %s: %t", c.configured, c.asked, same)
+		}
 	}
 }

@@ -93,4 +93,5 @@ const (
 	UsedSince    Reason = "used_since"    // stays: used since the plan was made
 	OverBudget   Reason = "budget"        // stays: the budget of the run is spent
 	Gone         Reason = "gone"          // was gone before the run came to it
+	NoHelp       Reason = "no_help"       // stays: what builds hold is beyond the bound by itself
 )

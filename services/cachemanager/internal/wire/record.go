@@ -46,7 +46,7 @@ func RecordProto(ref cache.Ref, r cache.Record) *cachemanagerv1.Record {
 	return &cachemanagerv1.Record{
 		Cache: RefProto(ref), Id: r.ID, Type: TypeProto(r.Type), Description: r.Description, SizeBytes: max(r.Bytes, 0), Parents: r.Parents,
 		Mutable: r.Mutable, InUse: r.InUse, Shared: r.Shared, CreateTime: stamp(r.Created), LastUseTime: stamp(r.LastUsed),
-		UsageCount: int64(r.UsageCount), Projects: r.Projects, Images: r.Images,
+		UsageCount: int64(r.UsageCount), Projects: r.Projects, Images: r.Images, Revision: r.Revision,
 	}
 }
 
@@ -55,7 +55,7 @@ func record(in *cachemanagerv1.Record) cache.Record {
 	return cache.Record{
 		ID: in.GetId(), Type: TypeOf(in.GetType()), Description: in.GetDescription(), Bytes: in.GetSizeBytes(), Parents: in.GetParents(),
 		Mutable: in.GetMutable(), InUse: in.GetInUse(), Shared: in.GetShared(), Created: timeOf(in.GetCreateTime()), LastUsed: timeOf(in.GetLastUseTime()),
-		UsageCount: int(in.GetUsageCount()), Projects: in.GetProjects(), Images: in.GetImages(),
+		UsageCount: int(in.GetUsageCount()), Projects: in.GetProjects(), Images: in.GetImages(), Revision: in.GetRevision(),
 	}
 }
 
@@ -76,6 +76,7 @@ var reasons = map[cachemanagerv1.VerdictReason]plan.Reason{
 	cachemanagerv1.VerdictReason_VERDICT_REASON_BUDGET:        plan.OverBudget,
 	cachemanagerv1.VerdictReason_VERDICT_REASON_GONE:          plan.Gone,
 	cachemanagerv1.VerdictReason_VERDICT_REASON_CLEANED:       plan.Cleaned,
+	cachemanagerv1.VerdictReason_VERDICT_REASON_NO_HELP:       plan.NoHelp,
 }
 
 func reasonProto(in plan.Reason) cachemanagerv1.VerdictReason {

@@ -445,7 +445,7 @@ type Run struct {
 	HeldPolicyVersion int64 `protobuf:"varint,17,opt,name=held_policy_version,json=heldPolicyVersion,proto3" json:"held_policy_version,omitempty"`
 	// How many runs of the schedule before this one did nothing and ended in the same way. They are
 	// folded into this one.
-	FoldedRuns int64 `protobuf:"varint,18,opt,name=folded_runs,json=foldedRuns,proto3" json:"folded_runs,omitempty"`
+	Folded int64 `protobuf:"varint,18,opt,name=folded,proto3" json:"folded,omitempty"`
 	// When the first of these started. Unset without them.
 	FoldedStartTime *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=folded_start_time,json=foldedStartTime,proto3" json:"folded_start_time,omitempty"`
 	unknownFields   protoimpl.UnknownFields
@@ -601,9 +601,9 @@ func (x *Run) GetHeldPolicyVersion() int64 {
 	return 0
 }
 
-func (x *Run) GetFoldedRuns() int64 {
+func (x *Run) GetFolded() int64 {
 	if x != nil {
-		return x.FoldedRuns
+		return x.Folded
 	}
 	return 0
 }
@@ -749,7 +749,7 @@ const file_kiln_cachemanager_v1_run_proto_rawDesc = "" +
 	"\x0eGetRunResponse\x12+\n" +
 	"\x03run\x18\x01 \x01(\v2\x19.kiln.cachemanager.v1.RunR\x03run\x129\n" +
 	"\bverdicts\x18\x02 \x03(\v2\x1d.kiln.cachemanager.v1.VerdictR\bverdicts\x12&\n" +
-	"\x0fnext_page_token\x18\x03 \x01(\tR\rnextPageToken\"\xd3\x06\n" +
+	"\x0fnext_page_token\x18\x03 \x01(\tR\rnextPageToken\"\xca\x06\n" +
 	"\x03Run\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x124\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x1e.kiln.cachemanager.v1.RunStateR\x05state\x12:\n" +
@@ -771,9 +771,8 @@ const file_kiln_cachemanager_v1_run_proto_rawDesc = "" +
 	"\btrace_id\x18\x0f \x01(\tR\atraceId\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x10 \x01(\tR\trequestId\x12.\n" +
-	"\x13held_policy_version\x18\x11 \x01(\x03R\x11heldPolicyVersion\x12\x1f\n" +
-	"\vfolded_runs\x18\x12 \x01(\x03R\n" +
-	"foldedRuns\x12F\n" +
+	"\x13held_policy_version\x18\x11 \x01(\x03R\x11heldPolicyVersion\x12\x16\n" +
+	"\x06folded\x18\x12 \x01(\x03R\x06folded\x12F\n" +
 	"\x11folded_start_time\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\x0ffoldedStartTime\"\x87\x03\n" +
 	"\bCacheRun\x124\n" +
 	"\x05cache\x18\x01 \x01(\v2\x1e.kiln.cachemanager.v1.CacheRefR\x05cache\x124\n" +

@@ -1183,7 +1183,7 @@ type CacheManagerConfig struct {
 	// beyond what the version before it removes. A version that would remove more waits for approval
 	// (`kiln cache policy approve`), and the schedule applies the one before it until then. What the
 	// policy removes day by day is without this bound. 100: nothing waits. Default: 50.
-	MaxRemovalPercent *uint32 `protobuf:"varint,10,opt,name=max_removal_percent,json=maxRemovalPercent,proto3,oneof" json:"max_removal_percent,omitempty"`
+	MaxRemovalPercent *int32 `protobuf:"varint,10,opt,name=max_removal_percent,json=maxRemovalPercent,proto3,oneof" json:"max_removal_percent,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
 }
@@ -1281,7 +1281,7 @@ func (x *CacheManagerConfig) GetDirectories() []*CacheDirectory {
 	return nil
 }
 
-func (x *CacheManagerConfig) GetMaxRemovalPercent() uint32 {
+func (x *CacheManagerConfig) GetMaxRemovalPercent() int32 {
 	if x != nil && x.MaxRemovalPercent != nil {
 		return *x.MaxRemovalPercent
 	}
@@ -2628,7 +2628,7 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\tstate_dir\x18\b \x01(\tB\b\xbaH\x05r\x03\x18\x80 R\bstateDir\x12K\n" +
 	"\vdirectories\x18\t \x03(\v2\x1e.kiln.config.v1.CacheDirectoryB\t\xbaH\x06\x92\x01\x03\x10\xe8\aR\vdirectories\x12>\n" +
 	"\x13max_removal_percent\x18\n" +
-	" \x01(\rB\t\xbaH\x06*\x04\x18d(\x01H\x00R\x11maxRemovalPercent\x88\x01\x01B\x16\n" +
+	" \x01(\x05B\t\xbaH\x06\x1a\x04\x18d(\x01H\x00R\x11maxRemovalPercent\x88\x01\x01B\x16\n" +
 	"\x14_max_removal_percent\"s\n" +
 	"\x0eCacheDirectory\x12\x1f\n" +
 	"\x04path\x18\x01 \x01(\tB\v\xbaH\br\x06\x18\x80 :\x01/R\x04path\x12@\n" +
