@@ -82,7 +82,7 @@ func New(ctx context.Context, cfg *configv1.CacheManagerConfig, tel *telemetry.T
 	}
 	engine := enforce.New(enforce.Options{
 		Caches: caches, State: store, Uses: &attribution.Book{Store: store}, Metrics: counters, Log: tel.Logger, NewID: uuid.NewString, Now: clock.Now,
-		Clock:  s.clock.Check,
+		Clock: s.clock.Check, MaxRemovalPercent: int(cfg.GetMaxRemovalPercent()),
 		Tracer: tel.Tracer.Tracer("github.com/kilnbuild/kiln/services/cachemanager"),
 	})
 	s.server, err = rpc.NewServer(rpc.ServerOptions{Name: "kiln-cachemanager", Config: cfg.GetServer(), Telemetry: tel})

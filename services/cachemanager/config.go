@@ -21,6 +21,8 @@ const (
 	defaultKeepBytes = 100_000_000_000
 	defaultInterval  = 10 * time.Minute
 	defaultGrace     = time.Hour
+	// defaultMaxRemoval is the share of a cache, in percent.
+	defaultMaxRemoval = 50
 )
 
 // DefaultConfig returns the configuration of a cache manager that was told
@@ -48,6 +50,9 @@ func Complete(cfg *configv1.CacheManagerConfig) *configv1.CacheManagerConfig {
 	}
 	if out.KeepAge == nil {
 		out.KeepAge = durationpb.New(defaultKeepAge)
+	}
+	if out.MaxRemovalPercent == nil {
+		out.MaxRemovalPercent = proto.Int32(defaultMaxRemoval)
 	}
 	out.KeepBytes = cmp.Or(out.KeepBytes, defaultKeepBytes)
 	out.StateDir = cmp.Or(out.StateDir, statedir.Default("cachemanager"))

@@ -30,6 +30,10 @@ func (j *job) carryOut(ctx context.Context) {
 		j.fail(ctx, err)
 		return
 	}
+	if err := j.brake(ctx, listings); err != nil {
+		j.fail(ctx, err)
+		return
+	}
 	p, err := j.plan(ctx, listings)
 	if err != nil {
 		j.fail(ctx, err)

@@ -74,15 +74,27 @@ type State interface {
 	AddSample(ctx context.Context, ref cache.Ref, at time.Time, bytes, records int64) error
 	// SavePlan keeps a plan until it expires.
 	SavePlan(ctx context.Context, p run.Plan) error
-	// TakePlan returns a plan by its digest, once: after that, and when it has
-	// expired, it is an ABORTED (PLAN_STALE) fault; NOT_FOUND when there was none.
-	TakePlan(ctx context.Context, digest string, now time.Time) (run.Plan, error)
+	// CheckPlan returns a plan by its digest. One that was taken, or has expired, is an
+	// ABORTED (PLAN_STALE) fault; NOT_FOUND when there was none.
+	CheckPlan(ctx context.Context, digest string, now time.Time) (run.Plan, error)
+	// TakePlan takes a plan for a run, once, or is the fault of CheckPlan.
+	TakePlan(ctx context.Context, digest string, now time.Time) error
+	// ReturnPlan undoes TakePlan: the run was not begun.
+	ReturnPlan(digest string)
+	// RunByRequest returns the run that was started with a request id, if there is one.
+	RunByRequest(ctx context.Context, requestID string) (r run.Run, found bool, err error)
+	// PolicyVersion returns a version of the policy, or a NOT_FOUND fault.
+	PolicyVersion(ctx context.Context, version int64) (policy.Policy, error)
+	// ApprovedVersion returns the version of the policy that the schedule applies; 0: none.
+	ApprovedVersion(ctx context.Context) (int64, error)
+	// Approve lets the schedule apply a version of the policy.
+	Approve(ctx context.Context, version int64) error
 	// StartRun keeps a run that begins. With a request id that a run has already, it
 	// keeps nothing and returns that run and false.
 	StartRun(ctx context.Context, r run.Run) (_ run.Run, started bool, _ error)
 	// AddVerdicts keeps what became of records.
 	AddVerdicts(ctx context.Context, id string, verdicts []plan.Verdict) error
-	// FinishRun keeps how a run ended.
+	// FinishRun keeps how a run ended. Runs of the schedule that did nothing are folded.
 	FinishRun(ctx context.Context, r run.Run) error
 }
 
@@ -91,6 +103,8 @@ type Metrics interface {
 	RunEnded(ctx context.Context, r run.Run)
 	// CacheSeen takes what a cache holds.
 	CacheSeen(ctx context.Context, listing cache.Listing)
+	// PolicyHeld takes whether a policy waits for approval.
+	PolicyHeld(ctx context.Context, held bool)
 }
 
 // Attribution knows whose builds use which records.
@@ -112,6 +126,9 @@ type Options struct {
 	Now     func() time.Time // that ages are counted to
 	// Clock says why ages cannot be counted now, and no run removes anything; nil: they can.
 	Clock func(ctx context.Context) error
+	// MaxRemovalPercent is how much of a cache a new version of the policy may remove beyond
+	// the one before it, without approval. 0 or 100: any share.
+	MaxRemovalPercent int
 }
 
 // Engine plans, and carries plans out.
@@ -120,6 +137,7 @@ type Engine struct {
 
 	mu   sync.Mutex
 	busy map[cache.Ref]string // id of the run that is under way there
+	hold *Hold                // nil: the schedule applies the policy in force
 }
 
 // New returns an engine of caches whose references differ.

@@ -35,6 +35,7 @@ type memory struct {
 	mu      sync.Mutex
 	records map[string]cache.Record
 	calls   int
+	lists   int
 	before  func(call int) // Remove, for what happens meanwhile
 	err     error
 	busy    error
@@ -55,6 +56,7 @@ func (m *memory) Ref() cache.Ref { return cache.Ref{Daemon: m.name} }
 func (m *memory) List(context.Context) (cache.Listing, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	m.lists++
 	l := cache.Listing{Cache: m.Ref(), Time: time.Now()}
 	for _, r := range m.records {
 		l.Records = append(l.Records, r)
@@ -121,10 +123,16 @@ type uncounted struct{}
 
 func (uncounted) RunEnded(context.Context, run.Run)        {}
 func (uncounted) CacheSeen(context.Context, cache.Listing) {}
+func (uncounted) PolicyHeld(context.Context, bool)         {}
 
 func engine(t *testing.T, caches ...enforce.Cache) (*enforce.Engine, *state.Store) {
 	t.Helper()
-	s, err := state.Open(t.Context(), filepath.Join(t.TempDir(), "s.db"))
+	return engineAt(t, filepath.Join(t.TempDir(), "s.db"), caches...)
+}
+
+func engineAt(t *testing.T, file string, caches ...enforce.Cache) (*enforce.Engine, *state.Store) {
+	t.Helper()
+	s, err := state.Open(t.Context(), file)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -75,6 +75,12 @@ func (j *job) conclude() {
 	default:
 		j.run.State = run.Partial
 	}
+	if j.held != nil && j.run.Err == nil {
+		j.run.Err = j.held.fault()
+		if j.run.State == run.Succeeded {
+			j.run.State = run.Partial
+		}
+	}
 	if len(names) > 0 && len(names) < all || len(names) > 1 {
 		last := asFault(j.run.Err)
 		j.run.Err = fault.Wrap(last, last.Kind, last.Reason,

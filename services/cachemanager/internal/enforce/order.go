@@ -76,7 +76,7 @@ func (e *Engine) Run(ctx context.Context, o Order, emit func(Event)) (run.Run, e
 	}
 	ctx, span := e.Tracer.Start(ctx, "cache run", trace.WithAttributes(attribute.String("kiln.trigger", string(o.Trigger))))
 	defer span.End()
-	j := &job{engine: e, order: o, emit: emit, held: map[cache.Ref]context.Context{}}
+	j := &job{engine: e, order: o, emit: emit, locks: map[cache.Ref]context.Context{}}
 	defer j.unlock()
 	if err := j.begin(ctx); err != nil {
 		fail(span, err)
@@ -115,10 +115,11 @@ type job struct {
 	emit    func(Event)
 	policy  policy.Policy
 	given   *run.Plan // the plan to carry out; nil: by the policy
+	held    *Hold     // of the policy in force, in whose place policy is applied
 	caches  []Cache
 	missed  []run.Missed
 	run     run.Run
-	held    map[cache.Ref]context.Context // caches that are locked
+	locks   map[cache.Ref]context.Context // caches that are locked
 	unlocks []func()
 	spent   bool // the budget of records or bytes
 }
@@ -130,6 +131,11 @@ func (j *job) snapshot() *run.Run {
 
 // begin finds out what to do, and takes the caches.
 func (j *job) begin(ctx context.Context) (err error) {
+	if id := j.order.RequestID; id != "" { // before the plan, which its run has spent
+		if known, found, err := j.engine.State.RunByRequest(ctx, id); err != nil || found {
+			return cmp.Or(err, error(&ErrKnown{known}))
+		}
+	}
 	if err := j.choose(ctx); err != nil {
 		return err
 	}
@@ -151,9 +157,23 @@ func (j *job) begin(ctx context.Context) (err error) {
 	if len(j.caches) == 0 && len(j.missed) > 0 {
 		return j.missed[0].Err
 	}
-	known, started, err := e.State.StartRun(ctx, j.run)
+	return j.start(ctx)
+}
+
+// start stores the run, and spends the plan that it carries out.
+func (j *job) start(ctx context.Context) error {
+	state, spends := j.engine.State, j.given != nil && j.order.Force
+	if spends {
+		if err := state.TakePlan(ctx, j.order.PlanDigest, j.engine.Now()); err != nil {
+			return err
+		}
+	}
+	known, started, err := state.StartRun(ctx, j.run)
 	if err == nil && !started {
 		err = &ErrKnown{known}
+	}
+	if err != nil && spends {
+		state.ReturnPlan(j.order.PlanDigest)
 	}
 	return err
 }
@@ -168,11 +188,11 @@ func (j *job) choose(ctx context.Context) (err error) {
 		return err
 	}
 	if o.PlanDigest != "" {
-		given, err := e.State.TakePlan(ctx, o.PlanDigest, e.Now())
+		given, err := e.State.CheckPlan(ctx, o.PlanDigest, e.Now())
 		if err != nil {
 			return err
 		}
-		j.given = &given
+		j.given, j.policy.Version = &given, given.PolicyVersion
 		if len(refs) == 0 {
 			for _, v := range given.Verdicts {
 				if v.Remove || v.Shrink > 0 {
@@ -209,7 +229,7 @@ func (j *job) lock(ctx context.Context) error {
 		held, err := lock(ctx, c)
 		switch {
 		case err == nil:
-			j.held[ref] = held //nolint:fatcontext // one for each cache, none within another
+			j.locks[ref] = held //nolint:fatcontext // one for each cache, none within another
 			taken = append(taken, c)
 		case fault.KindOf(err) == fault.AlreadyExists:
 			if err := j.isBusy(ref, "", err); err != nil {

@@ -55,7 +55,7 @@ func chunks(victims []plan.Verdict) (parts [][]plan.Verdict) {
 func (r *removal) run(ctx context.Context, c Cache) {
 	ctx, span := r.job.engine.Tracer.Start(ctx, "cache prune", trace.WithAttributes(attribute.String("kiln.cache", c.Ref().String())))
 	defer span.End()
-	held := r.job.held[c.Ref()]
+	held := r.job.locks[c.Ref()]
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	defer context.AfterFunc(held, func() { stop(context.Cause(held)) })()

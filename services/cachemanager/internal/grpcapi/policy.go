@@ -14,7 +14,11 @@ func (s *Server) GetPolicy(ctx context.Context, req *cachemanagerv1.GetPolicyReq
 	if err != nil {
 		return nil, err
 	}
-	return &cachemanagerv1.GetPolicyResponse{Policy: wire.PolicyProto(p)}, nil
+	res := &cachemanagerv1.GetPolicyResponse{Policy: wire.PolicyProto(p)}
+	if h := s.opts.Engine.Hold(); h != nil && h.Version == p.Version {
+		res.Hold = &cachemanagerv1.PolicyHold{Version: h.Version, AppliedVersion: h.Applied, Message: h.Message}
+	}
+	return res, nil
 }
 
 // UpdatePolicy implements the RPC.

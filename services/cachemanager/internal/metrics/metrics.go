@@ -26,13 +26,14 @@ type Runs struct {
 	bytes        metric.Int64Gauge
 	records      metric.Int64Gauge
 	unreadable   metric.Int64Gauge
+	held         metric.Int64Gauge
 }
 
 // New makes the instruments.
 func New(provider metric.MeterProvider) (*Runs, error) {
 	meter := provider.Meter("github.com/kilnbuild/kiln/services/cachemanager")
 	var r Runs
-	var errs [8]error
+	var errs [9]error
 	r.runs, errs[0] = meter.Int64Counter("kiln.cache.runs",
 		metric.WithDescription("Runs of the policy on a cache, by outcome and trigger"), metric.WithUnit("{run}"))
 	r.duration, errs[1] = meter.Float64Histogram("kiln.cache.run.duration",
@@ -50,6 +51,8 @@ func New(provider metric.MeterProvider) (*Runs, error) {
 		metric.WithDescription("Records of a cache when it was listed last, by type"), metric.WithUnit("{record}"))
 	r.unreadable, errs[7] = meter.Int64Gauge("kiln.cache.records.unreadable",
 		metric.WithDescription("Records of a cache that could not be read when it was listed last; they stay"), metric.WithUnit("{record}"))
+	r.held, errs[8] = meter.Int64Gauge("kiln.cache.policy.held",
+		metric.WithDescription("1 while the policy in force would remove too much and waits for approval"), metric.WithUnit("{policy}"))
 	return &r, errors.Join(errs[:]...)
 }
 
@@ -86,6 +89,15 @@ func (r *Runs) CacheSeen(ctx context.Context, listing cache.Listing) {
 		r.records.Record(ctx, byType[t].Records, attrs)
 	}
 	r.unreadable.Record(ctx, listing.Unreadable, metric.WithAttributes(label(listing.Cache)))
+}
+
+// PolicyHeld implements enforce.Metrics.
+func (r *Runs) PolicyHeld(ctx context.Context, held bool) {
+	value := int64(0)
+	if held {
+		value = 1
+	}
+	r.held.Record(ctx, value)
 }
 
 // label names a cache.

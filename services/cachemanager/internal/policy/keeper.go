@@ -13,6 +13,8 @@ type Store interface {
 	// SetPolicy puts a new version into force, and returns it. When expected is not 0
 	// and not the version in force, it is an ABORTED fault.
 	SetPolicy(ctx context.Context, p Policy, expected int64) (Policy, error)
+	// Approve lets the schedule apply a version.
+	Approve(ctx context.Context, version int64) error
 }
 
 // Change asks for a new version of the policy.
@@ -20,7 +22,7 @@ type Change struct {
 	Policy   Policy
 	Expected int64 // the version that it was made upon; 0: any
 	Dry      bool  // only check it
-	Force    bool  // also when it removes everything
+	Force    bool  // also when it removes everything; the schedule applies it without approval
 	Caller   string
 }
 
@@ -38,7 +40,11 @@ func Update(ctx context.Context, store Store, c Change, now time.Time) (Policy, 
 			"set force if that is meant, or let its rules keep something")
 	}
 	if !c.Dry {
-		return store.SetPolicy(ctx, p, c.Expected)
+		p, err = store.SetPolicy(ctx, p, c.Expected)
+		if err == nil && c.Force {
+			err = store.Approve(ctx, p.Version)
+		}
+		return p, err
 	}
 	current, err := store.PolicyInForce(ctx)
 	p.Version = current.Version + 1

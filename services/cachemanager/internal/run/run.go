@@ -26,6 +26,9 @@ type Run struct {
 	Caller        string            // identity; empty for the schedule
 	TraceID       string
 	RequestID     string
+	Held          int64     // version of the policy that waits for approval; 0: none
+	Folded        int64     // runs before it that did nothing and went the same way
+	FoldedSince   time.Time // when the first of these started
 }
 
 // OfCache is what a run did to one cache.

@@ -39,23 +39,51 @@ func (s *Store) PlanOf(_ context.Context, digest string) (run.Plan, error) {
 	return k.plan, nil
 }
 
-// TakePlan returns a plan by its digest, once.
-func (s *Store) TakePlan(ctx context.Context, digest string, now time.Time) (run.Plan, error) {
+// CheckPlan returns a plan that can be carried out.
+func (s *Store) CheckPlan(ctx context.Context, digest string, now time.Time) (run.Plan, error) {
 	p, err := s.PlanOf(ctx, digest)
 	if err != nil {
 		return run.Plan{}, err
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return p, s.check(digest, p, now)
+}
+
+// TakePlan keeps others from carrying out a plan, or is the fault of CheckPlan.
+func (s *Store) TakePlan(ctx context.Context, digest string, now time.Time) error {
+	p, err := s.PlanOf(ctx, digest)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.check(digest, p, now); err != nil {
+		return err
+	}
+	s.plans[digest].taken = true
+	return nil
+}
+
+// ReturnPlan lets a plan be carried out that was taken: its run was not begun.
+func (s *Store) ReturnPlan(digest string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if k := s.plans[digest]; k != nil {
+		k.taken = false
+	}
+}
+
+// check says why a plan cannot be carried out. mu is held.
+func (s *Store) check(digest string, p run.Plan, now time.Time) error {
 	k := s.plans[digest]
 	switch {
 	case k == nil || now.After(p.Expires):
-		return run.Plan{}, fault.New(fault.Aborted, "PLAN_STALE", "the plan has expired", "plan again with PlanPrune")
+		return fault.New(fault.Aborted, "PLAN_STALE", "the plan has expired", "plan again with PlanPrune")
 	case p.Hypothetical:
-		return run.Plan{}, fault.New(fault.FailedPrecondition, "WRONG_STATE", "the plan is for another time, or by the daemon's own rules", "plan without these with PlanPrune")
+		return fault.New(fault.FailedPrecondition, "WRONG_STATE", "the plan is for another time, or by the daemon's own rules", "plan without these with PlanPrune")
 	case k.taken:
-		return run.Plan{}, fault.New(fault.Aborted, "PLAN_STALE", "the plan was carried out before", "plan again with PlanPrune")
+		return fault.New(fault.Aborted, "PLAN_STALE", "the plan was carried out before", "plan again with PlanPrune")
 	}
-	k.taken = true
-	return p, nil
+	return nil
 }

@@ -1,6 +1,9 @@
 package wire
 
 import (
+	"fmt"
+	"strings"
+
 	statuspb "google.golang.org/genproto/googleapis/rpc/status"
 	"google.golang.org/grpc/status"
 
@@ -23,6 +26,7 @@ func RunProto(r run.Run) *cachemanagerv1.Run {
 		StartTime: stamp(r.Started), EndTime: stamp(r.Ended), DryRun: r.Dry, PolicyVersion: r.PolicyVersion, PlanDigest: r.PlanDigest,
 		Predicted: AmountProto(r.Predicted), Removed: AmountProto(r.Removed), Rules: rulesProto(r.Rules), Error: statusProto(r.Err),
 		Caller: r.Caller, TraceId: r.TraceID, RequestId: r.RequestID,
+		HeldPolicyVersion: r.Held, Folded: r.Folded, FoldedStartTime: stamp(r.FoldedSince),
 	}
 	for _, c := range r.Caches {
 		out.Caches = append(out.Caches, &cachemanagerv1.CacheRun{
@@ -37,10 +41,11 @@ func RunProto(r run.Run) *cachemanagerv1.Run {
 // Run reads a run that was stored.
 func Run(in *cachemanagerv1.Run) run.Run {
 	out := run.Run{
-		ID: in.GetId(), State: stateOf(in.GetState()), Trigger: run.Trigger(in.GetTrigger().String()[len(triggerPrefix):]), Started: timeOf(in.GetStartTime()),
+		ID: in.GetId(), State: stateOf(in.GetState()), Trigger: run.Trigger(word(in.GetTrigger(), triggerPrefix)), Started: timeOf(in.GetStartTime()),
 		Ended: timeOf(in.GetEndTime()), Dry: in.GetDryRun(), PolicyVersion: in.GetPolicyVersion(), PlanDigest: in.GetPlanDigest(),
 		Predicted: amount(in.GetPredicted()), Removed: amount(in.GetRemoved()), Err: errorOf(in.GetError()), Caller: in.GetCaller(),
 		TraceID: in.GetTraceId(), RequestID: in.GetRequestId(),
+		Held: in.GetHeldPolicyVersion(), Folded: in.GetFolded(), FoldedSince: timeOf(in.GetFoldedStartTime()),
 	}
 	for _, r := range in.GetRules() {
 		out.Rules = append(out.Rules, plan.RuleAmount{Rule: r.GetRule(), Amount: amount(r.GetAmount())})
@@ -55,7 +60,16 @@ func Run(in *cachemanagerv1.Run) run.Run {
 	return out
 }
 
-func stateOf(in cachemanagerv1.RunState) run.State { return run.State(in.String()[len(statePrefix):]) }
+func stateOf(in cachemanagerv1.RunState) run.State { return run.State(word(in, statePrefix)) }
+
+// word is the name of an enum's value without its prefix. A value of a later version, which has no
+// name here, is UNSPECIFIED.
+func word(value fmt.Stringer, prefix string) string {
+	if name, known := strings.CutPrefix(value.String(), prefix); known {
+		return name
+	}
+	return "UNSPECIFIED"
+}
 
 // MissedProto writes a cache that could not be reached.
 func MissedProto(m run.Missed) *cachemanagerv1.MissedCache {
