@@ -19,7 +19,7 @@ func policyCommand(conn *connect.Flags) *cobra.Command {
 		Short: "Show the policy, or replace it",
 		Args:  cobra.NoArgs,
 	}
-	cmd.AddCommand(policyGetCommand(conn), policySetCommand(conn))
+	cmd.AddCommand(policyGetCommand(conn), policySetCommand(conn), policyApproveCommand(conn))
 	return cmd
 }
 
@@ -40,12 +40,51 @@ func policyGetCommand(conn *connect.Flags) *cobra.Command {
 			if format == "json" {
 				return show.JSON(c.out, res.GetPolicy())
 			}
+			if h := res.GetHold(); h != nil {
+				// What cannot be told on the side does not change what is shown.
+				_, _ = fmt.Fprintf(c.errOut, "version %d waits for approval, and version %d is applied: %s\n"+
+					"look at kiln cache plan, and approve it: kiln cache policy approve\n", h.GetVersion(), h.GetAppliedVersion(), h.GetMessage())
+			}
 			return config.Print(c.out, res.GetPolicy())
 		}),
 	}
 	cmd.Flags().Int64Var(&version, "version", 0, "an earlier `version`; 0: the one in force")
 	show.AddFormat(cmd, &format, "text (YAML) or json")
 	return cmd
+}
+
+func policyApproveCommand(conn *connect.Flags) *cobra.Command {
+	return &cobra.Command{
+		Use:   "approve",
+		Short: "Apply a policy that waits for approval",
+		Long: `Has the schedule apply the policy in force. A new policy waits for approval when it would remove
+more of a cache, beyond what the policy before it removes, than max_removal_percent in the cache manager's
+configuration (default: 50). Until then the policy before it is applied. Look at kiln cache plan before.
+The approved policy is a new version.`,
+		Example: `  kiln cache policy get
+  kiln cache plan
+  kiln cache policy approve`,
+		Args: cobra.NoArgs,
+		RunE: runE(conn, func(ctx context.Context, c *call, _ []string) error {
+			inForce, err := c.api.GetPolicy(ctx, &cachemanagerv1.GetPolicyRequest{})
+			if err != nil {
+				return err
+			}
+			if inForce.GetHold() == nil {
+				_, err := fmt.Fprintf(c.out, "version %d does not wait for approval\n", inForce.GetPolicy().GetVersion())
+				return err
+			}
+			res, err := c.api.UpdatePolicy(ctx, &cachemanagerv1.UpdatePolicyRequest{
+				Source:          &cachemanagerv1.UpdatePolicyRequest_Policy{Policy: inForce.GetPolicy()},
+				ExpectedVersion: inForce.GetPolicy().GetVersion(), Force: true,
+			})
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(c.out, "version %d approved, as version %d\n", inForce.GetPolicy().GetVersion(), res.GetPolicy().GetVersion())
+			return err
+		}),
+	}
 }
 
 func policySetCommand(conn *connect.Flags) *cobra.Command {
@@ -83,6 +122,6 @@ and column, and nothing changes. The old versions are kept: policy get --version
 	}
 	cmd.Flags().Int64Var(&expected, "expected-version", 0, "only if this `version` is still in force")
 	cmd.Flags().BoolVar(&dry, "check", false, "only check it")
-	cmd.Flags().BoolVar(&force, "force", false, "also when it removes everything")
+	cmd.Flags().BoolVar(&force, "force", false, "also when it removes everything; it is applied without approval")
 	return cmd
 }

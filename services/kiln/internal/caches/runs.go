@@ -22,7 +22,8 @@ func runsCommand(conn *connect.Flags) *cobra.Command {
 		Use:   "runs [ID]",
 		Short: "List what was removed when and why, or show one run",
 		Long: `Lists the runs of the policy, newest first, those of the schedule included; with an ID,
-shows one of them with what became of each record. With --format json each line is a
+shows one of them with what became of each record. Runs of the schedule that removed nothing and
+went the same way are shown as one. With --format json each line is a
 kiln.cachemanager.v1.Run, or a Verdict.`,
 		Example: `  kiln cache runs
   kiln cache runs --filter 'trigger = FREE_DISK AND state = SUCCEEDED'
@@ -84,6 +85,9 @@ func writeRuns(w io.Writer, term table.Terminal, runs []*cachemanagerv1.Run, now
 		by := word(r.GetTrigger(), "RUN_TRIGGER_")
 		if r.GetDryRun() {
 			by += " (dry)"
+		}
+		if n := r.GetFolded(); n > 0 {
+			by += fmt.Sprintf(" (and %d like it since %s)", n, show.Ago(r.GetFoldedStartTime(), now))
 		}
 		t.Add(
 			table.Cell{Text: r.GetId(), Style: table.Bold}, table.Cell{Text: word(r.GetState(), "RUN_STATE_"), Style: runStyle(r.GetState())},
