@@ -51,6 +51,9 @@ type Policy interface {
 	SBOMGenerator(image string) error
 	// Cache checks a cache, by BuildKit's type and with its attributes.
 	Cache(kind string, attrs map[string]string) error
+	// Insecure checks a registry that is to be used without TLS or a check of its
+	// certificate, by its host; empty: the request does not name it.
+	Insecure(host string) error
 }
 
 // Check holds a request to the builder's policy and to the rules of its caller, which
@@ -96,6 +99,38 @@ func (a Asked) Allowed(policy Policy) error {
 		for i, entry := range entries {
 			if err := policy.Cache(entry.Type, entry.Attrs); err != nil {
 				return inField(fmt.Sprintf("spec.cache.%s[%d]", field, i), err)
+			}
+		}
+	}
+	return a.allowedRegistries(policy, imports)
+}
+
+// allowedRegistries checks the registries that the request would have used insecurely.
+func (a Asked) allowedRegistries(policy Policy, imports []Entry) error {
+	if a.Hidden { // their attributes cannot be seen
+		if err := policy.Insecure(""); err != nil {
+			return fault.New(fault.PermissionDenied, "POLICY_DENIED",
+				"exporters that only the client's session names cannot be checked for registry.insecure",
+				`name the exporters in the request, or ask the operator to add "*" to policy.insecure_registries of the builder`)
+		}
+	}
+	for _, list := range []struct {
+		field        string
+		entries      []Entry
+		repositories func(Entry) []string
+	}{
+		{"spec.outputs", a.Exports, func(e Entry) []string { return Pushes(e.Attrs) }},
+		{"spec.cache.imports", imports, func(e Entry) []string { return CacheRepository(e.Type, e.Attrs) }},
+		{"spec.cache.exports", a.CacheExports, func(e Entry) []string { return CacheRepository(e.Type, e.Attrs) }},
+	} {
+		for i, entry := range list.entries {
+			if !insecure(entry.Attrs) {
+				continue
+			}
+			for _, repository := range list.repositories(entry) {
+				if err := policy.Insecure(registryOf(repository)); err != nil {
+					return inField(fmt.Sprintf("%s[%d]", list.field, i), err)
+				}
 			}
 		}
 	}

@@ -14,7 +14,7 @@ import (
 func tenant(t *testing.T) auth.Grant {
 	t.Helper()
 	rules := auth.FromRules([]*configv1.AccessRule{{
-		Identities: []string{"ci"}, Methods: []string{"*"}, Projects: []string{"web"}, Registries: []string{"registry.example/web/*"},
+		Identities: []string{"ci"}, Methods: []string{"*"}, Projects: []string{"web"}, Registries: []string{"registry.example/web/*", "plain.example/web/*"},
 		Entitlements: []string{"none"}, Frontends: []string{"docker/dockerfile:*"},
 	}}, false)
 	grant, err := rules(t.Context(), "/m", auth.Identity{Name: "ci"})
@@ -28,17 +28,33 @@ func tenant(t *testing.T) auth.Grant {
 func TestAsked_IsHeldToPolicyAndRules(t *testing.T) {
 	type attrs = map[string]string
 	push := func(name string) []Entry { return []Entry{{Type: "image", Attrs: attrs{"name": name, "push": "true"}}} }
-	granted := policy.New(&configv1.BuildPolicyConfig{Entitlements: []string{"network.host"}, Frontends: []string{"docker/dockerfile:*", "evil/f:*"}})
+	insecurely := func(name, value string) []Entry {
+		return []Entry{{Type: "image", Attrs: attrs{"name": name, "push": "true", "registry.insecure": value}}}
+	}
+	granted := policy.New(&configv1.BuildPolicyConfig{
+		Entitlements: []string{"network.host"}, Frontends: []string{"docker/dockerfile:*", "evil/f:*"}, InsecureRegistries: []string{"plain.example"},
+	})
 	for name, test := range map[string]struct {
 		asked  Asked
 		reason string // empty: allowed
 	}{
-		"nothing beside a build":            {Asked{Frontend: "dockerfile.v0"}, ""},
-		"a push of its own":                 {Asked{Exports: push("registry.example/web/app:1")}, ""},
-		"a push of another's":               {Asked{Exports: push("registry.example/payroll:1")}, "DENIED"},
-		"one push of two":                   {Asked{Exports: push("registry.example/web/app:1,registry.example/payroll:1")}, "DENIED"},
-		"a cache of another's":              {Asked{CacheExports: []Entry{{"registry", attrs{"ref": "registry.example/payroll:c"}}}}, "DENIED"},
-		"exporters that cannot be seen":     {Asked{Hidden: true}, "DENIED"},
+		"nothing beside a build":        {Asked{Frontend: "dockerfile.v0"}, ""},
+		"a push of its own":             {Asked{Exports: push("registry.example/web/app:1")}, ""},
+		"a push of another's":           {Asked{Exports: push("registry.example/payroll:1")}, "DENIED"},
+		"one push of two":               {Asked{Exports: push("registry.example/web/app:1,registry.example/payroll:1")}, "DENIED"},
+		"a cache of another's":          {Asked{CacheExports: []Entry{{"registry", attrs{"ref": "registry.example/payroll:c"}}}}, "DENIED"},
+		"exporters that cannot be seen": {Asked{Hidden: true}, "POLICY_DENIED"},
+		"an insecure push":              {Asked{Exports: insecurely("registry.example/web/app:1", "true")}, "POLICY_DENIED"},
+		"an insecure push, in short":    {Asked{Exports: insecurely("registry.example/web/app:1", "")}, "POLICY_DENIED"},
+		"an insecure push of two":       {Asked{Exports: insecurely("plain.example/web/app:1,registry.example/web/app:1", "1")}, "POLICY_DENIED"},
+		"an insecure push, granted":     {Asked{Exports: insecurely("plain.example/web/app:1", "1")}, ""},
+		"an insecure push that is none": {Asked{Exports: insecurely("registry.example/web/app:1", "false")}, ""},
+		"an insecure push by frontend":  {Asked{Exports: insecurely("*", "true")}, "POLICY_DENIED"},
+		"an insecure cache":             {Asked{CacheExports: []Entry{{"registry", attrs{"ref": "registry.example/web/c", "registry.insecure": "true"}}}}, "POLICY_DENIED"},
+		"an insecure cache to read":     {Asked{CacheImports: []Entry{{"registry", attrs{"ref": "registry.example/web/c", "registry.insecure": "t"}}}}, "POLICY_DENIED"},
+		"an insecure cache in attributes": {Asked{Attrs: attrs{
+			"cache-imports": `[{"Type":"registry","Attrs":{"ref":"10.0.0.1/c","registry.insecure":"true"}}]`,
+		}}, "POLICY_DENIED"},
 		"another project":                   {Asked{Project: "payroll"}, "DENIED"},
 		"a right that only the policy has":  {Asked{Entitlements: []string{"network.host"}}, "DENIED"},
 		"a right that nobody has":           {Asked{Entitlements: []string{"security.insecure"}}, "POLICY_DENIED"},

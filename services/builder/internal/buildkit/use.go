@@ -55,6 +55,24 @@ func CacheRepository(kind string, attrs map[string]string) []string {
 	return []string{repository(attrs["ref"])}
 }
 
+// insecure reports whether attributes have a registry used without TLS, or without a check
+// of its certificate. BuildKit takes an empty value for true.
+func insecure(attrs map[string]string) bool {
+	value, given := attrs["registry.insecure"]
+	yes, err := strconv.ParseBool(value)
+	return given && (err != nil || yes)
+}
+
+// registryOf returns the host of a repository's registry; empty when the repository is none
+// that can be read, such as one that the frontend is to name.
+func registryOf(repository string) string {
+	named, err := reference.ParseNormalizedNamed(repository)
+	if err != nil {
+		return ""
+	}
+	return reference.Domain(named)
+}
+
 // repository is that of a reference, in full; what is none stays as it is, for BuildKit to
 // refuse.
 func repository(ref string) string {

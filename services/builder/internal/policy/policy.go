@@ -22,6 +22,7 @@ type Policy struct {
 	sbomGenerators []string
 	sbomGenerator  string
 	objectCaches   []*configv1.ObjectCache
+	insecure       []string // registries
 }
 
 // New returns the policy of a configuration, which may be nil.
@@ -29,7 +30,7 @@ func New(cfg *configv1.BuildPolicyConfig) *Policy {
 	return &Policy{
 		entitlements: cfg.GetEntitlements(), frontends: cfg.GetFrontends(),
 		sbomGenerators: cfg.GetSbomGenerators(), sbomGenerator: cfg.GetSbomGenerator(),
-		objectCaches: cfg.GetObjectCaches(),
+		objectCaches: cfg.GetObjectCaches(), insecure: cfg.GetInsecureRegistries(),
 	}
 }
 

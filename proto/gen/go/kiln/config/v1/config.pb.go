@@ -535,7 +535,8 @@ type ContextsConfig struct {
 	// A context that no build has used for longer goes. Default: 48h.
 	KeepAge *durationpb.Duration `protobuf:"bytes,1,opt,name=keep_age,json=keepAge,proto3" json:"keep_age,omitempty"`
 	// All contexts together, in bytes, those that are being uploaded or fetched
-	// included. When they have no room, the least recently used of the project that
+	// included. A file counts at least the bytes that the file system has for each
+	// inode. When they have no room, the least recently used of the project that
 	// uses most go. Contexts of builds that wait or run stay.
 	// Default: 20000000000 (20 GB).
 	KeepBytes uint64 `protobuf:"varint,2,opt,name=keep_bytes,json=keepBytes,proto3" json:"keep_bytes,omitempty"`
@@ -879,9 +880,14 @@ type BuildPolicyConfig struct {
 	// Object stores in which builds may keep caches (types "s3", "azblob" and "gha"),
 	// by RPC and through the gateway. The daemon connects to them from its own network,
 	// and with its own credentials where the request has none. Default: none.
-	ObjectCaches  []*ObjectCache `protobuf:"bytes,6,rep,name=object_caches,json=objectCaches,proto3" json:"object_caches,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ObjectCaches []*ObjectCache `protobuf:"bytes,6,rep,name=object_caches,json=objectCaches,proto3" json:"object_caches,omitempty"`
+	// Registries, as host or host:port with "*" at the end as a wildcard, that a request
+	// may write to or read a cache from with "registry.insecure": over plain HTTP, or
+	// with a certificate that nobody checks, the builder's users included. Registries
+	// on loopback need no grant. Default: none.
+	InsecureRegistries []string `protobuf:"bytes,7,rep,name=insecure_registries,json=insecureRegistries,proto3" json:"insecure_registries,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *BuildPolicyConfig) Reset() {
@@ -952,6 +958,13 @@ func (x *BuildPolicyConfig) GetSbomGenerators() []string {
 func (x *BuildPolicyConfig) GetObjectCaches() []*ObjectCache {
 	if x != nil {
 		return x.ObjectCaches
+	}
+	return nil
+}
+
+func (x *BuildPolicyConfig) GetInsecureRegistries() []string {
+	if x != nil {
+		return x.InsecureRegistries
 	}
 	return nil
 }
@@ -2594,14 +2607,15 @@ const file_kiln_config_v1_config_proto_rawDesc = "" +
 	"\fTenantConfig\x12\x1e\n" +
 	"\x04name\x18\x01 \x01(\tB\n" +
 	"\xbaH\ar\x05\x10\x01\x18\x80\x04R\x04name\x124\n" +
-	"\x06limits\x18\x02 \x01(\v2\x1c.kiln.config.v1.TenantLimitsR\x06limits\"\x91\x03\n" +
+	"\x06limits\x18\x02 \x01(\v2\x1c.kiln.config.v1.TenantLimitsR\x06limits\"\xd5\x03\n" +
 	"\x11BuildPolicyConfig\x12Y\n" +
 	"\fentitlements\x18\x01 \x03(\tB5\xbaH2\x92\x01/\x10\b\"+r)R\fnetwork.hostR\x11security.insecureR\x06deviceR\fentitlements\x12/\n" +
 	"\tfrontends\x18\x02 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10d\"\ar\x05\x10\x01\x18\x80\x04R\tfrontends\x127\n" +
 	"\asources\x18\x03 \x01(\v2\x1d.kiln.config.v1.SourcesConfigR\asources\x12/\n" +
 	"\x0esbom_generator\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\rsbomGenerator\x12:\n" +
 	"\x0fsbom_generators\x18\x05 \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10d\"\ar\x05\x10\x01\x18\x80\x04R\x0esbomGenerators\x12J\n" +
-	"\robject_caches\x18\x06 \x03(\v2\x1b.kiln.config.v1.ObjectCacheB\b\xbaH\x05\x92\x01\x02\x10dR\fobjectCaches\"\xb5\x01\n" +
+	"\robject_caches\x18\x06 \x03(\v2\x1b.kiln.config.v1.ObjectCacheB\b\xbaH\x05\x92\x01\x02\x10dR\fobjectCaches\x12B\n" +
+	"\x13insecure_registries\x18\a \x03(\tB\x11\xbaH\x0e\x92\x01\v\x10d\"\ar\x05\x10\x01\x18\xac\x02R\x12insecureRegistries\"\xb5\x01\n" +
 	"\vObjectCache\x12*\n" +
 	"\x04type\x18\x01 \x01(\tB\x16\xbaH\x13r\x11R\x02s3R\x06azblobR\x03ghaR\x04type\x12,\n" +
 	"\abuckets\x18\x02 \x03(\tB\x12\xbaH\x0f\x92\x01\f\x10\xe8\a\"\ar\x05\x10\x01\x18\xff\x01R\abuckets\x12L\n" +
