@@ -48,6 +48,7 @@ type Run struct {
 	Progress     Progress
 	Reach        Reach
 	Resumed      int
+	Folded       int64 // runs before it that did nothing either, and are not kept
 	Verified     int64 // manifests that were resolved after it
 	Broken       int64 // of these, those that were not whole
 }

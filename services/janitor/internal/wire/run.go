@@ -33,6 +33,7 @@ func RunProto(r run.Run) *janitorv1.Run {
 		Caller: r.Caller, TraceId: r.TraceID, RequestId: r.RequestID, Progress: ProgressProto(r.Progress), Reach: reachProto(r.Reach),
 		Resumed: int32(r.Resumed), VerifiedManifests: r.Verified, BrokenManifests: r.Broken, //nolint:gosec // a small count
 	}
+	out.Folded = r.Folded
 	for _, of := range r.Repositories {
 		out.Repositories = append(out.Repositories, &janitorv1.RepositoryAmount{Repository: of.Repository, Amount: AmountProto(of.Amount)})
 	}
@@ -87,7 +88,7 @@ func Run(in *janitorv1.Run) run.Run {
 			Phase: run.Phase(value(in.GetProgress().GetPhase(), phasePrefix)), Done: in.GetProgress().GetDone(), Total: in.GetProgress().GetTotal(),
 			Began: timeOf(in.GetProgress().GetPhaseStartTime()),
 		},
-		Resumed: int(in.GetResumed()), Verified: in.GetVerifiedManifests(), Broken: in.GetBrokenManifests(),
+		Resumed: int(in.GetResumed()), Verified: in.GetVerifiedManifests(), Broken: in.GetBrokenManifests(), Folded: in.GetFolded(),
 	}
 	for _, r := range in.GetRules() {
 		out.Rules = append(out.Rules, plan.RuleAmount{Rule: r.GetRule(), Amount: amount(r.GetAmount())})

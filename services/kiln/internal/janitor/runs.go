@@ -95,6 +95,9 @@ func (c *call) writeRuns(runs []*janitorv1.Run) error {
 		if r.GetDryRun() {
 			by += " (dry)"
 		}
+		if n := r.GetFolded(); n > 0 { // alike, and none of them did anything
+			by += fmt.Sprintf(" ×%d", n+1)
+		}
 		style, known := styles[r.GetState()]
 		if !known {
 			style = table.Red
