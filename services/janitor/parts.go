@@ -106,7 +106,19 @@ func newParts(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.T
 		Settle:   cfg.GetSettle().AsDuration(), Listens: p.listener != nil, Looked: makeRoom,
 	})
 	p.schedule = enforce.NewSchedule(p.engine, timetable)
+	if p.storage != nil {
+		p.schedule.LowDisk = enforce.LowDisk{Percent: cfg.GetSchedule().GetLowDiskPercent(), Disk: p.disk}
+		if err := p.storage.Reserve(); err != nil {
+			tel.Logger.WarnContext(ctx, "no room is kept for a run on a full disk", "error", err)
+		}
+	}
 	return p, nil
+}
+
+// disk returns how many bytes the file system of the storage has, and how many are free.
+func (p *parts) disk() (total, free int64, err error) {
+	is, err := p.storage.Disk()
+	return is.Total, is.Free, err
 }
 
 // reach is the registry's storage; nil when it is not said where that is.

@@ -43,6 +43,11 @@ type Storage interface {
 	// Lock makes this janitor the only one that runs on the storage. The context that it
 	// returns ends when the lock is lost. Taken, it is an ALREADY_EXISTS fault.
 	Lock(ctx context.Context, run string) (held context.Context, unlock func(), err error)
+	// Low reports whether the disk is nearly full. Reserve keeps the room that a run needs then, and
+	// SpendReserve gives it up.
+	Low() (bool, error)
+	Reserve() error
+	SpendReserve()
 	// Begin makes the quarantine of a run, and Resume opens that of one that has begun.
 	Begin(head quarantine.Head) (Quarantine, error)
 	Resume(run string) (Quarantine, error)

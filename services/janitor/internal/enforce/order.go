@@ -194,7 +194,11 @@ func (j *job) start(ctx context.Context, sc trace.SpanContext) (*Active, error) 
 		}
 		held = locked
 	}
-	if err := j.keepStarted(ctx); err != nil {
+	err := j.keepStarted(ctx)
+	if _, known := errors.AsType[*ErrKnown](err); err != nil && !known && j.unlock != nil && e.Storage != nil && e.relieve(ctx) == nil {
+		err = j.keepStarted(ctx) // the state may be on the same disk
+	}
+	if err != nil {
 		j.letGo()
 		cancel(nil)
 		e.plans.untake(j.order.PlanDigest)

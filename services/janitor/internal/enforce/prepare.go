@@ -21,6 +21,9 @@ import (
 // and begins the journal.
 func (j *job) prepare(ctx context.Context) (err error) {
 	e := j.engine
+	if err := e.relieve(ctx); err != nil {
+		return err
+	}
 	if j.caches, err = e.Checker.Caches(ctx); err != nil {
 		return err
 	}

@@ -44,7 +44,8 @@ func (t Timetable) next(after time.Time) time.Time { return t.parsed.Next(after.
 // Schedule starts runs by a timetable, and takes up those that did not end.
 type Schedule struct {
 	Timetable
-	engine *Engine
+	LowDisk LowDisk
+	engine  *Engine
 
 	mu      sync.Mutex
 	next    time.Time
@@ -79,6 +80,11 @@ func (s *Schedule) Status() Status {
 // Run goes on until ctx ends.
 func (s *Schedule) Run(ctx context.Context) error {
 	s.TakeUp(ctx)
+	if s.Cron != "" {
+		var watching sync.WaitGroup
+		watching.Go(func() { s.watchDisk(ctx) })
+		defer watching.Wait()
+	}
 	for s.Cron != "" && ctx.Err() == nil {
 		next := s.Timetable.next(time.Now())
 		if s.Jitter > 0 {
@@ -86,7 +92,7 @@ func (s *Schedule) Run(ctx context.Context) error {
 		}
 		s.set(func() { s.next = next })
 		if sleep(ctx, time.Until(next)) == nil {
-			s.start(ctx)
+			s.start(ctx, run.Schedule)
 		}
 	}
 	<-ctx.Done()
@@ -98,28 +104,6 @@ func (s *Schedule) set(do func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	do()
-}
-
-// start starts a run and waits for its end.
-func (s *Schedule) start(ctx context.Context) {
-	r, err := s.engine.RunOnce(ctx, Order{Trigger: run.Schedule, Force: true, All: true}, nil)
-	log := s.engine.Log
-	switch {
-	case ctx.Err() != nil:
-	case fault.KindOf(err) == fault.AlreadyExists:
-		s.set(func() { s.message = "the last start was left out: " + err.Error() })
-		log.InfoContext(ctx, "a run is under way already: this one is left out", "error", fault.Line(err))
-	case err != nil:
-		s.set(func() { s.message = "the last start failed: " + fault.Line(err) })
-		log.ErrorContext(ctx, "run failed; the next one tries again", "error", fault.Line(err))
-	default:
-		message := ""
-		if r.State == run.Failed {
-			message = "the last run failed: " + fault.Line(r.Err)
-		}
-		s.set(func() { s.last, s.message = r.ID, message })
-		s.log(ctx, r)
-	}
 }
 
 func (s *Schedule) log(ctx context.Context, r run.Run) {

@@ -191,11 +191,47 @@ func (j *job) purge(ctx context.Context) error {
 	}
 	j.run.Progress.Total = int64(len(over))
 	failpoint.Hit("janitor.purging")
-	if err := j.engine.Storage.PurgeRuns(ctx, over); err != nil {
-		return fault.Wrap(err, fault.Unavailable, "REGISTRY_UNAVAILABLE", "the quarantine could not be emptied", "look at the disk of the registry's storage; the next run tries again")
+	if err := j.engine.purgeRuns(ctx, over); err != nil {
+		return err
 	}
 	j.engine.Metrics.Quarantined(ctx, blobs, bytes)
+	if err := j.engine.Storage.Reserve(); err != nil {
+		j.engine.Log.WarnContext(ctx, "no room is kept for a run on a full disk", "error", err)
+	}
 	return nil
+}
+
+func (e *Engine) purgeRuns(ctx context.Context, over []string) error {
+	if err := e.Storage.PurgeRuns(ctx, over); err != nil {
+		return fault.Wrap(err, fault.Unavailable, "REGISTRY_UNAVAILABLE", "the quarantine could not be emptied", "look at the disk of the registry's storage; the next run tries again")
+	}
+	return nil
+}
+
+// relieve makes room where the disk is nearly full, before a run writes anything: what was in
+// quarantine for long enough goes first, and then what is kept for a full disk.
+func (e *Engine) relieve(ctx context.Context) error {
+	low, err := e.Storage.Low()
+	if err != nil || !low {
+		return err
+	}
+	journals, err := e.Storage.Journals()
+	if err != nil {
+		return unreadable(err)
+	}
+	var over []string
+	for _, journal := range journals {
+		if journal.End && journal.Over(e.Now()) {
+			over = append(over, journal.Head.Run)
+		}
+	}
+	if err := e.purgeRuns(ctx, over); err != nil {
+		return err
+	}
+	if low, err = e.Storage.Low(); low {
+		e.Storage.SpendReserve()
+	}
+	return err
 }
 
 func amountOf(journal quarantine.Journal) (blobs, bytes int64) {

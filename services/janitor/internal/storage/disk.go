@@ -78,11 +78,13 @@ func (d *disk) writable() error {
 }
 
 func (d *disk) put(path string, text []byte) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return denied(err)
-	}
 	temporary := path + "." + uuid.NewString() + ".tmp"
-	if err := os.WriteFile(temporary, text, 0o644); err != nil { //nolint:gosec // as the registry does
+	if err := d.withRoom(func() error {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			return err
+		}
+		return os.WriteFile(temporary, text, 0o644) //nolint:gosec // as the registry does
+	}); err != nil {
 		return denied(err)
 	}
 	_, occupied, err := d.giveBack(temporary, path)
@@ -93,10 +95,13 @@ func (d *disk) put(path string, text []byte) error {
 }
 
 func (d *disk) take(from, to string) (bool, error) {
-	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
-		return false, err
-	}
-	switch err := os.Rename(from, to); {
+	err := d.withRoom(func() error {
+		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+			return err
+		}
+		return os.Rename(from, to)
+	})
+	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return false, nil
 	case err != nil:

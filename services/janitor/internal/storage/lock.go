@@ -1,6 +1,7 @@
 package storage
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -72,10 +73,13 @@ func (h holder) dead(me holder) bool {
 // lock takes the kernel's lock, which tells of those on this host, and then the heart's, for
 // hosts whose file system shares no locks.
 func (d *disk) lock(ctx context.Context, path, run string) (held context.Context, unlock func(), err error) {
-	if err := os.MkdirAll(filepath.Dir(path), 0o750); err != nil {
-		return nil, nil, denied(err)
-	}
-	file, err := filelock.TryLock(path)
+	var file *os.File
+	err = d.withRoom(func() (err error) {
+		if err = os.MkdirAll(filepath.Dir(path), 0o750); err == nil {
+			file, err = filelock.TryLock(path)
+		}
+		return err
+	})
 	if errors.Is(err, filelock.ErrLocked) {
 		other, _ := readHolder(path)
 		return nil, nil, taken(other)
@@ -85,7 +89,7 @@ func (d *disk) lock(ctx context.Context, path, run string) (held context.Context
 	}
 	h := heart{
 		load:  func() (holder, error) { return readHolder(path) },
-		store: func(me holder) error { return writeHolder(file, me) },
+		store: func(me holder) error { return d.withRoom(func() error { return writeHolder(file, me) }) },
 	}
 	me := newHolder(run)
 	// One of this host is gone: the kernel gave its lock away.
@@ -99,7 +103,7 @@ func (d *disk) lock(ctx context.Context, path, run string) (held context.Context
 	return held, func() {
 		stop()
 		if is, err := h.load(); err == nil && is.ID == me.ID { // else another one has it
-			_ = file.Truncate(0) // says that it was let go; without it others look for a while
+			_ = writeLock(file, nil) // says that it was let go; without it others look for a while
 		}
 		_ = file.Close()
 	}, nil
@@ -186,11 +190,21 @@ func writeHolder(file *os.File, h holder) error {
 	if err != nil {
 		return err
 	}
-	raw = append(raw, '\n')
-	if _, err := file.WriteAt(raw, 0); err != nil {
+	return writeLock(file, raw)
+}
+
+// lockBytes is the size of the file of a lock, which does not change: to write it again takes no
+// room of a file system that is full.
+const lockBytes = 4096
+
+// writeLock fills the file of a lock with a text and spaces.
+func writeLock(file *os.File, text []byte) error {
+	all := bytes.Repeat([]byte{' '}, lockBytes)
+	all[copy(all[:lockBytes-1], text)] = '\n'
+	if _, err := file.WriteAt(all, 0); err != nil {
 		return denied(err)
 	}
-	return file.Truncate(int64(len(raw)))
+	return nil
 }
 
 func taken(by holder) error {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
@@ -24,7 +25,7 @@ func TestLock(t *testing.T) {
 		t.Errorf("the second: %v", err)
 	}
 	unlock()
-	if left, err := os.ReadFile(file); err != nil || len(left) > 0 {
+	if left, err := os.ReadFile(file); err != nil || strings.TrimSpace(string(left)) != "" {
 		t.Errorf("let go: %q, %v", left, err)
 	}
 	if _, unlock, err = s.Lock(t.Context(), "third"); err != nil {
