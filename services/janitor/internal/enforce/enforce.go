@@ -74,7 +74,7 @@ type Quarantine interface {
 	Link(repository string, digest content.Digest, changed time.Time) (bool, error)
 	// Hide takes the links to a blob, and Show puts them back.
 	Hide(o inventory.Orphan) (hidden bool, err error)
-	Show(digest content.Digest, repositories []string) error
+	Show(digest content.Digest, links []string) error
 	// Blob takes the bytes of a blob, and Return puts them back.
 	Blob(o inventory.Orphan) (bool, error)
 	Return(digest content.Digest) (bool, error)

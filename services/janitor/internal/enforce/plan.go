@@ -143,7 +143,7 @@ func (e *Engine) removed(since time.Time, own string) (all []inventory.Removed, 
 	for _, j := range journals {
 		for _, entry := range j.Entries {
 			if entry.Kind == plan.Manifest && (entry.Run == own || entry.At.After(since)) {
-				all = append(all, inventory.Removed{Digest: content.Digest(entry.Digest), At: entry.At})
+				all = append(all, inventory.Removed{Repository: entry.Repository, Digest: content.Digest(entry.Digest), At: entry.At})
 			}
 		}
 	}

@@ -116,7 +116,7 @@ func (j *job) hide(ctx context.Context, victims []inventory.Orphan) (hidden []in
 		var lines []quarantine.Line
 		for _, o := range part {
 			j.entries = append(j.entries, quarantine.Entry{
-				ID: fmt.Sprintf("%s-%d", j.run.ID, j.noted+1), Run: j.run.ID, Kind: plan.Blob, Digest: string(o.Digest), Bytes: o.Bytes, Reason: plan.Unreached, Linked: o.Repositories,
+				ID: fmt.Sprintf("%s-%d", j.run.ID, j.noted+1), Run: j.run.ID, Kind: plan.Blob, Digest: string(o.Digest), Bytes: o.Bytes, Reason: plan.Unreached, Linked: o.Links(),
 				Pushed: o.Changed, At: j.engine.Now(),
 			})
 			j.noted++
@@ -130,7 +130,7 @@ func (j *job) hide(ctx context.Context, victims []inventory.Orphan) (hidden []in
 		err := j.inSteps(ctx, w, part, func(i int) (err error) {
 			o := part[i]
 			if is[i], err = j.q.Hide(o); err == nil && !is[i] {
-				err = j.q.Show(o.Digest, o.Repositories) // a push has it
+				err = j.q.Show(o.Digest, o.Links()) // a push has it
 			}
 			failpoint.Hit("janitor.hidden")
 			return err
@@ -175,7 +175,7 @@ func (j *job) takeAll(ctx context.Context, victims []inventory.Orphan) (taken []
 		failed := j.inSteps(ctx, w, part, func(i int) (err error) {
 			o := part[i]
 			if is[i], err = j.q.Blob(o); err == nil && !is[i] {
-				err = j.q.Show(o.Digest, o.Repositories)
+				err = j.q.Show(o.Digest, o.Links())
 			}
 			failpoint.Hit("janitor.taken")
 			return err
@@ -285,7 +285,7 @@ func (j *job) recall(ctx context.Context, blobs []inventory.Orphan) (revived map
 				return revived, err
 			}
 			if o, is := byDigest[l.Digest]; is {
-				if err := j.q.Show(l.Digest, o.Repositories); err != nil {
+				if err := j.q.Show(l.Digest, o.Links()); err != nil {
 					return revived, err
 				}
 			}
@@ -301,7 +301,7 @@ func (j *job) doubt(why error, blobs map[content.Digest]inventory.Orphan) error 
 		if _, err := j.q.Return(d); err != nil {
 			return err
 		}
-		if err := j.q.Show(d, o.Repositories); err != nil {
+		if err := j.q.Show(d, o.Links()); err != nil {
 			return err
 		}
 	}

@@ -58,7 +58,7 @@ func (w *watch) blobsWent(ctx context.Context, some []inventory.Orphan) error {
 	now := time.Now()
 	for _, o := range some {
 		w.blobs[o.Digest] = true
-		for _, repository := range o.Repositories {
+		for _, repository := range o.In() {
 			w.went[repository] = now
 		}
 	}

@@ -3,6 +3,8 @@
 package inventory
 
 import (
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
@@ -49,6 +51,12 @@ type Repository struct {
 	Doubts []Doubt
 	// Dangling are links to blobs that are not there.
 	Dangling []Link
+	// Unnamed are links to blobs that no manifest of the repository names, though another's may.
+	Unnamed []Link
+	// Resolved are the digests of sha256 of what its manifests name by those of other algorithms,
+	// and Unresolved what no link of it resolves: it is not known what that is.
+	Resolved   map[content.Digest]content.Digest
+	Unresolved []Lack
 	// Reaches are what each manifest takes by the numbers of these, the same in all
 	// repositories: itself, and then the blobs that it names. To look each up by its digest
 	// would be most of the work on a large registry.
@@ -96,21 +104,53 @@ type Orphan struct {
 	Changed time.Time
 	// Repositories are those that have a link to it, sorted.
 	Repositories []string
+	// Aliases are links to it by digests of other algorithms, as "repository@digest", sorted.
+	Aliases []string
 	// Removed is when the last manifest that named it was removed by a run. Zero: not
 	// known of.
 	Removed time.Time
+}
+
+// Link notes that a repository has a link to it by a digest, which was last written at a time.
+func (o *Orphan) Link(repository string, digest content.Digest, at time.Time) {
+	if digest == o.Digest {
+		o.Repositories = append(o.Repositories, repository)
+	} else {
+		o.Aliases = append(o.Aliases, repository+"@"+string(digest))
+	}
+	if at.After(o.Changed) {
+		o.Changed = at
+	}
+}
+
+// Links are all links to it: names of repositories, and aliases.
+func (o *Orphan) Links() []string { return slices.Concat(o.Repositories, o.Aliases) }
+
+// In are the repositories that have links to it by any digest, sorted.
+func (o *Orphan) In() []string {
+	all := slices.Clone(o.Repositories)
+	for _, alias := range o.Aliases {
+		repository, _, _ := strings.Cut(alias, "@")
+		all = append(all, repository)
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
 }
 
 // Link is a link of a repository to a blob.
 type Link struct {
 	Digest content.Digest
 	Linked time.Time
+	// Removed is when the last manifest that named the blob was removed by a run. Zero: not known
+	// of.
+	Removed time.Time
 }
 
 // Removed is a manifest that a run has removed, and whose bytes are there still.
 type Removed struct {
-	Digest content.Digest
-	At     time.Time
+	Repository string
+	Digest     content.Digest
+	At         time.Time
 }
 
 // Lack is something that a manifest names and that is not there.

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"cmp"
+	"fmt"
 	"regexp"
 	"slices"
 	"strings"
@@ -160,29 +161,41 @@ func (f *family) tag(tags []inventory.Tag) {
 	}
 }
 
-// freeze keeps what a manifest that cannot be read may name: all that has no tag of its own.
+// freeze keeps what a manifest that is not understood may name: all that has no tag of its own.
 // Nothing goes of a repository whose files are not below those of the registry.
 func (f *family) freeze(r *inventory.Repository) {
-	why := inDoubt(r)
+	doubts := inDoubt(r)
 	for _, n := range f.nodes {
+		subject := n.manifest.Subject
+		_, known := subject.Sum()
 		switch {
 		case r.Elsewhere != "":
-			n.held = hold{Doubt, "", r.Name + " is a link to " + r.Elsewhere + ", out of the registry's storage: nothing of it goes"}
-		case why != "" && len(n.tags) == 0:
-			n.held = hold{Doubt, "", why}
+			n.held = hold{Doubt, "", elsewhere(r)}
+		case len(n.tags) > 0:
+		case len(doubts) > 0:
+			n.held = hold{Doubt, "", "it may be named by a manifest of its repository that is not understood: " + doubts[0]}
+		case strings.Contains(string(subject), ":") && !known:
+			n.held = hold{Doubt, "", "its subject " + string(subject) + " is of an algorithm by which no manifest is stored: whether that lives is not known"}
 		}
 	}
 }
 
-// inDoubt says why a repository is in doubt: of which of its manifests it is not known what they
-// name. Empty: it is not.
-func inDoubt(r *inventory.Repository) string {
+func elsewhere(r *inventory.Repository) string {
+	return r.Name + " is a link to " + r.Elsewhere + ", out of the registry's storage: nothing of it goes"
+}
+
+// inDoubt says of which manifests of a repository it is not known what they name. None: it is known
+// of all.
+func inDoubt(r *inventory.Repository) (why []string) {
 	for _, d := range r.Doubts {
 		if d.Bytes > 0 {
-			return "a manifest of its repository cannot be read and may name it: " + d.Message
+			why = append(why, d.Message)
 		}
 	}
-	return ""
+	for _, l := range r.Unresolved {
+		why = append(why, fmt.Sprintf("manifest %s names %s, which no link of the repository resolves", l.Manifest, l.Digest))
+	}
+	return why
 }
 
 // holdSignatures keeps signatures whose subject lives in another repository, as cosign keeps

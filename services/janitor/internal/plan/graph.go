@@ -108,7 +108,7 @@ func inParallel(n int, do func(i int)) {
 // nodesOf are those of one repository, each with its rules, and its verdict from a place on.
 func (s *simulation) nodesOf(r *inventory.Repository, from int) []*node {
 	f := s.family(r, from)
-	f.use(s.in)
+	f.use(s.in, r)
 	for _, n := range f.nodes {
 		n.rules = s.rulesOf(n)
 		n.settle(s.in)

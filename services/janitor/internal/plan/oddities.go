@@ -4,15 +4,17 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/kilnbuild/kiln/pkg/human"
+	"github.com/kilnbuild/kiln/services/janitor/internal/content"
 	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
 )
 
 // countOddities is how many verdicts on these there are, but for tags.
 func countOddities(r inventory.Registry) (n int) {
 	for _, of := range r.Repositories {
-		n += len(of.Doubts) + len(of.Dangling) + len(of.Uploads)
+		n += len(of.Doubts) + len(of.Dangling) + len(of.Unnamed) + len(of.Uploads)
 	}
 	return n + len(r.Orphans)
 }
@@ -32,16 +34,23 @@ func (p *Plan) oddities(in Input) (going, staying []Verdict) {
 		if !in.within(r.Name) {
 			continue
 		}
+		doubts := inDoubt(&r)
+		doubted[r.Name] = len(doubts) > 0
+		for _, why := range doubts {
+			p.Warnings = append(p.Warnings, fmt.Sprintf("%s: %s: what no other manifest of this repository names stays", r.Name, why))
+		}
+		if r.Elsewhere != "" {
+			p.Warnings = append(p.Warnings, elsewhere(&r))
+			continue
+		}
 		for _, d := range r.Doubts {
-			v := doubtVerdict(r, d, in)
-			if v.Reason == Doubt {
-				doubted[r.Name] = true
-				p.Warnings = append(p.Warnings, fmt.Sprintf("%s: %s: what no other manifest of this repository names stays", r.Name, d.Message))
-			}
-			add(v)
+			add(doubtVerdict(r, d, in))
 		}
 		for _, l := range r.Dangling {
 			add(linkVerdict(r.Name, l, in))
+		}
+		for _, l := range r.Unnamed {
+			add(unnamedVerdict(&r, l, len(doubts) > 0, in))
 		}
 		for _, tag := range r.Tags {
 			if tag.Digest == "" {
@@ -62,7 +71,7 @@ func (p *Plan) oddities(in Input) (going, staying []Verdict) {
 func Orphans(in Input) (all []Verdict) {
 	doubted := map[string]bool{}
 	for _, r := range in.Registry.Repositories {
-		doubted[r.Name] = slices.ContainsFunc(r.Doubts, func(d inventory.Doubt) bool { return d.Bytes > 0 })
+		doubted[r.Name] = len(inDoubt(&r)) > 0
 	}
 	orphans(in, doubted, func(v Verdict) { all = append(all, v) })
 	return all
@@ -80,6 +89,44 @@ func linkVerdict(repository string, l inventory.Link, in Input) Verdict {
 		v.Remove, v.Reason, v.Explain = true, Dangling, "it leads to a blob that is not there"
 	}
 	return v
+}
+
+// unnamedVerdict is that on a link to a blob that no manifest of the repository names: it lets
+// readers of the repository read the blob.
+func unnamedVerdict(r *inventory.Repository, l inventory.Link, doubted bool, in Input) Verdict {
+	v := Verdict{Repository: r.Name, Kind: Link, Digest: string(l.Digest), Pushed: l.Linked, Reason: Grace}
+	v.Age = in.blobAge(l.Linked, l.Digest, append([]string{r.Name}, r.Aliases...))
+	lease := ""
+	if in.Leases != nil {
+		lease = in.Leases.Export(r.Name)
+	}
+	switch {
+	case lease != "":
+		v.Reason, v.KeptBy, v.Explain = Leased, lease, "a build writes to the repository: lease "+lease
+	case doubted:
+		v.Reason, v.Explain = Doubt, "a manifest of the repository cannot be read and may name the blob"
+	case !l.Removed.IsZero() && in.Now.Sub(l.Removed) < in.Policy.MaxBuildTime:
+		v.Explain = "its manifest was removed a short while ago; builds that have read that may want it"
+	case v.Age > in.Policy.BlobGrace:
+		v.Remove, v.Reason = true, Unreached
+		v.Explain = "no manifest of the repository names the blob that the link leads to"
+	default:
+		v.Explain = "no manifest of the repository names the blob yet; the grace of the link is not over"
+	}
+	return v
+}
+
+// blobAge is for how long a blob was neither written nor, as far as is known, pulled or mounted in
+// any of some repositories.
+func (in Input) blobAge(written time.Time, digest content.Digest, repositories []string) time.Duration {
+	last := written
+	if in.Uses != nil {
+		for _, name := range repositories {
+			pushed, pulled := in.Uses.Last(name, digest, nil)
+			last = later(last, later(pushed, pulled))
+		}
+	}
+	return in.age(last)
 }
 
 // doubtVerdict is that on a manifest which cannot be read: one without bytes reaches
@@ -133,10 +180,12 @@ func uploadVerdict(repository string, u inventory.Upload, in Input) Verdict {
 // orphanVerdict is that on a blob which no manifest names: it goes when its grace is over,
 // unless a manifest of a repository that has it cannot be read and may name it.
 func orphanVerdict(o inventory.Orphan, doubted map[string]bool, in Input) Verdict {
-	v := Verdict{Kind: Blob, Digest: string(o.Digest), Bytes: o.Bytes, Pushed: o.Changed, Age: in.age(o.Changed)}
-	near := slices.IndexFunc(o.Repositories, func(name string) bool { return doubted[name] })
+	v := Verdict{Kind: Blob, Digest: string(o.Digest), Bytes: o.Bytes, Pushed: o.Changed}
+	repositories := o.In()
+	v.Age = in.blobAge(o.Changed, o.Digest, repositories)
+	near := slices.IndexFunc(repositories, func(name string) bool { return doubted[name] })
 	lease := ""
-	for _, name := range o.Repositories {
+	for _, name := range repositories {
 		if in.Leases != nil && lease == "" {
 			lease = in.Leases.Export(name)
 		}
@@ -148,7 +197,7 @@ func orphanVerdict(o inventory.Orphan, doubted map[string]bool, in Input) Verdic
 	case !o.Removed.IsZero() && sinceRemoved < in.Policy.MaxBuildTime:
 		v.Reason, v.Explain = Grace, fmt.Sprintf("its manifest was removed %s ago; builds that have read that may want it for %s", human.Span(sinceRemoved), human.Span(in.Policy.MaxBuildTime))
 	case near >= 0:
-		v.Reason, v.Explain = Doubt, "a manifest of "+o.Repositories[near]+" cannot be read and may name it"
+		v.Reason, v.Explain = Doubt, "a manifest of "+repositories[near]+" cannot be read and may name it"
 	case v.Age > in.Policy.BlobGrace:
 		v.Remove, v.Reason, v.Frees = true, Unreached, o.Bytes
 		v.Explain = fmt.Sprintf("no manifest names it, and it is %s old; the grace is %s", human.Span(v.Age), human.Span(in.Policy.BlobGrace))

@@ -5,15 +5,16 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
+	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
 )
 
 // use takes in what is known of uses and leases. To use a part of a manifest is to use the
 // whole, however deep it lies.
-func (f *family) use(in Input) {
+func (f *family) use(in Input, r *inventory.Repository) {
 	for _, n := range f.nodes {
 		n.use(in)
 	}
-	f.useBlobs(in)
+	f.useBlobs(in, r)
 	latest := func(at func(*node) *time.Time) {
 		f.spread(func(a, b *node) int { return at(b).Compare(*at(a)) }, func(from, to *node) { *at(to) = *at(from) })
 	}
@@ -84,7 +85,7 @@ func later(a, b time.Time) time.Time {
 
 // useBlobs counts the pull of a blob as one of all manifests of the repository that name it: a
 // client that has the manifest asks for blobs alone.
-func (f *family) useBlobs(in Input) {
+func (f *family) useBlobs(in Input, r *inventory.Repository) {
 	if in.Uses == nil || len(f.nodes) == 0 {
 		return
 	}
@@ -101,10 +102,11 @@ func (f *family) useBlobs(in Input) {
 	for _, n := range f.nodes {
 		for _, b := range n.manifest.Blobs {
 			b.Bytes = 0
-			if at := used[b]; at.After(n.pulled) {
-				n.pulled = at
-				n.used = later(n.used, at)
+			at := used[b]
+			if _, is := b.Sum(); !is {
+				at = later(at, used[content.NewBlob(r.Resolved[b.Digest()], 0)])
 			}
+			n.pulled, n.used = later(n.pulled, at), later(n.used, at)
 		}
 	}
 }

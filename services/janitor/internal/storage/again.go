@@ -17,6 +17,8 @@ type looked struct {
 	created                 bool          // that was looked for
 	deleted                 bool          // there are revisions without a link, which may come back
 	links                   []content.Sum // of layers
+	aliases                 []alias       // of layers, by other algorithms
+	layersTop, revisionsTop time.Time     // of the directories above those
 	same                    bool          // as in the look before
 	tagged                  bool          // no push was between its revision and its tag as tags were read
 }
@@ -36,7 +38,7 @@ func (l *looked) settle(read time.Time) {
 // more before it goes, tags are not looked at when no revision tells of a push.
 func (s *Storage) again(name string, look inventory.Look) (looked, bool, error) {
 	was := s.before(name)
-	if was == nil || look.Created && !was.created || len(was.Doubts)+len(was.Uploads) > 0 {
+	if was == nil || look.Created && !was.created || len(was.Doubts)+len(was.Uploads)+len(was.aliases) > 0 {
 		return looked{}, false, nil
 	}
 	is := *was
@@ -49,7 +51,10 @@ func (s *Storage) again(name string, look inventory.Look) (looked, bool, error) 
 		for _, dir := range []struct {
 			path string
 			at   time.Time
-		}{{revisionsDir + "/" + sha256, was.revisions}, {tagsDir, was.tags}, {layersDir + "/" + sha256, was.layers}} {
+		}{
+			{revisionsDir + "/" + sha256, was.revisions}, {tagsDir, was.tags}, {layersDir + "/" + sha256, was.layers},
+			{revisionsDir, was.revisionsTop}, {layersDir, was.layersTop},
+		} {
 			now, err := in.stat(dir.path)
 			if err != nil || !now.modified.Equal(dir.at) || dir.at.After(before) {
 				return err

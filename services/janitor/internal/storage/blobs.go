@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"math/bits"
+	"sync"
 	"sync/atomic"
 
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
@@ -82,6 +83,66 @@ func (b *blobs) name(s content.Sum) int32 {
 		atomic.OrUint32(&of.named[i/32], bit)
 	}
 	return int32(of.from + i) //nolint:gosec // there are fewer blobs than that
+}
+
+// namedIn are the blobs that one repository names: a bit for each, by their numbers.
+type namedIn struct {
+	of   *blobs
+	bits []uint64
+	set  []int32 // the bits that are set
+}
+
+// sets are used again: there is one for each repository.
+var sets sync.Pool
+
+// namedBy are the blobs that a repository names. Release it.
+func (b *blobs) namedBy(r *inventory.Repository) *namedIn {
+	in, _ := sets.Get().(*namedIn)
+	if in == nil || len(in.bits) < (len(b.bytes)+63)/64 {
+		in = &namedIn{bits: make([]uint64, (len(b.bytes)+63)/64)}
+	}
+	in.of = b
+	for _, all := range r.Reaches {
+		for _, n := range all {
+			in.add(n)
+		}
+	}
+	for d := range namedBeside(r) {
+		if sum, ok := d.Sum(); ok {
+			in.add(b.number(sum))
+		}
+	}
+	return in
+}
+
+func (in *namedIn) add(n int32) {
+	if n != inventory.Missing && in.bits[n/64]&(1<<(n%64)) == 0 {
+		in.bits[n/64] |= 1 << (n % 64)
+		in.set = append(in.set, n)
+	}
+}
+
+// has reports whether the repository names a blob that is stored.
+func (in *namedIn) has(s content.Sum) bool {
+	n := in.of.number(s)
+	return n != inventory.Missing && in.bits[n/64]&(1<<(n%64)) != 0
+}
+
+func (in *namedIn) release() {
+	for _, n := range in.set {
+		in.bits[n/64] = 0
+	}
+	in.of, in.set = nil, in.set[:0]
+	sets.Put(in)
+}
+
+// number is the number of a blob, or Missing.
+func (b *blobs) number(s content.Sum) int32 {
+	of := &b.shards[s[0]]
+	if i, is := of.find(s); is {
+		return int32(of.from + i) //nolint:gosec // there are fewer blobs than that
+	}
+	return inventory.Missing
 }
 
 // has reports whether a blob is stored.

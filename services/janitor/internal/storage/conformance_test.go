@@ -584,7 +584,7 @@ func canaryIsForgotten(f filled) {
 	digest := f.layer("canary", "song")
 	for text, want := range map[string]bool{"song": true, "wrong": false} {
 		f.write(f.data(digest), text)
-		whole, err := f.ReadBlob(t.Context(), digest, func(int) error { return nil })
+		whole, err := f.ReadBlob(t.Context(), "r", digest, func(int) error { return nil })
 		if f.ok(err); whole != want {
 			t.Errorf("%s: whole %t", text, whole)
 		}
@@ -593,7 +593,7 @@ func canaryIsForgotten(f filled) {
 	if f.has(f.data(digest)) || f.has(f.link("canary", layersDir, digest)) {
 		t.Error("it is there still")
 	}
-	if whole, err := f.ReadBlob(t.Context(), digest, nil); err != nil || !whole {
+	if whole, err := f.ReadBlob(t.Context(), "r", digest, nil); err != nil || !whole {
 		t.Errorf("what is gone: %t, %v", whole, err)
 	}
 	if err := f.Forget("canary", digest); err == nil {

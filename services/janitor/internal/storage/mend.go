@@ -88,6 +88,24 @@ func (s *Storage) wantedIn(ctx context.Context, repository string, known map[con
 			}
 		}
 	}
+	aliases, _, err := s.aliases(repository)
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range aliases {
+		if taken(a.target) {
+			all = append(all, inventory.Lack{Repository: repository, Digest: a.target})
+		}
+	}
+	strangers, _, err := s.strangers(repository)
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range strangers {
+		if !known[d.Digest] {
+			return nil, fmt.Errorf("%s: %s", repository, d.Message) // it may name anything
+		}
+	}
 	revisions, err := s.names(s.linksDir(repository, revisionsDir))
 	if err != nil {
 		return nil, err
@@ -117,7 +135,11 @@ func (s *Storage) wantedIn(ctx context.Context, repository string, known map[con
 		case doubt != nil:
 			continue // its bytes are wanted first
 		}
-		all = append(all, s.namesTaken(repository, m, taken)...)
+		some, err := s.namesTaken(repository, m, taken)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, some...)
 	}
 	if s.files.atomic() {
 		return all, nil
@@ -178,13 +200,25 @@ func (s *Storage) gonePart(repository string, of, digest content.Digest, gone fu
 }
 
 // namesTaken is what of a manifest is taken.
-func (s *Storage) namesTaken(repository string, m *content.Manifest, taken func(content.Digest) bool) (all []inventory.Lack) {
+func (s *Storage) namesTaken(
+	repository string, m *content.Manifest, taken func(content.Digest) bool,
+) (all []inventory.Lack, _ error) {
 	for d := range reaches(m) {
-		if taken(d) {
-			all = append(all, inventory.Lack{Repository: repository, Manifest: m.Digest, Digest: d, Child: slices.Contains(m.Children, d)})
+		stored, err := s.resolve(repository, d)
+		switch {
+		case err != nil:
+			return nil, err
+		case stored == "": // it may be anything
+			return nil, fmt.Errorf("%s: manifest %s names %s, which no link of the repository resolves", repository, m.Digest, d)
+		case !taken(stored):
+			continue
+		}
+		all = append(all, inventory.Lack{Repository: repository, Manifest: m.Digest, Digest: stored, Child: slices.Contains(m.Children, d)})
+		if stored != d {
+			all = append(all, inventory.Lack{Repository: repository, Manifest: m.Digest, Digest: d})
 		}
 	}
-	return all
+	return all, nil
 }
 
 // Mend brings back from the quarantines what is lacking. It reports whether it is there
@@ -199,9 +233,13 @@ func (s *Storage) mend(l inventory.Lack, links bool) (bool, error) {
 		return false, err
 	}
 	slices.Reverse(runs) // the last that took it
-	there, err := s.exists(s.data(l.Digest))
+	stored, err := s.resolve(l.Repository, l.Digest)
+	if err != nil || stored == "" {
+		return false, err
+	}
+	there, err := s.exists(s.data(stored))
 	for i := 0; i < len(runs) && err == nil && !there; i++ {
-		there, err = (&Quarantine{storage: s, run: runs[i]}).Return(l.Digest)
+		there, err = (&Quarantine{storage: s, run: runs[i]}).Return(stored)
 	}
 	if err != nil || !there {
 		return false, err
@@ -221,7 +259,7 @@ func (s *Storage) mend(l inventory.Lack, links bool) (bool, error) {
 	if err != nil || there || l.Child || !links {
 		return there, err
 	}
-	return true, s.files.put(link, []byte(l.Digest))
+	return true, s.files.put(link, []byte(stored))
 }
 
 // Restore brings back what an entry names, with all that it needs. What was restored counts
@@ -314,6 +352,9 @@ func (s *Storage) restoreNeeds(repository string, digest content.Digest, seen ma
 		}
 	}
 	for _, child := range m.Children {
+		if !isSHA256(child) {
+			continue // the registry has none
+		}
 		if err := s.restoreNeeds(repository, child, seen); err != nil {
 			return err
 		}

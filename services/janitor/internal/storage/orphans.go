@@ -2,6 +2,7 @@ package storage
 
 import (
 	"context"
+	"iter"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -20,14 +21,14 @@ func (s *Storage) links(ctx context.Context, shards []directory, all []looked, l
 		return found, err
 	}
 	err = inParallel(ctx, len(all), func(i int) error {
-		all[i].Dangling = nil
-		is.nameAll(&all[i].Repository)
-		return nil
+		all[i].Dangling, all[i].Unnamed = nil, nil
+		return s.nameAll(is, &all[i].Repository)
 	})
 	if err != nil {
 		return found, err
 	}
-	orphans, err := s.orphans(is, look)
+	removed := s.removed(look.Removed)
+	orphans, err := s.orphans(is, removed)
 	if err != nil {
 		return found, err
 	}
@@ -41,11 +42,12 @@ func (s *Storage) links(ctx context.Context, shards []directory, all []looked, l
 		}
 		return s.links(ctx, shards, all, look)
 	}
-	if err := s.linksTo(ctx, is, orphans, all); err != nil {
+	if err := s.linksTo(ctx, is, orphans, all, removed); err != nil {
 		return found, err
 	}
 	for _, o := range orphans {
 		slices.Sort(o.Repositories)
+		slices.Sort(o.Aliases)
 		found.orphans = append(found.orphans, *o)
 	}
 	found.bytes = is.bytes
@@ -53,11 +55,16 @@ func (s *Storage) links(ctx context.Context, shards []directory, all []looked, l
 }
 
 // nameAll names all that a repository names, and numbers it.
-func (b *blobs) nameAll(r *inventory.Repository) {
+func (s *Storage) nameAll(b *blobs, r *inventory.Repository) error {
+	if err := s.resolveAll(r); err != nil {
+		return err
+	}
 	r.Number(func(blob content.Blob) int32 {
 		sum, ok := blob.Sum()
 		if !ok {
-			return inventory.Missing // another algorithm's are left alone
+			if sum, ok = r.Resolved[blob.Digest()].Sum(); !ok {
+				return inventory.Missing
+			}
 		}
 		n := b.name(sum)
 		if n != inventory.Missing {
@@ -65,22 +72,74 @@ func (b *blobs) nameAll(r *inventory.Repository) {
 		}
 		return n
 	})
-	name := func(d content.Digest) {
+	for d := range namedBeside(r) {
 		if sum, ok := d.Sum(); ok {
 			b.name(sum)
 		}
 	}
+	return nil
+}
+
+// namedBeside are the digests that a repository names but for blobs of manifests, as the storage has
+// them.
+func namedBeside(r *inventory.Repository) iter.Seq[content.Digest] {
+	return func(yield func(content.Digest) bool) {
+		for k := range r.Manifests {
+			m := &r.Manifests[k]
+			for _, all := range [][]content.Digest{m.Children, m.Foreign} { // an index may list what is of no revision
+				for _, d := range all {
+					if target, other := r.Resolved[d]; other {
+						d = target
+					}
+					if !yield(d) {
+						return
+					}
+				}
+			}
+		}
+		for _, d := range r.Doubts { // its own bytes go with its link
+			if !yield(d.Digest) {
+				return
+			}
+		}
+	}
+}
+
+// resolveAll finds what a repository names by digests of other algorithms.
+func (s *Storage) resolveAll(r *inventory.Repository) error {
+	r.Resolved, r.Unresolved = nil, nil
 	for k := range r.Manifests {
-		for _, d := range r.Manifests[k].Children { // an index may list what is here, and of no revision
-			name(d)
+		m := r.Manifests[k].Manifest
+		if onlySums(m) {
+			continue
 		}
-		for _, d := range r.Manifests[k].Foreign {
-			name(d)
+		for d := range reaches(m) {
+			if isSHA256(d) || r.Resolved[d] != "" {
+				continue
+			}
+			target, err := s.resolve(r.Name, d)
+			switch {
+			case err != nil:
+				return err
+			case target == "":
+				r.Unresolved = append(r.Unresolved, inventory.Lack{Repository: r.Name, Manifest: m.Digest, Digest: d})
+				continue
+			case r.Resolved == nil:
+				r.Resolved = map[content.Digest]content.Digest{}
+			}
+			r.Resolved[d] = target
 		}
 	}
-	for _, d := range r.Doubts {
-		name(d.Digest) // its own bytes go with its link
-	}
+	return nil
+}
+
+// onlySums reports whether a manifest names all by sha256, as nearly all do.
+func onlySums(m *content.Manifest) bool {
+	other := func(d content.Digest) bool { return !isSHA256(d) }
+	return !slices.ContainsFunc(m.Blobs, func(b content.Blob) bool {
+		_, is := b.Sum()
+		return !is
+	}) && !slices.ContainsFunc(m.Children, other) && !slices.ContainsFunc(m.Foreign, other)
 }
 
 // lost forgets manifests that are remembered and whose bytes are gone. It reports whether
@@ -122,8 +181,7 @@ func reaches(m *content.Manifest) func(func(content.Digest) bool) {
 }
 
 // orphans are the blobs that no manifest names, without their links.
-func (s *Storage) orphans(stored *blobs, look inventory.Look) (map[content.Sum]*inventory.Orphan, error) {
-	removed := s.removed(look.Removed)
+func (s *Storage) orphans(stored *blobs, removed map[content.Digest]time.Time) (map[content.Sum]*inventory.Orphan, error) {
 	all := map[content.Sum]*inventory.Orphan{}
 	return all, stored.unnamed(func(h content.Sum) error {
 		o, err := s.orphan(h.Digest())
@@ -150,9 +208,13 @@ func (s *Storage) removed(manifests []inventory.Removed) map[content.Digest]time
 		if !ok {
 			continue
 		}
-		if m, doubt, err := s.manifest(h); err == nil && doubt == nil {
-			for d := range reaches(m) {
-				note(d, r.At)
+		m, doubt, err := s.manifest(h)
+		if err != nil || doubt != nil {
+			continue
+		}
+		for d := range reaches(m) {
+			if target, err := s.resolve(r.Repository, d); err == nil && target != "" {
+				note(target, r.At)
 			}
 		}
 	}
@@ -183,41 +245,55 @@ func (s *Storage) orphan(digest content.Digest) (*inventory.Orphan, error) {
 	return o, nil
 }
 
-// linksTo finds which repositories have links to orphans, and when those were written; and
-// links to what is not stored.
-func (s *Storage) linksTo(ctx context.Context, stored *blobs, orphans map[content.Sum]*inventory.Orphan, all []looked) error {
+// linksTo finds which repositories have links to orphans, and when those were written; links to
+// what is not stored; and links to blobs that no manifest of their repository names.
+func (s *Storage) linksTo(
+	ctx context.Context, stored *blobs, orphans map[content.Sum]*inventory.Orphan, all []looked, removed map[content.Digest]time.Time,
+) error {
 	var mu sync.Mutex // of the orphans
 	return inParallel(ctx, len(all), func(i int) error {
 		repository := &all[i].Repository
+		named := stored.namedBy(repository)
+		defer named.release()
+		link := func(digest content.Digest, h content.Sum, linked time.Time) error {
+			if o := orphans[h]; o != nil {
+				mu.Lock()
+				defer mu.Unlock()
+				o.Link(repository.Name, digest, linked)
+				return nil
+			}
+			if there, err := s.exists(s.data(h.Digest())); err != nil {
+				return err
+			} else if !there { // nor pushed meanwhile
+				repository.Dangling = append(repository.Dangling, inventory.Link{Digest: digest, Linked: linked})
+				return nil
+			}
+			repository.Unnamed = append(repository.Unnamed, inventory.Link{Digest: digest, Linked: linked, Removed: removed[h.Digest()]})
+			return nil
+		}
 		for _, h := range all[i].links {
-			if stored.has(h) && orphans[h] == nil {
+			if orphans[h] == nil && named.has(h) {
 				continue
 			}
-			digest := h.Digest()
-			linked, err := s.written(s.link(repository.Name, layersDir, digest))
+			linked, err := s.written(s.link(repository.Name, layersDir, h.Digest()))
 			if err != nil {
 				return err
 			}
 			if linked.IsZero() {
 				continue
 			}
-			o := orphans[h]
-			if o == nil {
-				there, err := s.exists(s.data(digest)) // pushed meanwhile?
-				if err != nil {
-					return err
-				}
-				if !there {
-					repository.Dangling = append(repository.Dangling, inventory.Link{Digest: digest, Linked: linked})
-				}
+			if err := link(h.Digest(), h, linked); err != nil {
+				return err
+			}
+		}
+		for _, a := range all[i].aliases {
+			h, is := a.target.Sum()
+			if !is || orphans[h] == nil && named.has(h) {
 				continue
 			}
-			mu.Lock()
-			o.Repositories = append(o.Repositories, repository.Name)
-			if linked.After(o.Changed) {
-				o.Changed = linked
+			if err := link(a.digest, h, a.linked); err != nil {
+				return err
 			}
-			mu.Unlock()
 		}
 		return nil
 	})
@@ -265,7 +341,13 @@ func (s *Storage) lacksOf(r *inventory.Repository) (lacks []inventory.Lack, _ er
 			}
 		}
 		for _, child := range m.Children {
-			if !children[child] && isSHA256(child) {
+			there := children[child]
+			if !there && !isSHA256(child) {
+				if there, err = s.exists(s.link(r.Name, revisionsDir, child)); err != nil {
+					return nil, err
+				}
+			}
+			if !there {
 				lacks = append(lacks, inventory.Lack{Repository: r.Name, Manifest: m.Digest, Digest: child, Child: true})
 			}
 		}
@@ -275,13 +357,18 @@ func (s *Storage) lacksOf(r *inventory.Repository) (lacks []inventory.Lack, _ er
 
 // pullable reports whether a blob is there and linked.
 func (s *Storage) pullable(repository string, digest content.Digest, linked bool) (bool, error) {
+	stored := digest
 	if !isSHA256(digest) {
-		return true, nil // another algorithm's are left alone
+		var err error
+		if stored, err = s.target(repository, digest); err != nil {
+			return false, err
+		}
+		linked = stored != ""
 	}
 	if !linked {
 		return false, nil
 	}
-	for _, path := range []string{s.data(digest), s.link(repository, layersDir, digest)} {
+	for _, path := range []string{s.data(stored), s.link(repository, layersDir, digest)} {
 		if there, err := s.exists(path); err != nil || !there {
 			return false, err
 		}

@@ -135,8 +135,8 @@ func (q *Quarantine) takeIf(path string, is func(link stat, text string) bool) (
 // hidden is false when a push or mount has linked it meanwhile.
 func (q *Quarantine) Hide(o inventory.Orphan) (hidden bool, err error) {
 	hidden = true
-	for _, repository := range o.Repositories {
-		taken, err := q.Link(repository, o.Digest, o.Changed)
+	for _, link := range o.Links() {
+		taken, err := q.hide(q.storage.layerLink(o.Digest, link), o.Changed)
 		if err != nil {
 			return false, err
 		}
@@ -147,10 +147,13 @@ func (q *Quarantine) Hide(o inventory.Orphan) (hidden bool, err error) {
 
 // Link takes a repository's link to a blob, unless it is newer than that.
 func (q *Quarantine) Link(repository string, digest content.Digest, changed time.Time) (bool, error) {
-	link := q.storage.link(repository, layersDir, digest)
+	return q.hide(q.storage.link(repository, layersDir, digest), changed)
+}
+
+func (q *Quarantine) hide(link string, changed time.Time) (bool, error) {
 	taken, err := q.takeIf(link, func(link stat, _ string) bool { return !link.modified.After(changed) })
-	if taken {
-		q.storage.files.tidy(filepath.Dir(link), q.storage.linksDir(repository, layersDir))
+	if dir := filepath.Dir(link); taken {
+		q.storage.files.tidy(dir, filepath.Dir(dir))
 	}
 	return taken, err
 }
@@ -176,9 +179,9 @@ func (q *Quarantine) Upload(repository string, u inventory.Upload) (bool, error)
 }
 
 // Show puts back the links to a blob that Hide has taken.
-func (q *Quarantine) Show(digest content.Digest, repositories []string) error {
-	for _, repository := range repositories {
-		link := q.storage.link(repository, layersDir, digest)
+func (q *Quarantine) Show(digest content.Digest, links []string) error {
+	for _, name := range links {
+		link := q.storage.layerLink(digest, name)
 		if _, occupied, err := q.storage.files.giveBack(q.in(link), link); err != nil {
 			return err
 		} else if occupied {
@@ -236,15 +239,13 @@ func (q *Quarantine) Same(repository string, digest content.Digest, linked time.
 // that are older than a time, which go too: no manifest of it names them.
 func (q *Quarantine) DropEmpty(repository string, before time.Time) error {
 	s := q.storage
-	hexes, err := s.names(s.linksDir(repository, layersDir))
+	links, err := s.layerLinks(repository)
 	if err != nil {
 		return err
 	}
-	for _, hex := range hexes {
-		if isHex(hex) {
-			if _, err := q.Link(repository, content.Digest(sha256+":"+hex), before); err != nil {
-				return err
-			}
+	for _, d := range links {
+		if _, err := q.Link(repository, d, before); err != nil {
+			return err
 		}
 	}
 	return s.files.tidyBelow(s.repositoryDir(repository), s.path("repositories"))
@@ -278,7 +279,7 @@ func (s *Storage) tagDir(repository, tag string) string {
 
 // runs are the ids of runs that have a quarantine, the oldest first by their names.
 func (s *Storage) runs() ([]string, error) {
-	all, err := s.names(s.own("quarantine"))
+	all, err := s.files.names(s.own("quarantine"))
 	slices.Sort(all)
 	return slices.DeleteFunc(all, func(name string) bool { return strings.HasPrefix(name, ".") || slices.Contains(all, purged+name) }), err
 }
@@ -293,8 +294,8 @@ func (s *Storage) Purge(entries []quarantine.Entry) error {
 		if err := s.files.remove(context.Background(), q.in(s.place(e))); err != nil {
 			return err
 		}
-		for _, repository := range e.Linked {
-			if err := s.files.remove(context.Background(), q.in(s.link(repository, layersDir, content.Digest(e.Digest)))); err != nil {
+		for _, link := range e.Linked {
+			if err := s.files.remove(context.Background(), q.in(s.layerLink(content.Digest(e.Digest), link))); err != nil {
 				return err
 			}
 		}

@@ -43,11 +43,17 @@ func (s *Storage) readRepository(ctx context.Context, name string, look inventor
 		return is, err
 	}
 	is.layers, is.links, is.revisions = layers.at, layers.hashes, links.at
+	if is.aliases, is.layersTop, err = s.aliases(name); err != nil {
+		return is, err
+	}
+	if r.Doubts, is.revisionsTop, err = s.strangers(name); err != nil {
+		return is, err
+	}
 	if err := s.readRevisions(r, slices.SortedFunc(slices.Values(links.hashes), content.Sum.Compare), look); err != nil {
 		return is, err
 	}
 	is.settle(is.read)
-	is.deleted = len(links.hashes) != len(r.Manifests)+len(r.Doubts)
+	is.deleted = len(links.hashes) > len(r.Manifests)+len(r.Doubts)
 	if err := s.leadTags(r, tags); err != nil {
 		return is, err
 	}
@@ -76,7 +82,9 @@ func (s *Storage) readRevisions(r *inventory.Repository, revisions []content.Sum
 			default:
 				one := inventory.Manifest{Manifest: m, Linked: linked[i], Pushed: linked[i]}
 				if look.Created {
-					one.Created = s.created(m)
+					if one.Created, err = s.created(r.Name, m); err != nil {
+						return err
+					}
 				}
 				r.Manifests = append(r.Manifests, one)
 			}
@@ -323,20 +331,24 @@ func (s *Storage) data(digest content.Digest) string {
 
 // created is when what a manifest is of was made, by its configuration. Zero: it does not
 // say, or cannot be read.
-func (s *Storage) created(m *content.Manifest) time.Time {
+func (s *Storage) created(repository string, m *content.Manifest) (at time.Time, _ error) {
 	if !m.Configured {
-		return time.Time{}
+		return at, nil
 	}
 	if at, ok := s.known.made(m.Config()); ok {
-		return at
+		return at, nil
 	}
-	raw, err := s.read(s.data(m.Config()), maxManifest)
+	digest, err := s.resolve(repository, m.Config())
+	if err != nil || digest == "" {
+		return at, err
+	}
+	raw, err := s.read(s.data(digest), maxManifest)
 	var config struct {
 		Created time.Time `json:"created"`
 	}
 	if err != nil || json.Unmarshal(raw, &config) != nil {
-		return time.Time{}
+		return at, nil //nolint:nilerr // it does not say
 	}
 	s.known.putMade(m.Config(), config.Created)
-	return config.Created
+	return config.Created, nil
 }

@@ -93,9 +93,23 @@ func (s *Storage) linksDir(repository, kind string) string {
 	return s.repositoryDir(repository) + "/" + kind + "/" + sha256
 }
 
-// link is the file of one link.
+// link is the file of one link, by a digest of any algorithm.
 func (s *Storage) link(repository, kind string, digest content.Digest) string {
-	return s.linksDir(repository, kind) + "/" + hexOf(digest) + "/link"
+	algorithm, hex, is := strings.Cut(string(digest), ":")
+	if !is {
+		algorithm = sha256
+	}
+	return s.repositoryDir(repository) + "/" + kind + "/" + algorithm + "/" + hex + "/link"
+}
+
+// layerLink is the file of a link to a blob as an orphan lists it: by the name of the repository,
+// or with the digest of another algorithm behind it.
+func (s *Storage) layerLink(digest content.Digest, link string) string {
+	repository, other, is := strings.Cut(link, "@")
+	if is {
+		digest = content.Digest(other)
+	}
+	return s.link(repository, layersDir, digest)
 }
 
 func isSHA256(d content.Digest) bool {
@@ -126,6 +140,9 @@ func (s *Storage) Usage(ctx context.Context, reached func(content.Digest) bool) 
 	if s, err = s.now(ctx); err != nil {
 		return usage.Storage{}, err
 	}
+	if reached, err = s.reachedByAlias(ctx, reached); err != nil {
+		return usage.Storage{}, err
+	}
 	if err := s.blobs(ctx, reached, &out); err != nil {
 		return usage.Storage{}, err
 	}
@@ -148,6 +165,25 @@ func (s *Storage) Usage(ctx context.Context, reached func(content.Digest) bool) 
 		}
 	}
 	return out, err
+}
+
+// reachedByAlias has a blob be reached also by digests of other algorithms.
+func (s *Storage) reachedByAlias(ctx context.Context, reached func(content.Digest) bool) (func(content.Digest) bool, error) {
+	repositories, err := s.repositories(ctx)
+	if err != nil {
+		return nil, err
+	}
+	targets := map[content.Digest]bool{}
+	for _, name := range repositories {
+		aliases, _, err := s.aliases(name)
+		if err != nil {
+			return nil, err
+		}
+		for _, a := range aliases {
+			targets[a.target] = targets[a.target] || reached(a.digest)
+		}
+	}
+	return func(d content.Digest) bool { return reached(d) || targets[d] }, nil
 }
 
 // blobs adds up blobs/<algorithm>/<two characters>/<hex>/data.

@@ -22,8 +22,8 @@ import (
 type Storage interface {
 	Inventory(ctx context.Context, look inventory.Look) (inventory.Registry, error)
 	Lacks(ctx context.Context, r inventory.Registry) ([]inventory.Lack, error)
-	// ReadBlob reads a blob and reports whether its bytes have its digest.
-	ReadBlob(ctx context.Context, digest content.Digest, took func(n int) error) (whole bool, err error)
+	// ReadBlob reads a blob of a repository and reports whether its bytes have its digest.
+	ReadBlob(ctx context.Context, repository string, digest content.Digest, took func(n int) error) (whole bool, err error)
 }
 
 // Progress is how far a verification has come.
@@ -119,15 +119,21 @@ type verification struct {
 	told     time.Time
 }
 
+// blob is one that a manifest of a repository names, or a manifest.
+type blob struct {
+	repository string
+	digest     content.Digest
+}
+
 // blobs are those that manifests name, these included, each once.
-func (v *verification) blobs() (all []content.Digest) {
+func (v *verification) blobs() (all []blob) {
 	seen := map[content.Digest]bool{}
 	for _, r := range v.registry.Repositories {
 		for _, m := range r.Manifests {
 			for _, b := range append([]content.Blob{content.NewBlob(m.Digest, m.Bytes)}, m.Blobs...) {
 				if d := b.Digest(); !seen[d] {
 					seen[d] = true
-					all = append(all, d)
+					all = append(all, blob{r.Name, d})
 				}
 			}
 		}
@@ -141,13 +147,14 @@ func (v *verification) defect(d run.Defect) error {
 }
 
 // read reads blobs, at most so many bytes a second, and compares them with their digests.
-func (v *verification) read(ctx context.Context, blobs []content.Digest, most int64) error {
+func (v *verification) read(ctx context.Context, blobs []blob, most int64) error {
 	limit := rate.NewLimiter(rate.Inf, 1<<20)
 	if most > 0 {
 		limit = rate.NewLimiter(rate.Limit(most), int(max(most, 1<<18)))
 	}
-	for _, digest := range blobs {
-		whole, err := v.storage.ReadBlob(ctx, digest, func(n int) error {
+	for _, b := range blobs {
+		digest := b.digest
+		whole, err := v.storage.ReadBlob(ctx, b.repository, digest, func(n int) error {
 			v.at.Bytes += int64(n)
 			if err := v.tell(); err != nil {
 				return err
