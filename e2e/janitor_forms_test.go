@@ -67,7 +67,11 @@ func keepsEachForm(t *testing.T, inS3 bool) {
 	t.Helper()
 	l := labtest.New(t)
 	ctx := labtest.Context(t, 2*time.Minute)
-	registry := labtest.Must(l.StartRegistry(ctx, lab.RegistryOptions{S3: inS3}))(t)
+	options := lab.RegistryOptions{YAML: "validation:\n  manifests:\n    urls:\n      allow: ['^https://']\n"}
+	if inS3 {
+		options.S3 = labtest.Must(l.StartS3(ctx))(t)
+	}
+	registry := labtest.Must(l.StartRegistry(ctx, options))(t)
 	put := func(repository, tag, mediaType, text string) string {
 		t.Helper()
 		url := "http://" + registry.Addr + "/v2/" + repository + "/manifests/" + tag
@@ -102,8 +106,8 @@ func keepsEachForm(t *testing.T, inS3 bool) {
 	}
 
 	j := keeper(t, l, registry, 8*day, nil)
-	o := j.run(t, &janitorv1.RunRequest{Force: true, Source: &janitorv1.RunRequest_Policy{Policy: weekly()}})
-	if o.finished.GetState() != janitorv1.RunState_RUN_STATE_SUCCEEDED || o.finished.GetBrokenManifests() > 0 || len(o.plan.GetWarnings()) > 1 {
+	o := j.run(t, &janitorv1.RunRequest{Force: true, By: &janitorv1.RunRequest_Policy{Policy: weekly()}})
+	if o.finished.GetState() != janitorv1.RunState_RUN_STATE_SUCCEEDED || len(o.defects) > 0 || len(o.plan.GetWarnings()) > 1 {
 		t.Errorf("%v, warnings %q, defects %v", o.finished, o.plan.GetWarnings(), o.defects)
 	}
 	for digest, want := range map[string]int{

@@ -244,11 +244,22 @@ func (s *Storage) mend(l inventory.Lack, links bool) (bool, error) {
 	if err != nil || !there {
 		return false, err
 	}
-	kind := layersDir
-	if l.Child {
-		kind = revisionsDir
+	link := s.link(l.Repository, layersDir, l.Digest)
+	if !l.Child {
+		if there, err = s.mendLink(runs, link); err != nil || there {
+			return there, err
+		}
 	}
-	link := s.link(l.Repository, kind, l.Digest)
+	// An index may say that a manifest is something else.
+	there, err = s.mendLink(runs, s.link(l.Repository, revisionsDir, l.Digest))
+	if err != nil || there || l.Child || !links {
+		return there, err
+	}
+	return true, s.files.put(link, []byte(stored))
+}
+
+// mendLink brings a link back from the quarantines of runs, and reports whether it is there.
+func (s *Storage) mendLink(runs []string, link string) (there bool, err error) {
 	there, err = s.exists(link)
 	for i := 0; i < len(runs) && err == nil && !there; i++ {
 		_, _, err = s.files.giveBack((&Quarantine{storage: s, run: runs[i]}).in(link), link)
@@ -256,10 +267,7 @@ func (s *Storage) mend(l inventory.Lack, links bool) (bool, error) {
 			there, err = s.exists(link)
 		}
 	}
-	if err != nil || there || l.Child || !links {
-		return there, err
-	}
-	return true, s.files.put(link, []byte(stored))
+	return there, err
 }
 
 // Restore brings back what an entry names, with all that it needs. What was restored counts

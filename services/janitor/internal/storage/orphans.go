@@ -332,6 +332,9 @@ func (s *Storage) lacksOf(r *inventory.Repository) (lacks []inventory.Lack, _ er
 	for _, m := range r.Manifests {
 		for _, b := range m.Blobs {
 			d := b.Digest()
+			if children[d] && m.Of == content.Index {
+				continue // a manifest, whatever the index says that it is
+			}
 			there, err := s.pullable(r.Name, d, linked[d])
 			if err != nil {
 				return nil, err
