@@ -101,7 +101,7 @@ func TestAccept_EndsWithItsCallWhenFilesBlock(t *testing.T) {
 		NamedContexts: map[string]build.Context{"x": {Uploaded: &build.UploadedContext{}}},
 		Project:       "hung",
 	}
-	for range 3 { // one more than may block at once
+	for range 6 { // more than may block at once, of this project and of all
 		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		if _, err := d.Accept(ctx, hung); fault.KindOf(err) != fault.DeadlineExceeded {
 			t.Error(err)

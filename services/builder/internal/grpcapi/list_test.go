@@ -44,6 +44,9 @@ func (r rig) list(t testing.TB, req *builderv1.ListBuildsRequest) (pages [][]str
 		if err != nil {
 			t.Fatal(err)
 		}
+		if size := proto.Size(res); size > 4<<20 {
+			t.Errorf("a page has %d bytes, more than clients take by default", size)
+		}
 		var ids []string
 		for _, b := range res.GetBuilds() {
 			ids = append(ids, b.GetId())
@@ -127,7 +130,8 @@ func TestListBuilds_PagesFitTheMessageLimit(t *testing.T) {
 	for i := range many {
 		many[i] = fmt.Sprintf("registry.example.org/app:%04d", i)
 	}
-	for i := range 100 {
+	const builds = 850 // as many as have no room in one page
+	for i := range builds {
 		failure := &build.Failure{
 			Kind: fault.FailedPrecondition, Reason: "STEP_FAILED", Message: strings.Repeat("m", 50<<10), Class: build.User,
 			LogTail: []string{strings.Repeat("l", 4096)},
@@ -142,11 +146,11 @@ func TestListBuilds_PagesFitTheMessageLimit(t *testing.T) {
 	for _, page := range r.list(t, &builderv1.ListBuildsRequest{PageSize: 1000, Filter: "state = FAILED"}) {
 		total += len(page)
 	}
-	if total != 100 {
+	if total != builds {
 		t.Errorf("%d builds in all pages", total)
 	}
 	page := must(r.client.ListBuilds(within(t), &builderv1.ListBuildsRequest{PageSize: 1}))(t)
-	whole := must(r.client.GetBuild(within(t), &builderv1.GetBuildRequest{BuildId: "99"}))(t).GetBuild()
+	whole := must(r.client.GetBuild(within(t), &builderv1.GetBuildRequest{BuildId: fmt.Sprint(builds - 1)}))(t).GetBuild()
 	listed := page.GetBuilds()[0]
 	if len(listed.GetTags()) != 100 || len(whole.GetTags()) != len(many) {
 		t.Errorf("%d tags in the list, %d in the record", len(listed.GetTags()), len(whole.GetTags()))

@@ -2,6 +2,7 @@ package grpcapi
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/services/builder/internal/build"
 )
 
 // reader is the stream of a caller that reads a message in its time.
@@ -45,8 +47,10 @@ func TestDeliver(t *testing.T) {
 				sent := 0
 				given := make(chan struct{})
 				start := time.Now()
-				err := deliver(reader{ctx: ctx, time: c.reads}, "read on", func(_ context.Context, send func(any) error) error {
+				var cause error // with which the call's work ends: it decides whether the build is cancelled
+				err := deliver(reader{ctx: ctx, time: c.reads}, "read on", func(ctx context.Context, send func(any) error) error {
 					defer close(given)
+					defer func() { cause = context.Cause(ctx) }()
 					for range 10 {
 						if err := send(nil); err != nil {
 							return err
@@ -65,6 +69,9 @@ func TestDeliver(t *testing.T) {
 				}
 				if took := time.Since(start); fault.KindOf(err) != fault.Unavailable || sent != 0 || took > 2*slowReader {
 					t.Errorf("%d sent in %s, %v", sent, took, err)
+				}
+				if !errors.Is(cause, build.ErrSlowReader) {
+					t.Errorf("the call's work ends because of %v", cause)
 				}
 			})
 		})
