@@ -14,6 +14,7 @@ import (
 	"github.com/kilnbuild/kiln/e2e/lab"
 	"github.com/kilnbuild/kiln/e2e/lab/labtest"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
+	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 )
 
 // telling is a build whose step writes its secret out and then sleeps.
@@ -101,6 +102,26 @@ func TestSecrets_LeaveTheHistoryOfADaemonThatWasAway(t *testing.T) {
 	labtest.Must(0, s.Buildkitd.Start(labtest.Context(t, time.Minute)))(t)
 	labtest.Must(0, <-started)(t)
 	s.forgotten(t, id, secret)
+}
+
+// A daemon that gets a new name in the configuration while it has a record with a secret
+// drops it all the same; the builder says that it looks for it there.
+func TestSecrets_LeaveTheHistoryOfADaemonThatWasRenamed(t *testing.T) {
+	s := ownStack(t, lab.StackOptions{})
+	secret := canarySecret(t)
+	id := s.start(t, s.telling(secret, "2"), "").GetId()
+	s.running(t, id, "told")
+	labtest.Must(0, s.Builder.Kill())(t)
+	labtest.Eventually(t, 30*time.Second, "the daemon has a record of the build", func() bool {
+		return len(s.active(t)) == 0 && strings.Contains(strings.Join(s.remembered(t), " "), id)
+	})
+	cfg := lab.BuilderConfig(&configv1.BuilderConfig{StateDir: s.Builder.State}, s.Buildkitd.Addr, s.Registry.Addr)
+	cfg.Daemons[0].Name = "renamed"
+	b := labtest.Must(s.lab.StartBuilder(labtest.Context(t, time.Minute), cfg, lab.ServiceOptions{}))(t)
+	s.forgotten(t, id, secret)
+	if out := b.Output(); !strings.Contains(out, "a daemon is no longer configured") || !strings.Contains(out, "prune-histories") {
+		t.Errorf("the builder does not say where it looks:\n%s", out)
+	}
 }
 
 // What the builder stores of a gateway build is masked for the secrets that its client

@@ -113,6 +113,9 @@ func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Teleme
 	}
 	s.daemon = daemon
 	s.clock.Compare(daemon.Clock())
+	if err := daemon.AdoptRemovals(ctx, []string{daemon.Name()}); err != nil {
+		return nil, err
+	}
 	s.parts.Push("daemon", func(context.Context) error { return daemon.Close() })
 	s.fleet = fleet{pool.New(daemon, tel.Logger)}
 	counters, err := metrics.New(tel.Meter)

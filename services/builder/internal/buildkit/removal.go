@@ -26,6 +26,22 @@ type Removals interface {
 	DropRemoval(ctx context.Context, daemon, ref string) error
 	// Removals returns the refs that are left for a daemon.
 	Removals(ctx context.Context, daemon string) ([]string, error)
+	// MoveRemovals gives a daemon the refs of all that are not configured, and returns how
+	// many these were.
+	MoveRemovals(ctx context.Context, configured []string, to string) (map[string]int, error)
+}
+
+// AdoptRemovals has the daemon drop the records, too, that daemons have to drop which are
+// no longer configured: it may be one of them under a new name. A ref that it does not know
+// is forgotten.
+func (d *Daemon) AdoptRemovals(ctx context.Context, configured []string) error {
+	moved, err := d.opts.Removals.MoveRemovals(ctx, configured, d.name)
+	for gone, n := range moved {
+		d.log.WarnContext(ctx, "a daemon is no longer configured that has records of builds with secrets; they are looked for at another, "+
+			"and then forgotten", "daemon", gone, "records", n, "at", d.name,
+			"remedy", "if it still runs elsewhere, drop its history: buildctl --addr ADDRESS prune-histories")
+	}
+	return err
 }
 
 // remover has a daemon drop its own records of solves with secrets: the daemon keeps
@@ -174,7 +190,7 @@ var errUnderWay = errors.New("the daemon may still be working on the build")
 func (r *remover) remove(ctx context.Context, ref string, complete bool) error {
 	ctx, cancel := context.WithTimeout(ctx, removeWithin)
 	defer cancel()
-	if _, err := r.control.UpdateBuildHistory(ctx, &controlapi.UpdateBuildHistoryRequest{Ref: ref, Delete: true}); err != nil {
+	if _, err := r.control.UpdateBuildHistory(ctx, &controlapi.UpdateBuildHistoryRequest{Ref: ref, Delete: true}); err != nil && grpcerrors.Code(err) != codes.NotFound {
 		return fmt.Errorf("dropping the record: %w", err)
 	}
 	history, err := r.control.ListenBuildHistory(ctx, &controlapi.BuildHistoryRequest{Ref: ref, EarlyExit: true})

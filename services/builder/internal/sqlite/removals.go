@@ -3,6 +3,7 @@ package sqlite
 import (
 	"context"
 	"database/sql"
+	"slices"
 )
 
 // AddRemoval remembers that a daemon must drop its record of a solve.
@@ -37,4 +38,43 @@ func (s *Store) Removals(ctx context.Context, daemon string) ([]string, error) {
 		refs = append(refs, ref)
 	}
 	return refs, explain(rows.Err())
+}
+
+// MoveRemovals gives a daemon the removals of all daemons that are not among the
+// configured ones, and returns how many these were, by the daemons' names.
+func (s *Store) MoveRemovals(ctx context.Context, configured []string, to string) (map[string]int, error) {
+	moved := make(map[string]int)
+	err := s.writer.do(ctx, func(ctx context.Context, tx *sql.Tx) error {
+		clear(moved)
+		rows, err := tx.QueryContext(ctx, `SELECT daemon, count(*) FROM removals GROUP BY daemon`)
+		if err != nil {
+			return err
+		}
+		defer rows.Close()
+		for rows.Next() {
+			var daemon string
+			var n int
+			if err := rows.Scan(&daemon, &n); err != nil {
+				return err
+			}
+			if !slices.Contains(configured, daemon) {
+				moved[daemon] = n
+			}
+		}
+		if err := rows.Err(); err != nil {
+			return err
+		}
+		for daemon := range moved {
+			for _, change := range []string{
+				`INSERT INTO removals (daemon, ref) SELECT ?1, ref FROM removals WHERE daemon = ?2 ON CONFLICT DO NOTHING`,
+				`DELETE FROM removals WHERE daemon = ?2 AND ?1 <> ?2`,
+			} {
+				if _, err := tx.ExecContext(ctx, change, to, daemon); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+	return moved, err
 }

@@ -1,6 +1,7 @@
 package sqlite_test
 
 import (
+	"maps"
 	"path/filepath"
 	"slices"
 	"testing"
@@ -29,5 +30,25 @@ func TestRemovals_StayUntilTheyAreDropped(t *testing.T) {
 	}
 	if got, err := store.Removals(t.Context(), "d1"); err != nil || !slices.Equal(got, []string{"b"}) {
 		t.Errorf("after one is dropped: %q, %v", got, err)
+	}
+}
+
+func TestRemovals_OfDaemonsThatAreGoneMove(t *testing.T) {
+	store := closed(t, open(t, filepath.Join(t.TempDir(), "builds.db")))
+	for daemon, refs := range map[string][]string{"now": {"a"}, "before": {"a", "b"}, "other": {"c"}, "long ago": {"d"}} {
+		for _, ref := range refs {
+			if err := store.AddRemoval(t.Context(), daemon, ref); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	moved, err := store.MoveRemovals(t.Context(), []string{"now", "other"}, "now")
+	if want := map[string]int{"before": 2, "long ago": 1}; err != nil || !maps.Equal(moved, want) {
+		t.Errorf("moved %v, %v, want %v", moved, err, want)
+	}
+	for daemon, want := range map[string][]string{"now": {"a", "b", "d"}, "before": nil, "long ago": nil, "other": {"c"}} {
+		if got, err := store.Removals(t.Context(), daemon); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%s: %q, %v, want %q", daemon, got, err, want)
+		}
 	}
 }
