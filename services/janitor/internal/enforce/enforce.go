@@ -33,6 +33,8 @@ type Storage interface {
 	Wanted(ctx context.Context, marked inventory.Registry, taken func(content.Digest) bool) ([]inventory.Lack, error)
 	// WantedIn is Wanted in some repositories, of what was taken from each.
 	WantedIn(ctx context.Context, repositories []string, marked inventory.Registry, taken func(repository string, digest content.Digest) bool) ([]inventory.Lack, error)
+	// Fresh returns what manifests of a repository name now that are not among the known ones.
+	Fresh(repository string, known func(content.Sum) bool) (inventory.Fresh, error)
 	// Atomic reports that what is written as something is taken is not lost for a moment either.
 	Atomic() bool
 	// Retagged is what tags of repositories lead to of that which is gone, children first.
@@ -72,6 +74,10 @@ type Quarantine interface {
 	Tag(repository string, tag inventory.Tag) (taken bool, err error)
 	Upload(repository string, u inventory.Upload) (bool, error)
 	Link(repository string, digest content.Digest, changed time.Time) (bool, error)
+	// Copy copies the links of a manifest and of its tags, which the registry is to delete itself;
+	// Drop removes the copies.
+	Copy(repository string, digest content.Digest, tags []string) error
+	Drop(repository string, digest content.Digest, tags []string) error
 	// Hide takes the links to a blob, and Show puts them back.
 	Hide(o inventory.Orphan) (hidden bool, err error)
 	Show(digest content.Digest, links []string) error

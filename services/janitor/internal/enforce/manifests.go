@@ -100,14 +100,14 @@ func (j *job) manifests(ctx context.Context) (err error) {
 	ctx, cancel := j.bounded(ctx)
 	defer cancel()
 	told := time.Now()
-	w := j.watch()
+	w, p := j.watch(), newPushes(j.engine.Storage, j.in.Registry)
 	// However it ends: what a push wants of what went until then is not left away.
-	defer func() { err = errors.Join(err, w.end(context.WithoutCancel(ctx))) }()
-	for part := range slices.Chunk(todo, batch) {
+	defer func() { err = errors.Join(err, w.end(context.WithoutCancel(ctx)), p.look(todo)) }()
+	for part := range inFamilies(todo, batch) {
 		if err := j.ended(ctx); err != nil || j.late {
 			return err
 		}
-		gone, err := j.removeAll(ctx, find, part, w)
+		gone, err := j.removeAll(ctx, find, part, w, p)
 		j.tell(ctx, gone)
 		j.done(len(part), &told)
 		if err != nil {
@@ -136,18 +136,24 @@ func (j *job) ended(ctx context.Context) error {
 }
 
 // removeAll removes one batch, and returns what became of it.
-func (j *job) removeAll(ctx context.Context, find index, part []plan.Verdict, w *watch) (all []plan.Verdict, err error) {
+func (j *job) removeAll(ctx context.Context, find index, part []plan.Verdict, w *watch, p *pushes) (all []plan.Verdict, err error) {
 	now, err := j.holders(ctx, w.kept)
 	if err != nil {
+		return nil, err
+	}
+	if err := p.look(part); err != nil {
 		return nil, err
 	}
 	entries, err := j.note(part)
 	if err != nil {
 		return nil, err
 	}
+	keptBy := now.holdFamilies(part, p)
 	for i, v := range part {
 		taken, reason, by := false, plan.UsedSince, ""
-		if held, why, holder := now.hold(v); held {
+		if kept := keptBy[i]; kept.reason != "" {
+			reason, by = kept.reason, kept.by
+		} else if held, why, holder := now.hold(v); held { // for what stayed of this batch
 			reason, by = why, holder
 		} else if taken, err = j.remove(ctx, find, v); err != nil {
 			return all, err
@@ -158,6 +164,7 @@ func (j *job) removeAll(ctx context.Context, find index, part []plan.Verdict, w 
 		if taken {
 			j.took(entries[i], v)
 			j.allow(find, v)
+			p.went(v)
 			if err := w.manifestWent(ctx, v); err != nil {
 				return all, err
 			}
@@ -237,9 +244,22 @@ func (j *job) remove(ctx context.Context, find index, v plan.Verdict) (bool, err
 		if err != nil || !same {
 			return false, err
 		}
-		return true, j.engine.Registry.DeleteManifest(ctx, v.Repository, digest)
+		return true, j.deleteManifest(ctx, v)
 	}
 	return j.q.Manifest(v.Repository, digest, linked, tags)
+}
+
+// deleteManifest has the registry delete a manifest, which it caches. Its links are in quarantine
+// before, as are those of what is moved there.
+func (j *job) deleteManifest(ctx context.Context, v plan.Verdict) error {
+	digest := content.Digest(v.Digest)
+	if err := j.q.Copy(v.Repository, digest, v.Tags); err != nil {
+		return err
+	}
+	if err := j.engine.Registry.DeleteManifest(ctx, v.Repository, digest); err != nil {
+		return errors.Join(err, j.q.Drop(v.Repository, digest, v.Tags))
+	}
+	return nil
 }
 
 // allow lets blobs go that a removed manifest named.

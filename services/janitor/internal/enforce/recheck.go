@@ -30,7 +30,7 @@ func (j *job) recheck(ctx context.Context, now run.Plan) (run.Plan, error) {
 	}
 	var stay []plan.Verdict
 	disagrees := j.disagreement(now, had)
-	for _, v := range j.given {
+	for i, v := range j.given {
 		if had[keyOf(v)] {
 			continue // taken before the run was taken up again
 		}
@@ -41,7 +41,7 @@ func (j *job) recheck(ctx context.Context, now run.Plan) (run.Plan, error) {
 		if held, why, holder := just.hold(v); held && reason == "" {
 			reason, by, explain = why, holder, "it stays: "+strings.ReplaceAll(string(why), "_", " ")
 		}
-		if reason == "" && j.overBudget(out.Removes, v) {
+		if reason == "" && v.Reason != plan.Family && j.overBudget(out.Removes, j.given[i:familyAt(j.given, i)]) {
 			reason, explain, j.spent = plan.OverBudget, "over the budget of the run", true
 		}
 		if reason != "" {
@@ -87,9 +87,12 @@ func (j *job) disagreement(now run.Plan, had map[string]bool) func(plan.Verdict)
 	}
 }
 
-// overBudget reports whether something more would be beyond the budget.
-func (j *job) overBudget(sum plan.Amount, v plan.Verdict) bool {
-	sum, b := sum.Plus(v.Amount()), j.policy.Budget
+// overBudget reports whether a family more would be beyond the budget.
+func (j *job) overBudget(sum plan.Amount, family []plan.Verdict) bool {
+	for _, v := range family {
+		sum = sum.Plus(v.Amount())
+	}
+	b := j.policy.Budget
 	return b.Manifests != nil && sum.Manifests > *b.Manifests || b.Bytes != nil && sum.Bytes > *b.Bytes
 }
 
@@ -122,7 +125,7 @@ func indexOf(r inventory.Registry) index {
 		for _, u := range of.Uploads {
 			x.uploads[of.Name+"@"+u.ID] = u
 		}
-		for _, l := range of.Dangling {
+		for _, l := range slices.Concat(of.Dangling, of.Unnamed) {
 			x.links[of.Name+"@"+string(l.Digest)] = l
 		}
 	}

@@ -28,6 +28,10 @@ type pushed struct {
 	mended []inventory.Lack
 }
 
+func (*pushed) Fresh(string, func(content.Sum) bool) (inventory.Fresh, error) {
+	return inventory.Fresh{}, nil
+}
+
 func (p *pushed) Atomic() bool { return p.atomic }
 
 func (p *pushed) WantedIn(_ context.Context, repositories []string, _ inventory.Registry, taken func(string, content.Digest) bool) (some []inventory.Lack, _ error) {

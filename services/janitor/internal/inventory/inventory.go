@@ -153,6 +153,14 @@ type Removed struct {
 	At         time.Time
 }
 
+// Fresh is what manifests name that came since a repository was read.
+type Fresh struct {
+	// Names says by which of them each digest is named. Each names itself.
+	Names map[content.Digest]content.Digest
+	// Unread says that one of them cannot be read: it may name anything. Empty: all can.
+	Unread string
+}
+
 // Lack is something that a manifest names and that is not there.
 type Lack struct {
 	Repository string

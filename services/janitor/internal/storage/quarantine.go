@@ -51,6 +51,57 @@ func (q *Quarantine) Manifest(repository string, digest content.Digest, linked t
 	return true, nil
 }
 
+// Copy copies the links of a manifest and of its tags to the quarantine: the registry is to delete
+// them itself, and they can come back.
+func (q *Quarantine) Copy(repository string, digest content.Digest, tags []string) error {
+	links, err := q.linksOf(repository, digest, tags)
+	if err != nil {
+		return err
+	}
+	for _, link := range links {
+		text, err := q.storage.files.read(link, maxLink)
+		if errors.Is(err, errGone) {
+			continue
+		}
+		if err == nil {
+			err = q.storage.files.put(q.in(link), text)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Drop removes copies of the links of a manifest: the registry has them still.
+func (q *Quarantine) Drop(repository string, digest content.Digest, tags []string) error {
+	links, err := q.linksOf(repository, digest, tags)
+	if err != nil {
+		return err
+	}
+	for _, link := range links {
+		err = errors.Join(err, q.storage.files.remove(context.Background(), q.in(link)))
+	}
+	return err
+}
+
+// linksOf are the links of a manifest and of tags.
+func (q *Quarantine) linksOf(repository string, digest content.Digest, tags []string) ([]string, error) {
+	links := []string{q.storage.link(repository, revisionsDir, digest)}
+	for _, tag := range tags {
+		index := filepath.Join(q.storage.tagDir(repository, tag), "index", sha256)
+		hexes, err := q.storage.names(index)
+		if err != nil {
+			return nil, err
+		}
+		for _, hex := range hexes {
+			links = append(links, filepath.Join(index, hex, "link"))
+		}
+		links = append(links, filepath.Join(q.storage.tagDir(repository, tag), "current", "link"))
+	}
+	return links, nil
+}
+
 // Tag takes a tag that leads nowhere. taken is false when it was moved meanwhile, or what it
 // leads to was pushed.
 func (q *Quarantine) Tag(repository string, tag inventory.Tag) (taken bool, err error) {
