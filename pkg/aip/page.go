@@ -1,6 +1,8 @@
 package aip
 
 import (
+	"slices"
+
 	"google.golang.org/protobuf/proto"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
@@ -67,6 +69,17 @@ func Page[T any, M proto.Message](room *Room, all []T, from int, message func(T)
 		page = append(page, m)
 	}
 	return page, 0
+}
+
+// After returns the offset of the first item of a list that comes after the last one of the
+// page before, by the order that the list is in. The last one itself need not be there any
+// more: so a list that changes between two pages repeats and skips no item that stayed.
+func After[T, K any](all []T, last K, compare func(item T, last K) int) int {
+	at, found := slices.BinarySearchFunc(all, last, compare)
+	if found {
+		at++
+	}
+	return at
 }
 
 // NotOfTheList returns the fault for a page token that is not of the list.

@@ -1,6 +1,8 @@
 package aip_test
 
 import (
+	"cmp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -52,4 +54,48 @@ func TestPage_BeyondTheEnd(t *testing.T) {
 	if len(items) != 0 || next != 0 {
 		t.Errorf("%d items, next %d", len(items), next)
 	}
+}
+
+// A list that changes between its pages shows each item that stays once, and none twice.
+func TestAfter_GoesOnInAListThatChanges(t *testing.T) {
+	rapid.Check(t, func(r *rapid.T) {
+		number := rapid.IntRange(0, 40)
+		all := rapid.SliceOfDistinct(number, func(n int) int { return n }).Draw(r, "list")
+		slices.Sort(all)
+		stays, shown := map[int]bool{}, map[int]int{}
+		for _, n := range all {
+			stays[n] = true
+		}
+		message := func(int) *builderv1.BuildRecord { return &builderv1.BuildRecord{} }
+		for from := 0; ; {
+			items, next := aip.Page(aip.NewRoom(rapid.Int32Range(1, 5).Draw(r, "size")), all, from, message)
+			for i := range items {
+				shown[all[from+i]]++
+			}
+			if next == 0 {
+				break
+			}
+			last := all[next-1]
+			for range rapid.IntRange(0, 4).Draw(r, "changes") {
+				n := number.Draw(r, "n")
+				if at, there := slices.BinarySearch(all, n); there {
+					all = slices.Delete(all, at, at+1)
+					delete(stays, n)
+				} else {
+					all = slices.Insert(all, at, n)
+				}
+			}
+			from = aip.After(all, last, cmp.Compare[int])
+		}
+		for n := range stays {
+			if shown[n] != 1 {
+				r.Fatalf("%d is shown %d times", n, shown[n])
+			}
+		}
+		for n, times := range shown {
+			if times > 1 {
+				r.Fatalf("%d is shown %d times", n, times)
+			}
+		}
+	})
 }

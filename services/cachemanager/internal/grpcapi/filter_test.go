@@ -1,6 +1,11 @@
 package grpcapi
 
 import (
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -95,5 +100,45 @@ func TestSorter(t *testing.T) {
 	}
 	if _, err := sorter("age"); err == nil {
 		t.Error("an order by age")
+	}
+}
+
+// The place in a token finds the record again in each order, also among others that are
+// equal in it, and what comes after it when it is gone.
+func TestRecordPlace_FindsTheNextRecordInEachOrder(t *testing.T) {
+	for _, order := range []string{"", "size_bytes", "size_bytes desc, last_use_time", "usage_count", "create_time desc"} {
+		less, err := sorter(order)
+		if err != nil {
+			t.Fatal(err)
+		}
+		compare := func(a *cachemanagerv1.Record, b recordPlace) int {
+			return cmp.Or(less(a, b.record()), recordPlaceOf(a).compare(b))
+		}
+		var all []*cachemanagerv1.Record
+		for i := range 60 {
+			r := record()
+			r.Id, r.SizeBytes, r.UsageCount = fmt.Sprint("r", i%20), int64(i%4), int64(i%5)
+			r.Cache = &cachemanagerv1.CacheRef{Kind: &cachemanagerv1.CacheRef_Daemon{Daemon: fmt.Sprint("d", i/20)}}
+			r.CreateTime = timestamppb.New(now.Add(time.Duration(i%7) * time.Nanosecond))
+			if r.LastUseTime = timestamppb.New(now.Add(time.Duration(i%3) * time.Hour)); i%6 == 0 {
+				r.LastUseTime = nil
+			}
+			all = append(all, r)
+		}
+		slices.SortFunc(all, func(a, b *cachemanagerv1.Record) int { return compare(a, recordPlaceOf(b)) })
+		for i, r := range all {
+			text, err := json.Marshal(recordPlaceOf(r))
+			var place recordPlace
+			if err = errors.Join(err, json.Unmarshal(text, &place)); err != nil {
+				t.Fatal(err)
+			}
+			if at := aip.After(all, place, compare); at != i+1 {
+				t.Errorf("by %q, after record %d comes %d", order, i, at)
+			}
+			without := slices.Delete(slices.Clone(all), i, i+1)
+			if at := aip.After(without, place, compare); at != i {
+				t.Errorf("by %q, after record %d, which is gone, comes %d", order, i, at)
+			}
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package grpcapi
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -72,8 +73,8 @@ func (s *Server) ListPins(ctx context.Context, req *cachemanagerv1.ListPinsReque
 	if err != nil {
 		return nil, err
 	}
-	from, err := list.Offset()
-	if err != nil {
+	var last *pinPlace
+	if err := list.Read(&last); err != nil {
 		return nil, err
 	}
 	pins, err := s.opts.State.Pins(ctx, s.opts.Now())
@@ -81,9 +82,27 @@ func (s *Server) ListPins(ctx context.Context, req *cachemanagerv1.ListPinsReque
 		return nil, err
 	}
 	pins = slices.DeleteFunc(pins, func(p policy.Pin) bool { return !aip.Fits(filter, pinFields(wire.PinProto(p))) })
+	slices.SortFunc(pins, func(a, b policy.Pin) int { return pinPlaceOf(a).compare(pinPlaceOf(b)) })
+	from, next := 0, 0
+	if last != nil {
+		from = aip.After(pins, *last, func(p policy.Pin, last pinPlace) int { return pinPlaceOf(p).compare(last) })
+	}
 	res := &cachemanagerv1.ListPinsResponse{}
-	var next int
-	res.Pins, next = aip.Page(aip.NewRoom(req.GetPageSize()), pins, from, wire.PinProto)
-	res.NextPageToken = list.OffsetToken(next)
+	if res.Pins, next = aip.Page(aip.NewRoom(req.GetPageSize()), pins, from, wire.PinProto); next > 0 {
+		res.NextPageToken = list.Token(pinPlaceOf(pins[next-1]))
+	}
 	return res, nil
+}
+
+// pinPlace is where a pin stands in the list, the newest first. A page token has that of
+// the last one of the page before.
+type pinPlace struct {
+	Created int64
+	ID      string
+}
+
+func pinPlaceOf(p policy.Pin) pinPlace { return pinPlace{p.Created.UnixNano(), p.ID} }
+
+func (p pinPlace) compare(o pinPlace) int {
+	return cmp.Or(cmp.Compare(o.Created, p.Created), cmp.Compare(p.ID, o.ID))
 }

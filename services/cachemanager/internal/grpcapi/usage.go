@@ -202,8 +202,8 @@ func (s *Server) ListRecords(ctx context.Context, req *cachemanagerv1.ListRecord
 	if err != nil {
 		return nil, err
 	}
-	from, err := list.Offset()
-	if err != nil {
+	var last *recordPlace
+	if err := list.Read(&last); err != nil {
 		return nil, err
 	}
 	listings, missed, err := s.opts.Engine.List(ctx, refsOf(req.GetCaches()))
@@ -218,9 +218,16 @@ func (s *Server) ListRecords(ctx context.Context, req *cachemanagerv1.ListRecord
 			}
 		}
 	}
+	order := func(a *cachemanagerv1.Record, b recordPlace) int {
+		return cmp.Or(less(a, b.record()), recordPlaceOf(a).compare(b))
+	}
 	slices.SortFunc(all, func(a, b *cachemanagerv1.Record) int {
-		return cmp.Or(less(a, b), wire.Ref(a.GetCache()).Compare(wire.Ref(b.GetCache())), cmp.Compare(a.GetId(), b.GetId()))
+		return cmp.Or(less(a, b), recordPlaceOf(a).compare(recordPlaceOf(b)))
 	})
+	from := 0
+	if last != nil {
+		from = aip.After(all, *last, order)
+	}
 	res := &cachemanagerv1.ListRecordsResponse{}
 	for _, m := range missed {
 		res.Missed = append(res.Missed, wire.MissedProto(m))
@@ -231,7 +238,9 @@ func (s *Server) ListRecords(ctx context.Context, req *cachemanagerv1.ListRecord
 	} else if next, err = s.withVerdicts(ctx, req, res, all, from); err != nil {
 		return nil, err
 	}
-	res.NextPageToken = list.OffsetToken(next)
+	if next > 0 {
+		res.NextPageToken = list.Token(recordPlaceOf(all[next-1]))
+	}
 	return res, nil
 }
 

@@ -33,8 +33,7 @@ func (e *Engine) Quarantine(ctx context.Context) (all []quarantine.Entry, _ erro
 			}
 		}
 	}
-	slices.Reverse(all)
-	slices.SortStableFunc(all, func(a, b quarantine.Entry) int { return b.At.Compare(a.At) })
+	slices.SortFunc(all, quarantine.Entry.Compare)
 	return all, nil
 }
 

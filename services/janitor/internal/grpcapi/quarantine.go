@@ -30,8 +30,8 @@ func (s *Server) ListQuarantine(ctx context.Context, req *janitorv1.ListQuaranti
 	if err != nil {
 		return nil, err
 	}
-	from, err := list.Offset()
-	if err != nil {
+	var last *quarantine.Entry
+	if err := list.Read(&last); err != nil {
 		return nil, err
 	}
 	all, err := s.filtered(ctx, req.GetFilter())
@@ -39,9 +39,13 @@ func (s *Server) ListQuarantine(ctx context.Context, req *janitorv1.ListQuaranti
 		return nil, err
 	}
 	res := &janitorv1.ListQuarantineResponse{Total: wire.EntriesProto(all)}
-	var next int
-	res.Entries, next = aip.Page(aip.NewRoom(req.GetPageSize(), res), all, from, wire.EntryProto)
-	res.NextPageToken = list.OffsetToken(next)
+	from, next := 0, 0
+	if last != nil {
+		from = aip.After(all, *last, quarantine.Entry.Compare)
+	}
+	if res.Entries, next = aip.Page(aip.NewRoom(req.GetPageSize(), res), all, from, wire.EntryProto); next > 0 {
+		res.NextPageToken = list.Token(quarantine.Entry{ID: all[next-1].ID, At: all[next-1].At})
+	}
 	return res, nil
 }
 

@@ -2,6 +2,7 @@
 package quarantine
 
 import (
+	"cmp"
 	"time"
 
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
@@ -24,6 +25,11 @@ type Entry struct {
 	Pushed     time.Time     `json:"pushed,omitzero"`
 	At         time.Time     `json:"at"`
 	Purge      time.Time     `json:"-"`
+}
+
+// Compare orders entries: the newest first, of one moment the last that its run noted.
+func (e Entry) Compare(o Entry) int {
+	return cmp.Or(o.At.Compare(e.At), cmp.Compare(len(o.ID), len(e.ID)), cmp.Compare(o.ID, e.ID))
 }
 
 // Head is what is known of a run by its quarantine.
