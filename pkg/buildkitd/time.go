@@ -8,6 +8,7 @@ import (
 
 	control "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client"
+	"google.golang.org/grpc/metadata"
 
 	"github.com/kilnbuild/kiln/pkg/clock"
 )
@@ -29,10 +30,19 @@ func Time(ctx context.Context, daemon *client.Client) (time.Time, error) {
 	if err != nil {
 		return time.Time{}, err
 	}
+	at, err := TimeIn(header)
+	if err != nil {
+		_, refused := stream.Recv() // The status of a daemon that refuses comes without a header.
+		return time.Time{}, errors.Join(refused, err)
+	}
+	return at, nil
+}
+
+// TimeIn reads the time of a daemon's clock from the header of a stream.
+func TimeIn(header metadata.MD) (time.Time, error) {
 	values := header.Get(timeHeader)
 	if len(values) == 0 {
-		_, err := stream.Recv() // The status of a daemon that refuses comes without a header.
-		return time.Time{}, errors.Join(err, fmt.Errorf("the daemon sends no %s", timeHeader))
+		return time.Time{}, fmt.Errorf("the daemon sends no %s", timeHeader)
 	}
 	return time.Parse(time.RFC3339Nano, values[0])
 }

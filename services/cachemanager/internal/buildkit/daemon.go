@@ -27,6 +27,8 @@ type Daemon struct {
 	root          string // directory of its state on this host; empty: not here
 	client        *client.Client
 	lock          lock
+	clock         offset
+	disk          *meter // nil: its root is not here
 }
 
 // Dial returns a daemon without waiting for the connection to it.
@@ -35,7 +37,11 @@ func Dial(ctx context.Context, cfg *configv1.DaemonConfig, tel *telemetry.Teleme
 	if err != nil {
 		return nil, err
 	}
-	return &Daemon{name: cfg.GetName(), address: cfg.GetAddress(), root: cfg.GetRoot(), client: bk, lock: lock{since: time.Now()}}, nil
+	d := &Daemon{name: cfg.GetName(), address: cfg.GetAddress(), root: cfg.GetRoot(), client: bk, lock: lock{since: time.Now()}}
+	if d.root != "" {
+		d.disk = &meter{root: d.root}
+	}
+	return d, nil
 }
 
 // Name is the daemon's name.
@@ -46,6 +52,9 @@ func (d *Daemon) Close() error {
 	d.lock.mu.Lock()
 	d.letGo()
 	d.lock.mu.Unlock()
+	if d.disk != nil {
+		d.disk.close()
+	}
 	return d.client.Close()
 }
 
@@ -98,32 +107,49 @@ func (d *Daemon) workers(ctx context.Context) (ids []string, err error) {
 // those that were used since its listing by their time, which needs some distance.
 const justUsed = time.Second
 
-// List lists the daemon's cache and its history as they are now.
+// List lists the daemon's cache and its history as they are now. Times are the daemon's.
 func (d *Daemon) List(ctx context.Context) (cache.Listing, error) {
-	records, err := d.Records(ctx)
-	if err != nil {
-		return cache.Listing{}, err
-	}
-	listing := cache.Listing{Cache: d.Ref(), Time: time.Now(), Records: records}
-	if listing.Workers, err = d.workers(ctx); err != nil {
-		return cache.Listing{}, d.explain(ctx, err, "list its workers")
-	}
-	for i, r := range records {
-		if listing.Time.Sub(r.LastUsed) < justUsed {
-			records[i].InUse = true
-		}
-	}
 	builds, err := d.history(ctx)
 	if err != nil {
 		return cache.Listing{}, d.explain(ctx, err, "list its history")
 	}
+	began := time.Now()
+	records, err := d.Records(ctx)
+	if err != nil {
+		return cache.Listing{}, err
+	}
+	listing := cache.Listing{Cache: d.Ref(), Time: time.Now(), ClockOffset: builds.ahead}
+	if listing.Workers, err = d.workers(ctx); err != nil {
+		return cache.Listing{}, d.explain(ctx, err, "list its workers")
+	}
+	for i := range records {
+		hold(&records[i], began.Add(builds.ahead), listing.Time.Add(builds.ahead), builds.running > 0)
+	}
 	listing.Records = append(records, builds.records...)
 	listing.Unreadable, listing.Unread = builds.unreadable, builds.why
-	if d.root != "" {
-		listing.Uncounted = uncounted(d.root)
+	if d.disk != nil {
+		var bytes int64
+		for _, r := range listing.Records {
+			bytes += max(r.Bytes, 0)
+		}
+		listing.Uncounted = d.disk.uncounted(ctx, bytes)
 	}
 	listing.Disk, err = d.Disk()
 	return listing, err
+}
+
+// hold notes who holds a record that was listed between two moments of the daemon's clock. One that was
+// used a moment ago counts as in use.
+func hold(r *cache.Record, began, ended time.Time, builds bool) {
+	switch {
+	case r.InUse && !builds:
+		r.Hold = cache.HeldWithoutBuild
+	case r.InUse, ended.Sub(r.LastUsed) >= justUsed:
+	case r.Mutable && !r.LastUsed.Before(began):
+		r.InUse, r.Hold = true, cache.HeldByListing
+	default:
+		r.InUse, r.Hold = true, cache.HeldByLastUse
+	}
 }
 
 // Disk looks at the file system that the daemon's state is on; nil when that is

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 	"unicode/utf8"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
@@ -21,6 +22,8 @@ import (
 // builds is the history of a daemon.
 type builds struct {
 	records    []cache.Record // of builds that have ended
+	running    int            // builds that have not
+	ahead      time.Duration  // of the daemon's clock
 	unreadable int64
 	why        error // of one that could not be read
 }
@@ -34,11 +37,17 @@ func (b *builds) skip(err error) {
 // read is counted, and is no error; nor is the end of the list by one that the daemon cannot send.
 func (d *Daemon) history(ctx context.Context) (builds, error) {
 	var found builds
+	asked := time.Now()
 	stream, err := d.client.ControlClient().ListenBuildHistory(ctx, &controlapi.BuildHistoryRequest{EarlyExit: true},
 		grpc.ForceCodecV2(skipping{skip: found.skip}))
 	if err != nil {
 		return found, err
 	}
+	header, err := stream.Header()
+	if err != nil {
+		return found, err
+	}
+	found.ahead = d.clock.measure(header, asked, time.Now())
 	for {
 		event, err := stream.Recv()
 		switch {
@@ -56,7 +65,9 @@ func (d *Daemon) history(ctx context.Context) (builds, error) {
 
 func (b *builds) add(build *controlapi.BuildHistoryRecord) {
 	switch ref := build.GetRef(); {
-	case build.GetCompletedAt() == nil: // it is under way, or was skipped
+	case ref == "": // it was skipped
+	case build.GetCompletedAt() == nil:
+		b.running++
 	case !utf8.ValidString(ref):
 		b.skip(fmt.Errorf("the id of the build, %q, is not UTF-8", ref))
 	default:
@@ -85,7 +96,7 @@ func historyRecord(build *controlapi.BuildHistoryRecord) cache.Record {
 	r := cache.Record{
 		ID: cache.HistoryPrefix + build.GetRef(), Type: cache.History, Description: "build in the history",
 		Created: build.GetCreatedAt().AsTime(), LastUsed: build.GetCompletedAt().AsTime(), UsageCount: 1,
-		InUse: build.GetPinned(), // by a person, who keeps it
+		InUse: build.GetPinned(), Hold: cache.HeldByHistory,
 	}
 	if target := build.GetFrontendAttrs()["filename"]; target != "" {
 		r.Description += " of " + text(target)

@@ -83,6 +83,7 @@ type Record struct {
 	Parents     []string
 	Mutable     bool
 	InUse       bool
+	Hold        Hold // who holds it, if it is in use
 	Shared      bool // its bytes are also those of something else: its removal frees none
 	Created     time.Time
 	LastUsed    time.Time // zero: never since it was made
@@ -104,6 +105,18 @@ func (r Record) LastActive() time.Time {
 	}
 	return r.LastUsed
 }
+
+// Hold is who holds a record that is in use.
+type Hold int
+
+// Who holds records.
+const (
+	HeldByBuild      Hold = iota // a build; the zero value, for listings that do not tell
+	HeldWithoutBuild             // BuildKit, though no build runs
+	HeldByLastUse                // nobody: it was used so shortly ago that it counts as in use
+	HeldByListing                // nobody: its last use was dated by the listing
+	HeldByHistory                // a person, who has pinned the build in the daemon's history
+)
 
 // Target returns the record as it was listed.
 func (r Record) Target() Target { return Target{ID: r.ID, Revision: r.Revision} }
@@ -135,6 +148,9 @@ type Listing struct {
 	Common  []Common  // bytes that are in no single record
 	Disk    *Disk     // nil: not known
 	Workers []string  // ids of the daemon's
+	// ClockOffset is by how much the daemon's clock is ahead of this host's. Times of records are the
+	// daemon's until ByThisClock.
+	ClockOffset time.Duration
 	// Uncounted are bytes on the disk that are of no record: databases, downloads that
 	// have not ended, what nothing reaches any more.
 	Uncounted int64
@@ -142,4 +158,15 @@ type Listing struct {
 	// not among Records, so that nothing removes them. Unread is why, of one of them.
 	Unreadable int64
 	Unread     error
+}
+
+// ByThisClock corrects the times of records by the offset of the daemon's clock, so that ages are right.
+func (l *Listing) ByThisClock() {
+	for i := range l.Records {
+		r := &l.Records[i]
+		r.Created = r.Created.Add(-l.ClockOffset)
+		if !r.LastUsed.IsZero() {
+			r.LastUsed = r.LastUsed.Add(-l.ClockOffset)
+		}
+	}
 }

@@ -204,7 +204,7 @@ func recheck(given, now *plan.Plan, listings []cache.Listing) *plan.Plan {
 		}
 		id := name{v.Cache, v.Record.ID}
 		is, there := current[id]
-		reason, by, explain := since(v, is.Record, there, "")
+		reason, by, explain := since(v, is.Record, there, "", now.Time)
 		if there && reason == plan.OverBudget { // as it was
 			reason, by, explain = is.Reason, is.KeptBy, is.Explain
 		}

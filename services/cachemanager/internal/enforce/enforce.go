@@ -205,8 +205,9 @@ func (e *Engine) list(ctx context.Context, caches []Cache) (listings []cache.Lis
 		ctx, cancel := context.WithTimeout(ctx, listTimeout)
 		defer cancel()
 		if all[i], errs[i] = c.List(ctx); errs[i] == nil && e.Uses != nil {
-			errs[i] = e.Uses.Annotate(ctx, &all[i])
+			errs[i] = e.Uses.Annotate(ctx, &all[i]) // by the daemon's clock, as the times of steps
 		}
+		all[i].ByThisClock()
 	})
 	for i, err := range errs {
 		if err != nil {

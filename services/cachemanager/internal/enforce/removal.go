@@ -233,6 +233,7 @@ func (r *removal) reconcile(ctx context.Context, c Cache, gone map[string]bool) 
 	if err != nil {
 		return err
 	}
+	after.ByThisClock()
 	r.job.engine.Metrics.CacheSeen(ctx, after)
 	r.report.After = bytesOf(after)
 	now := map[string]cache.Record{}
@@ -250,7 +251,7 @@ func (r *removal) reconcile(ctx context.Context, c Cache, gone map[string]bool) 
 		}
 		record, there := now[v.Record.ID]
 		v.Remove, v.Frees = false, 0
-		v.Reason, v.KeptBy, v.Explain = since(v, record, there, child[v.Record.ID])
+		v.Reason, v.KeptBy, v.Explain = since(v, record, there, child[v.Record.ID], after.Time)
 		kept = append(kept, v)
 	}
 	r.mu.Lock()
@@ -263,12 +264,12 @@ func (r *removal) reconcile(ctx context.Context, c Cache, gone map[string]bool) 
 }
 
 // since says why a record of a plan is not removed: what has happened since.
-func since(v plan.Verdict, now cache.Record, there bool, child string) (_ plan.Reason, keptBy, explain string) {
+func since(v plan.Verdict, now cache.Record, there bool, child string, listed time.Time) (_ plan.Reason, keptBy, explain string) {
 	switch {
 	case !there:
 		return plan.Gone, "", "was gone before the run came to it"
 	case now.InUse:
-		return plan.InUse, "", "a build uses it now"
+		return plan.InUse, "", "now " + plan.HeldBy(now, listed)
 	case now.Revision != v.Record.Revision:
 		return plan.UsedSince, "", "a build has written it anew since the plan was made"
 	case !now.LastUsed.Equal(v.Record.LastUsed), now.UsageCount != v.Record.UsageCount:

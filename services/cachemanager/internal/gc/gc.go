@@ -270,7 +270,7 @@ func (s *simulation) plan(rules []Rule) *plan.Plan {
 		p.Keeps.Records++
 		p.Keeps.Bytes += n.bytes()
 		if n.verdict.Explain = "no rule of the daemon removes it now"; n.InUse {
-			n.verdict.Explain = "a build uses it"
+			n.verdict.Explain = plan.HeldBy(n.Record, s.listing.Time)
 		}
 		p.Verdicts = append(p.Verdicts, n.verdict)
 	}

@@ -95,6 +95,9 @@ func (s *Server) usageOf(ctx context.Context, listings []cache.Listing, missed [
 		if l.Disk != nil {
 			item.Disk = &cachemanagerv1.Disk{TotalBytes: l.Disk.TotalBytes, FreeBytes: l.Disk.FreeBytes}
 		}
+		if l.ClockOffset != 0 {
+			item.ClockOffset = durationpb.New(l.ClockOffset)
+		}
 		if item.Forecast, err = s.forecast(ctx, l); err != nil {
 			return nil, err
 		}

@@ -2,8 +2,10 @@ package plan
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/kilnbuild/kiln/pkg/human"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/policy"
 )
 
@@ -49,7 +51,7 @@ func (s *simulation) stays(n *node) {
 	v := &n.verdict
 	switch v.Reason {
 	case InUse:
-		v.Explain = "a build uses it"
+		v.Explain = HeldBy(*n.Record, n.place.listing.Time)
 	case Leased:
 		v.Explain = fmt.Sprintf("lease %s holds it", v.KeptBy)
 	case Pinned:
@@ -63,6 +65,23 @@ func (s *simulation) stays(n *node) {
 	case WithinBounds:
 		v.Explain = fmt.Sprintf("within all bounds; unused for %s", human.Span(v.Age))
 	}
+}
+
+// HeldBy says who holds a record that was in use when it was listed.
+func HeldBy(r cache.Record, listed time.Time) string {
+	ago := max(0, listed.Sub(r.LastUsed)).Seconds()
+	switch r.Hold {
+	case cache.HeldWithoutBuild:
+		return "BuildKit holds a reference to it, and no build runs: a build that was cut off may have left it, until the daemon restarts"
+	case cache.HeldByHistory:
+		return "it is pinned in the daemon's history"
+	case cache.HeldByLastUse:
+		return fmt.Sprintf("it was used %.1fs ago, too recently to tell whether it is used again", ago)
+	case cache.HeldByListing:
+		return fmt.Sprintf("its last use was noted %.1fs ago, by the listing itself: BuildKit dates the use of a mutable record when it is listed next", ago)
+	case cache.HeldByBuild:
+	}
+	return "a build uses it"
 }
 
 // keeper is the record that is made upon another and keeps it: not one that would
@@ -96,7 +115,7 @@ func (n *node) better(o *node) bool {
 func (n *node) why() string {
 	switch n.verdict.Reason {
 	case InUse:
-		return "a build uses it"
+		return HeldBy(*n.Record, n.place.listing.Time)
 	case Leased:
 		return "it is leased"
 	case Pinned:

@@ -57,6 +57,7 @@ type node struct {
 	commons  []*common
 	verdict  Verdict
 	kept     bool // in use, pinned, leased or protected
+	busy     bool // builds hold it, or a record that is made upon it
 	wanted   bool // a rule would have removed it but for its children
 	gone     bool
 	shrunk   int64 // bytes that it is smaller by
@@ -130,9 +131,21 @@ func (s *simulation) keepInUse() {
 		switch lease := s.in.Leases[n.place.listing.Cache][n.ID]; {
 		case n.InUse:
 			n.keep(InUse, "")
+			n.occupy()
 		case lease != "":
 			n.keep(Leased, lease)
 		}
+	}
+}
+
+// occupy notes that builds hold a record, with all that it is made upon.
+func (n *node) occupy() {
+	if n.busy {
+		return
+	}
+	n.busy = true
+	for _, parent := range n.parents {
+		parent.occupy()
 	}
 }
 

@@ -137,11 +137,21 @@ func (n *naive) rule(rule policy.Rule) {
 		in := func(l *cache.Listing, r cache.Record) bool {
 			return fits(l, r) && slices.Contains(groupsOf(rule, l, r), group)
 		}
+		// What builds hold does not count where it is beyond the bound by itself.
+		busyBytes, busyRecords := n.count(func(l *cache.Listing, r cache.Record) bool { return in(l, r) && n.busy(l, r) })
 		if limit := rule.Keep.Bytes; limit != nil {
-			n.while(func() bool { b, _ := n.count(in); return b > *limit }, in)
+			most := *limit
+			if busyBytes > most {
+				most += busyBytes
+			}
+			n.while(func() bool { b, _ := n.count(in); return b > most }, in)
 		}
 		if limit := rule.Keep.Records; limit != nil {
-			n.while(func() bool { _, c := n.count(in); return c > *limit }, in)
+			most := *limit
+			if busyRecords > most {
+				most += busyRecords
+			}
+			n.while(func() bool { _, c := n.count(in); return c > most }, in)
 		}
 	}
 	if disk := rule.Keep.FreeDisk; disk != nil {
@@ -153,6 +163,13 @@ func (n *naive) rule(rule policy.Rule) {
 			n.while(func() bool { return n.free(l) < disk.HighBytes }, func(other *cache.Listing, r cache.Record) bool { return other == l && fits(l, r) })
 		}
 	}
+}
+
+// busy reports whether a build uses a record or one that is made upon it.
+func (n *naive) busy(l *cache.Listing, r cache.Record) bool {
+	return r.InUse || slices.ContainsFunc(l.Records, func(child cache.Record) bool {
+		return slices.Contains(child.Parents, r.ID) && n.busy(l, child)
+	})
 }
 
 func groupsOf(rule policy.Rule, l *cache.Listing, r cache.Record) []string {

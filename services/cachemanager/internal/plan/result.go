@@ -26,7 +26,7 @@ func (s *simulation) plan() *Plan {
 			p.Removes.Bytes += n.verdict.Frees
 			byRule[n.verdict.Rule].Bytes += n.verdict.Frees
 		}
-		left = left || n.verdict.Reason == WithinBounds || n.verdict.Reason == OverBudget
+		left = left || slices.Contains([]Reason{WithinBounds, OverBudget, NoHelp}, n.verdict.Reason)
 		p.Verdicts = append(p.Verdicts, n.verdict)
 	}
 	for _, r := range s.rooms {

@@ -138,30 +138,70 @@ func (g *group) take(n *node) {
 	}
 }
 
-// bound removes from a group until it is within the rule's bytes and records.
+// bound removes from a group until it is within the rule's bytes and records. Where builds hold more
+// than that, the bound cannot be reached as long as they run: then what they do not hold has the bound
+// for itself, and does not all go in vain.
 func (s *simulation) bound(rule policy.Rule, g *group) {
 	g.count() // now: a record of several projects may have gone with another group
-	held := *g
+	held, busy := *g, g.busy()
 	if limit := rule.Keep.Bytes; limit != nil && g.bytes > *limit {
-		s.sweep(g.nodes, func(*node) bool { return g.bytes > *limit }, func(n *node) {
-			if g.records == 1 && s.shrinks(n, g.bytes-*limit, rule, held) {
-				g.bytes = *limit
+		most := reachable(*limit, busy.bytes)
+		s.sweep(g.nodes, func(*node) bool { return g.bytes > most }, func(n *node) {
+			if g.records == 1 && s.shrinks(n, g.bytes-most, rule, held) {
+				g.bytes = most
 				return
 			}
 			s.goesByBytes(n, rule, held)
 			g.take(n)
 		})
-		if g.bytes > *limit {
-			s.blocked(g.nodes, rule)
-		}
+		s.beyond(rule, g, g.bytes > *limit, g.bytes <= most, fmt.Sprintf("builds hold %s, more than the %s of rule %q: its removal would not help",
+			human.Size(busy.bytes), human.Size(*limit), rule.Name))
 	}
 	if limit := rule.Keep.Records; limit != nil && g.records > *limit {
-		s.sweep(g.nodes, func(*node) bool { return g.records > *limit }, func(n *node) {
+		most := reachable(*limit, busy.records)
+		s.sweep(g.nodes, func(*node) bool { return g.records > most }, func(n *node) {
 			s.goesByRecords(n, rule, held)
 			g.take(n)
 		})
-		if g.records > *limit {
-			s.blocked(g.nodes, rule)
+		s.beyond(rule, g, g.records > *limit, g.records <= most, fmt.Sprintf("builds hold %d records, more than the %d of rule %q: its removal would not help",
+			busy.records, *limit, rule.Name))
+	}
+}
+
+// reachable is what a group may hold where builds hold a part of it.
+func reachable(limit, held int64) int64 {
+	if held > limit {
+		return limit + held
+	}
+	return limit
+}
+
+// busy is the part of a group that builds hold.
+func (g *group) busy() group {
+	held := group{commons: map[*common]int{}}
+	for _, n := range g.nodes {
+		if n.busy && !n.gone {
+			held.nodes = append(held.nodes, n)
+		}
+	}
+	held.count()
+	return held
+}
+
+// beyond notes why the records of a group stay that is beyond a bound. In vain says that builds hold more
+// than the bound, and that the others have it for themselves.
+func (s *simulation) beyond(rule policy.Rule, g *group, still, inVain bool, why string) {
+	if !still {
+		return
+	}
+	if !inVain {
+		s.blocked(g.nodes, rule)
+		return
+	}
+	s.blocked(g.busy().nodes, rule)
+	for _, n := range g.nodes {
+		if !n.gone && !n.kept && !n.busy {
+			n.verdict.Rule, n.verdict.Reason, n.verdict.Explain = rule.Name, NoHelp, why
 		}
 	}
 }

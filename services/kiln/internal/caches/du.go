@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/kilnbuild/kiln/pkg/human"
 
@@ -24,7 +25,8 @@ func duCommand(conn *connect.Flags) *cobra.Command {
 		Aliases: []string{"usage"},
 		Short:   "Show what the caches hold, by type, project or image",
 		Long: `Shows what each cache holds now, by the type of its records, beside what the policy
-lets it hold; or by project, with how many steps of its builds of the last 7 days were found
+lets it hold. Uncounted are bytes on the disk that are in no record, such as databases and what builds
+left that were killed: no policy removes them, and all includes them. Or by project, with how many steps of its builds of the last 7 days were found
 in a cache; or by image. Projects and images are known of builds that a builder with a
 cache_manager has made. With --format json it is the kiln.cachemanager.v1.Usage.`,
 		Example: `  kiln cache du
@@ -90,14 +92,46 @@ func writeUsage(w io.Writer, term table.Terminal, u *cachemanagerv1.Usage) error
 			t.Add(name, table.Cell{Text: "away: " + c.GetError().GetMessage(), Style: table.Red})
 			continue
 		}
+		var uncounted int64
 		for _, of := range c.GetTypes() {
+			if of.GetType() == cachemanagerv1.RecordType_RECORD_TYPE_UNCOUNTED {
+				uncounted = of.GetTotal().GetSizeBytes()
+				continue
+			}
 			t.Add(name, table.Cell{Text: typeWord(of.GetType())}, count(of.GetTotal().GetRecords()), bytes(of.GetTotal().GetSizeBytes()), bytes(of.GetTotal().GetInUseBytes()))
 			name.Text = ""
 		}
-		t.Add(name, table.Cell{Text: "all", Style: table.Bold}, count(c.GetTotal().GetRecords()), bytes(c.GetTotal().GetSizeBytes()),
-			bytes(c.GetTotal().GetInUseBytes()), table.Cell{Text: limits(c)}, table.Cell{Text: free(c)})
+		records, limit := c.GetTotal(), table.Cell{Text: limits(c)}
+		if uncounted > 0 { // which the policy does not see, and so its limit is not of all
+			t.Add(name, table.Cell{Text: "records"}, count(records.GetRecords()), bytes(records.GetSizeBytes()), bytes(records.GetInUseBytes()), limit)
+			t.Add(table.Cell{}, table.Cell{Text: "uncounted"}, table.Cell{Text: "-"}, bytes(uncounted), table.Cell{Text: "-"})
+			name.Text, limit.Text = "", "-"
+		}
+		t.Add(name, table.Cell{Text: "all", Style: table.Bold}, count(records.GetRecords()), bytes(records.GetSizeBytes()+uncounted),
+			bytes(records.GetInUseBytes()), limit, table.Cell{Text: free(c)})
 	}
-	return t.Write(w, term)
+	if err := t.Write(w, term); err != nil {
+		return err
+	}
+	return writeOffsets(w, u)
+}
+
+// writeOffsets says which daemons have another time.
+func writeOffsets(w io.Writer, u *cachemanagerv1.Usage) error {
+	for _, c := range u.GetCaches() {
+		by, side := c.GetClockOffset().AsDuration(), "ahead"
+		if by < 0 {
+			by, side = -by, "behind"
+		}
+		if by == 0 {
+			continue
+		}
+		_, err := fmt.Fprintf(w, "the clock of %s is %s %s; times and ages of its records are corrected by that\n", place(c.GetCache()), by.Round(time.Second), side)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func count(n int64) table.Cell { return table.Cell{Text: fmt.Sprint(n)} }
