@@ -15,6 +15,7 @@ import (
 
 	"github.com/kilnbuild/kiln/pkg/config"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
+	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 )
 
@@ -225,6 +226,28 @@ func TestPrint(t *testing.T) {
 	}
 	if !strings.Contains(out.String(), "http_listen: 127.0.0.1:9461") {
 		t.Errorf("names are not those of the file:\n%s", out.String())
+	}
+}
+
+// What is printed reads as people write it: 48h, and not 172800s.
+func TestPrint_WritesDurationsAsPeopleDo(t *testing.T) {
+	for _, text := range []string{"48h", "1h30m", "1m30s", "10m", "500ms", "1s", "168h"} {
+		msg := &configv1.BuilderConfig{}
+		if err := config.Load(msg, config.Options{File: file(t, "max_build_time: "+text+"\n")}); err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		if err := config.Print(&out, msg); err != nil {
+			t.Fatal(err)
+		}
+		if !strings.Contains(out.String(), "max_build_time: "+text+"\n") {
+			t.Errorf("%s is printed as %s", text, out.String())
+		}
+	}
+	policy := &cachemanagerv1.Policy{Rules: []*cachemanagerv1.Rule{{Name: "age", Keep: &cachemanagerv1.Keep{Age: durationpb.New(48 * time.Hour)}}}}
+	var out bytes.Buffer
+	if err := config.Print(&out, policy); err != nil || !strings.Contains(out.String(), "age: 48h\n") {
+		t.Errorf("%v\n%s", err, out.String())
 	}
 }
 

@@ -35,10 +35,14 @@ type edit struct {
 // they are.
 func (l *loader) humane(from source, text string, root *yaml.Node) string {
 	var edits []edit
-	l.findEdits(from, root, l.msg.ProtoReflect().Descriptor(), &edits)
-	if len(edits) == 0 {
-		return text
-	}
+	eachScalar(root, l.msg.ProtoReflect().Descriptor(), func(node *yaml.Node, field protoreflect.FieldDescriptor) {
+		l.findEdit(from, node, field, &edits)
+	})
+	return replaced(text, edits)
+}
+
+// replaced returns the text with the values of its document replaced.
+func replaced(text string, edits []edit) string {
 	lines := strings.Split(text, "\n")
 	for _, e := range slices.Backward(edits) { // later ones first: they move nothing before them
 		line, at := lines[e.node.Line-1], e.node.Column-1
@@ -50,7 +54,8 @@ func (l *loader) humane(from source, text string, root *yaml.Node) string {
 	return strings.Join(lines, "\n")
 }
 
-func (l *loader) findEdits(from source, node *yaml.Node, desc protoreflect.MessageDescriptor, edits *[]edit) {
+// eachScalar calls do for each value of a document that is not a mapping or a list, with its field.
+func eachScalar(node *yaml.Node, desc protoreflect.MessageDescriptor, do func(*yaml.Node, protoreflect.FieldDescriptor)) {
 	if node.Kind != yaml.MappingNode {
 		return
 	}
@@ -66,9 +71,9 @@ func (l *loader) findEdits(from source, node *yaml.Node, desc protoreflect.Messa
 		for _, v := range values {
 			switch {
 			case v.Kind == yaml.ScalarNode:
-				l.findEdit(from, v, field, edits)
+				do(v, field)
 			case field.Message() != nil:
-				l.findEdits(from, v, field.Message(), edits)
+				eachScalar(v, field.Message(), do)
 			}
 		}
 	}

@@ -3,8 +3,11 @@ package config
 import (
 	"fmt"
 	"io"
+	"strings"
+	"time"
 
 	"buf.build/go/protoyaml"
+	"go.yaml.in/yaml/v3"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/descriptorpb"
@@ -22,8 +25,38 @@ func Print(w io.Writer, msg proto.Message) error {
 	if err != nil {
 		return fmt.Errorf("writing the configuration as YAML: %w", err)
 	}
-	_, err = w.Write(data)
+	_, err = io.WriteString(w, withSpans(string(data), msg.ProtoReflect().Descriptor()))
 	return err
+}
+
+// withSpans writes the durations of a document as people do: 48h in place of 172800s.
+func withSpans(text string, desc protoreflect.MessageDescriptor) string {
+	var doc yaml.Node
+	if yaml.Unmarshal([]byte(text), &doc) != nil || len(doc.Content) == 0 {
+		return text
+	}
+	var edits []edit
+	eachScalar(doc.Content[0], desc, func(node *yaml.Node, field protoreflect.FieldDescriptor) {
+		if field.Message() == nil || field.Message().FullName() != "google.protobuf.Duration" {
+			return
+		}
+		if d, err := time.ParseDuration(node.Value); err == nil {
+			edits = append(edits, edit{node, spanText(d)})
+		}
+	})
+	return replaced(text, edits)
+}
+
+// spanText is a duration without units that are zero: "48h", "1h30m", "0s".
+func spanText(d time.Duration) string {
+	text := d.String()
+	if strings.HasSuffix(text, "m0s") {
+		text = strings.TrimSuffix(text, "0s")
+	}
+	if strings.HasSuffix(text, "h0m") {
+		text = strings.TrimSuffix(text, "0m")
+	}
+	return text
 }
 
 func redact(msg protoreflect.Message) {

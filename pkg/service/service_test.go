@@ -108,7 +108,7 @@ func TestPrintConfigAndVersion(t *testing.T) {
 	if code := service.Main(cmd); code != 0 {
 		t.Fatalf("exit code %d: %s", code, errOut)
 	}
-	for _, want := range []string{"listen: 127.0.0.1:50053", "keep_age: 3600s", "address: localhost:5000"} {
+	for _, want := range []string{"listen: 127.0.0.1:50053", "keep_age: 1h", "address: localhost:5000"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("--print-config lacks %q:\n%s", want, out)
 		}

@@ -87,11 +87,35 @@ func (s *Server) ListPins(ctx context.Context, req *cachemanagerv1.ListPinsReque
 	if last != nil {
 		from = aip.After(pins, *last, func(p policy.Pin, last pinPlace) int { return pinPlaceOf(p).compare(last) })
 	}
+	counted, err := s.counted(ctx)
+	if err != nil {
+		return nil, err
+	}
 	res := &cachemanagerv1.ListPinsResponse{}
-	if res.Pins, next = aip.Page(aip.NewRoom(req.GetPageSize()), pins, from, wire.PinProto); next > 0 {
+	if res.Pins, next = aip.Page(aip.NewRoom(req.GetPageSize()), pins, from, counted); next > 0 {
 		res.NextPageToken = list.Token(pinPlaceOf(pins[next-1]))
 	}
 	return res, nil
+}
+
+// counted returns what writes a pin with the number of records that it keeps now.
+func (s *Server) counted(ctx context.Context) (func(policy.Pin) *cachemanagerv1.Pin, error) {
+	listings, missed, err := s.opts.Engine.List(ctx, nil)
+	if err != nil && len(missed) == 0 {
+		return nil, err
+	}
+	away := make([]cache.Ref, 0, len(missed))
+	for _, m := range missed {
+		away = append(away, m.Cache)
+	}
+	now := s.opts.Now()
+	return func(p policy.Pin) *cachemanagerv1.Pin {
+		out := wire.PinProto(p)
+		if held, known := p.Holds(listings, away, now); known {
+			out.HeldRecords = &held
+		}
+		return out
+	}, nil
 }
 
 // pinPlace is where a pin stands in the list, the newest first. A page token has that of

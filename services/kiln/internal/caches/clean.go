@@ -74,7 +74,7 @@ func (c *call) clean(ctx context.Context, req *cachemanagerv1.CleanCacheRequest,
 			return err
 		}
 		if run := event.GetFinished(); run != nil {
-			if err := failedRun(run); err != nil {
+			if err := c.failedRun(run); err != nil {
 				return err
 			}
 		}

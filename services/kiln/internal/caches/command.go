@@ -48,6 +48,7 @@ type call struct {
 	errOut io.Writer
 	term   table.Terminal // of out
 	now    time.Time
+	args   string // flags of the connection, for commands that messages tell
 }
 
 // runE makes what cobra runs: with a client, and with errors that a person can read.
@@ -55,7 +56,7 @@ func runE(conn *connect.Flags, run func(ctx context.Context, c *call, args []str
 	return conn.RunE(func(cmd *cobra.Command, cc *grpc.ClientConn, args []string) error {
 		c := &call{
 			api: cachemanagerv1.NewCacheManagerServiceClient(cc), in: cmd.InOrStdin(), out: cmd.OutOrStdout(), errOut: cmd.ErrOrStderr(),
-			term: table.TerminalOf(cmd.OutOrStdout()), now: time.Now(),
+			term: table.TerminalOf(cmd.OutOrStdout()), now: time.Now(), args: conn.Args(),
 		}
 		return run(cmd.Context(), c, args)
 	})

@@ -35,7 +35,11 @@ func pinCommand(conn *connect.Flags) *cobra.Command {
 		Short: "Keep a record, or all that match, from every prune",
 		Long: `Keeps a record, with all that it is made upon, from every run of the policy until it is
 unpinned or the time is over; or, with flags in place of a record, all records that
-match, also those to come.`,
+match, also those to come.
+
+A pin keeps a record from the cache manager's runs, and from nothing else: a build with --no-cache starts
+with empty cache mounts, also where they are pinned, and later builds use the new ones. BuildKit's own
+garbage collection and buildctl prune do not know pins.`,
 		Example: `  kiln cache pin p0qk2m3ab --cache local --reason "base of all"
   kiln cache pin --type exec_cache_mount --description '/root/.m2' --ttl 720h`,
 		Args: cobra.MaximumNArgs(1),
@@ -145,8 +149,11 @@ func unpinCommand(conn *connect.Flags) *cobra.Command {
 func pinsCommand(conn *connect.Flags) *cobra.Command {
 	var format string
 	cmd := &cobra.Command{
-		Use:     "pins",
-		Short:   "List the pins, newest first",
+		Use:   "pins",
+		Short: "List the pins, newest first",
+		Long: `Lists the pins, newest first, with how many records each keeps now. A pin by record keeps nothing
+once its record is gone, for example because the daemon's own garbage collection or
+buildctl prune removed it.`,
 		Example: "  kiln cache pins",
 		Args:    cobra.NoArgs,
 		RunE: runE(conn, func(ctx context.Context, c *call, _ []string) error {
@@ -173,16 +180,32 @@ func pinsCommand(conn *connect.Flags) *cobra.Command {
 }
 
 func writePins(w io.Writer, term table.Terminal, pins []*cachemanagerv1.Pin, now time.Time) error {
-	t := table.Table{Header: []string{"PIN", "KEEPS", "SET", "BY", "UNTIL", "WHY"}, GiveWay: 1}
+	t := table.Table{Header: []string{"PIN", "KEEPS", "NOW", "SET", "BY", "UNTIL", "WHY"}, GiveWay: 1}
 	for _, p := range pins {
 		until := "unpinned"
 		if p.GetExpireTime() != nil {
 			until = p.GetExpireTime().AsTime().Local().Format(time.DateTime)
 		}
-		t.Add(table.Cell{Text: p.GetId(), Style: table.Bold}, table.Cell{Text: keeps(p)}, table.Cell{Text: show.Ago(p.GetCreateTime(), now)},
+		t.Add(table.Cell{Text: p.GetId(), Style: table.Bold}, table.Cell{Text: keeps(p)}, held(p), table.Cell{Text: show.Ago(p.GetCreateTime(), now)},
 			table.Cell{Text: p.GetCreatedBy()}, table.Cell{Text: until}, table.Cell{Text: p.GetReason()})
 	}
 	return t.Write(w, term)
+}
+
+// held says how many records a pin keeps now.
+func held(p *cachemanagerv1.Pin) table.Cell {
+	switch n := p.GetHeldRecords(); {
+	case p.HeldRecords == nil:
+		return table.Cell{Text: "not known: away"}
+	case n == 0 && p.GetRecord() != nil:
+		return table.Cell{Text: "nothing: gone", Style: table.Yellow}
+	case n == 0:
+		return table.Cell{Text: "nothing", Style: table.Yellow}
+	case n == 1:
+		return table.Cell{Text: "1 record"}
+	default:
+		return table.Cell{Text: fmt.Sprintf("%d records", n)}
+	}
 }
 
 // keeps says what a pin keeps.

@@ -125,7 +125,7 @@ func (c *call) writePlan(plan *cachemanagerv1.Plan, all []*cachemanagerv1.Verdic
 			place(r.GetCache()), human.Size(r.GetLowBytes()), human.Size(r.GetHighBytes()), r.GetRule())
 	}
 	if (plan.GetRemove().GetRecords() > 0 || plan.GetRemove().GetSizeBytes() > 0) && plan.GetExpireTime() != nil {
-		text += fmt.Sprintf("carry out: kiln cache prune --plan %s --force\n", plan.GetDigest())
+		text += fmt.Sprintf("carry out: kiln cache prune --plan %s --force%s\n", plan.GetDigest(), c.args)
 	}
 	_, err := io.WriteString(c.out, text)
 	return err
@@ -164,7 +164,7 @@ func writeVerdicts(w io.Writer, term table.Terminal, all []*cachemanagerv1.Verdi
 
 func (c *call) readPolicy(file string) (*cachemanagerv1.Policy, error) {
 	p := &cachemanagerv1.Policy{}
-	return p, policyfile.Read(c.in, file, p, "kiln cache policy get shows one that holds")
+	return p, policyfile.Read(c.in, file, p, "kiln cache policy get"+c.args+" shows one that holds")
 }
 
 // jsonLines writes messages, one a line.

@@ -42,8 +42,8 @@ func policyGetCommand(conn *connect.Flags) *cobra.Command {
 			}
 			if h := res.GetHold(); h != nil {
 				// What cannot be told on the side does not change what is shown.
-				_, _ = fmt.Fprintf(c.errOut, "version %d waits for approval, and version %d is applied: %s\n"+
-					"look at kiln cache plan, and approve it: kiln cache policy approve\n", h.GetVersion(), h.GetAppliedVersion(), h.GetMessage())
+				_, _ = fmt.Fprintf(c.errOut, "version %[1]d waits for approval, and version %[2]d is applied: %[3]s\n"+
+					"look at kiln cache plan%[4]s, and approve it: kiln cache policy approve%[4]s\n", h.GetVersion(), h.GetAppliedVersion(), h.GetMessage(), c.args)
 			}
 			return config.Print(c.out, res.GetPolicy())
 		}),

@@ -96,7 +96,7 @@ func (c *call) prune(ctx context.Context, o *pruneOptions) error {
 			return err
 		}
 		if run := event.GetFinished(); run != nil {
-			if err := failedRun(run); err != nil {
+			if err := c.failedRun(run); err != nil {
 				return err
 			}
 		}
@@ -136,7 +136,7 @@ func summary(run *cachemanagerv1.Run) string {
 }
 
 // failedRun is an error for a run that did not do all, so that scripts see it.
-func failedRun(run *cachemanagerv1.Run) error {
+func (c *call) failedRun(run *cachemanagerv1.Run) error {
 	switch run.GetState() {
 	case cachemanagerv1.RunState_RUN_STATE_SUCCEEDED:
 		return nil
@@ -149,5 +149,5 @@ func failedRun(run *cachemanagerv1.Run) error {
 	if text == "" {
 		text = "it did not come to its end"
 	}
-	return fault.New(fault.Internal, "", fmt.Sprintf("the run is %s: %s", word(run.GetState(), "RUN_STATE_"), text), "kiln cache runs "+run.GetId()+" shows what it did")
+	return fault.New(fault.Internal, "", fmt.Sprintf("the run is %s: %s", word(run.GetState(), "RUN_STATE_"), text), "kiln cache runs "+run.GetId()+c.args+" shows what it did")
 }

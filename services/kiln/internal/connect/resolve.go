@@ -3,6 +3,8 @@ package connect
 import (
 	"cmp"
 	"fmt"
+	"regexp"
+	"strings"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/kiln/internal/profile"
@@ -18,6 +20,36 @@ func (f *Flags) For(service Service, address string) *Flags {
 	}
 	return &other
 }
+
+// Args returns the flags that were given, as they are written after a command: "" or " --janitor host:1". A
+// command that a message tells reaches the same service with them.
+func (f *Flags) Args() string {
+	given := f.asGiven()
+	_, flag, _ := f.To.names()
+	var text strings.Builder
+	for _, one := range []struct{ name, value string }{
+		{"profile", given.Profile}, {flag, given.Address}, {"tls-ca", given.CA}, {"tls-cert", given.Cert}, {"tls-key", given.Key},
+		{"tls-server-name", given.ServerName}, {"token-file", given.Token},
+	} {
+		if one.value != "" {
+			_, _ = text.WriteString(" --" + one.name + " " + word(one.value)) // A Builder takes all.
+		}
+	}
+	if given.Insecure {
+		_, _ = text.WriteString(" --insecure")
+	}
+	return text.String()
+}
+
+// word quotes a value for a shell, if need be.
+func word(value string) string {
+	if plain.MatchString(value) {
+		return value
+	}
+	return "'" + strings.ReplaceAll(value, "'", `'\''`) + "'"
+}
+
+var plain = regexp.MustCompile(`^[a-zA-Z0-9@%+=:,./_-]+$`)
 
 func (f *Flags) asGiven() *Flags {
 	if f.given != nil {

@@ -33,6 +33,22 @@ func up(t *testing.T, name, builder string) *profile.Profile {
 	return p
 }
 
+// A command that a message tells has the flags by which the service was reached, and not what the profile
+// filled in.
+func TestArgs_AreThoseThatWereGiven(t *testing.T) {
+	isolate(t)
+	up(t, "kiln", "127.0.0.1:9000")
+	for want, args := range map[string][]string{
+		"":                          nil,
+		" --builder 127.0.0.1:9000": {"--builder", "127.0.0.1:9000"},
+		" --builder h:1 --tls-ca '/a b/ca.crt' --insecure": {"--builder", "h:1", "--tls-ca", "/a b/ca.crt", "--insecure"},
+	} {
+		if got := resolved(t, args...).Args(); got != want {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+}
+
 func resolved(t *testing.T, args ...string) *Flags {
 	t.Helper()
 	f := parse(t, args...)
