@@ -81,7 +81,8 @@ func TestS14_DebugFindsWhatIsBroken(t *testing.T) {
 		t.Error("emulators are found where there are none")
 	}
 	run("mkdir /tmp/q && ln -s $(command -v qemu-aarch64-static) /tmp/q/buildkit-qemu-aarch64 && PATH=/tmp/q:$PATH kiln debug | grep 'ok  *emulators'")
-	expired := base64Of(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: startExpired(t)})))
+	ending := base64Of(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificateOf(t, -85*24*time.Hour, 5*24*time.Hour)})))
+	expired := base64Of(string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: certificateOf(t, -2*time.Hour, -time.Hour)})))
 
 	for name, c := range map[string]struct {
 		breaks, mends, flags, check, state, text string
@@ -107,7 +108,7 @@ func TestS14_DebugFindsWhatIsBroken(t *testing.T) {
 			"kiln certs init --dir /tmp/p && kiln certs issue r --host localhost --dir /tmp/p && systemd-run --unit other --setenv REGISTRY_HTTP_ADDR=localhost:5443 --setenv REGISTRY_HTTP_TLS_CERTIFICATE=/tmp/p/r.crt --setenv REGISTRY_HTTP_TLS_KEY=/tmp/p/r.key --setenv REGISTRY_STORAGE_FILESYSTEM_ROOTDIRECTORY=/tmp/r2 registry serve /etc/kiln/registry.yml && sleep 1",
 			"systemctl stop other && rm -r /tmp/p", "--registry localhost:5443 --registry-ca /tmp/p/ca.crt", "registry-protocol", "fail", "will speak plain HTTP", false,
 		},
-		"a certificate that ends soon": {"kiln certs init --dir /tmp/c && kiln certs issue x --days 5 --dir /tmp/c", "rm -r /tmp/c", "--certs-dir /tmp/c", "certificates", "warn", "ends in 4 days", false},
+		"a certificate that ends soon": {"mkdir /tmp/c && echo " + ending + " | base64 -d >/tmp/c/x.crt", "rm -r /tmp/c", "--certs-dir /tmp/c", "certificates", "warn", "ends in 4 days", false},
 		"a certificate that has ended": {"mkdir /tmp/c && echo " + expired + " | base64 -d >/tmp/c/old.crt", "rm -r /tmp/c", "--certs-dir /tmp/c", "certificates", "fail", "has ended", false},
 		"a full disk":                  {"mkdir /tmp/d && mount -t tmpfs -o size=20m tmpfs /tmp/d && head -c 20m /dev/zero >/tmp/d/x || true", "umount /tmp/d && rmdir /tmp/d", "--daemon-root /tmp/d", "disk", "fail", "0.0 % of the bytes", false},
 		"no cgroups":                   {"mount -t tmpfs tmpfs /sys/fs/cgroup", "umount /sys/fs/cgroup", "", "cgroup", "fail", "not mounted", false},
@@ -155,12 +156,12 @@ func TestS14_DebugFindsWhatIsBroken(t *testing.T) {
 	}
 }
 
-// startExpired is a certificate that has ended.
-func startExpired(t *testing.T) []byte {
+// certificateOf is a certificate that holds from and to so long from now.
+func certificateOf(t *testing.T, from, to time.Duration) []byte {
 	t.Helper()
 	s := &secured{dir: t.TempDir()}
 	runKiln(t, "certs", "init", "--dir", s.dir)
-	return s.expired(t, "old").Certificate[0]
+	return s.holding(t, "old", from, to).Certificate[0]
 }
 
 // A clock that is wrong is told by what the registry says of the time.

@@ -177,10 +177,16 @@ func (s *secured) certificate(t *testing.T, name string) *tls.Certificate {
 // expired is a certificate of the stack's own authority that has ended.
 func (s *secured) expired(t *testing.T, name string) *tls.Certificate {
 	t.Helper()
+	return s.holding(t, name, -2*time.Hour, -time.Hour)
+}
+
+// holding is a certificate of a caller that holds from and to so long from now.
+func (s *secured) holding(t *testing.T, name string, from, to time.Duration) *tls.Certificate {
+	t.Helper()
 	ca := labtest.Must(tls.LoadX509KeyPair(s.file("ca.crt"), s.file("ca.key")))(t)
 	key := labtest.Must(ecdsa.GenerateKey(elliptic.P256(), rand.Reader))(t)
 	der := labtest.Must(x509.CreateCertificate(rand.Reader, &x509.Certificate{
-		SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(-2 * time.Hour), NotAfter: time.Now().Add(-time.Hour),
+		SerialNumber: big.NewInt(7), Subject: pkix.Name{CommonName: name}, NotBefore: time.Now().Add(from), NotAfter: time.Now().Add(to),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}, ca.Leaf, &key.PublicKey, ca.PrivateKey))(t)
 	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/kilnbuild/kiln/pkg/human"
 	"github.com/kilnbuild/kiln/services/kiln/internal/table"
 )
 
@@ -27,8 +28,8 @@ func Command() *cobra.Command {
 		Long: `Keeps a private authority in a directory: ca.crt, which all parts trust, and ca.key, which
 nobody but you may read; and beside them what it has signed, in NAME.crt and NAME.key.
 
-The services read their certificates again when the files change: to rotate them takes no
-restart, and calls that are under way go on.`,
+Kiln's services read their certificates again when the files change: to rotate them takes no
+restart, and calls that are under way go on. buildkitd and the registry read theirs at their start only.`,
 		Example: `  kiln certs init
   kiln certs issue builder --host builder.example.org --host localhost
   kiln certs issue ci --uri spiffe://example.org/ci
@@ -118,13 +119,14 @@ its first --uri or, without one, by NAME: that is what rules of access name.`,
 }
 
 func rotateCommand(s *store) *cobra.Command {
-	var within time.Duration
+	within := nearness{within: defaultWithin}
 	var ca bool
 	cmd := &cobra.Command{
 		Use:   "rotate [NAME...]",
 		Short: "Renew certificates: those named, or those that end soon",
 		Long: `Renews certificates, with new keys and for the same names: those named or, without names,
-those that end within a time. With --ca it makes a new authority and signs everything anew;
+those that end within a time, if two thirds of their life are over, too. It says who must be restarted to use
+what was renewed. With --ca it makes a new authority and signs everything anew;
 ca.crt holds the older ones, too, until they end, so that who has not got the new one yet is
 still trusted: bring ca.crt to all hosts first, then the certificates.`,
 		Example: `  kiln certs rotate
@@ -134,6 +136,7 @@ still trusted: bring ca.crt to all hosts first, then the certificates.`,
 			cmd.SilenceUsage = true
 			var renewed []string
 			var err error
+			within.asked = cmd.Flags().Changed("within")
 			if ca {
 				renewed, err = s.rotateAuthority(cmd.Context())
 			} else {
@@ -145,12 +148,15 @@ still trusted: bring ca.crt to all hosts first, then the certificates.`,
 				}
 			}
 			if err == nil && len(renewed) == 0 && !ca {
-				_, err = fmt.Fprintf(cmd.OutOrStdout(), "none ends within %s\n", within)
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "none ends within %s\n", human.Span(within.within))
+			}
+			if err == nil {
+				_, err = fmt.Fprint(cmd.OutOrStdout(), s.restarts(renewed, ca))
 			}
 			return err
 		},
 	}
-	cmd.Flags().DurationVar(&within, "within", 30*day, "without names: renew what ends within this `time`")
+	cmd.Flags().DurationVar(&within.within, "within", defaultWithin, "without names: renew what ends within this `time`, also of a short life")
 	cmd.Flags().BoolVar(&ca, "ca", false, "renew the authority, and with it everything")
 	return cmd
 }
@@ -180,7 +186,7 @@ func writeList(out io.Writer, all []listed) error {
 		switch left := time.Until(l.cert.NotAfter); {
 		case left < 0:
 			style = table.Red
-		case left < 30*day:
+		case nearness{within: defaultWithin}.holds(l.cert):
 			style = table.Yellow
 		}
 		caller := strings.Join(of.uris, " ")

@@ -152,9 +152,47 @@ func subjectOf(name string, cert *x509.Certificate) subject {
 	return of
 }
 
-// rotate renews certificates: the named ones or, without names, those that end within a time.
+// defaultWithin is when the end of a certificate is near.
+const defaultWithin = 30 * day
+
+// nearness is when the end of a certificate is near: within a time and, unless that was asked for, when two
+// thirds of its life are over, too. One that holds for a week would else be renewed each day.
+type nearness struct {
+	within time.Duration
+	asked  bool
+}
+
+func (n nearness) holds(cert *x509.Certificate) bool {
+	left := time.Until(cert.NotAfter)
+	return left < n.within && (n.asked || left < cert.NotAfter.Sub(cert.NotBefore)/3)
+}
+
+// restarts says who uses a renewed certificate after a restart only; nothing when nobody does.
+func (s store) restarts(renewed []string, ca bool) string {
+	const units = "sudo systemctl restart buildkit, or kiln-registry"
+	all, err := s.list()
+	if err != nil {
+		return ""
+	}
+	var names []string
+	for _, l := range all {
+		if slices.Contains(renewed, l.name) && len(subjectOf(l.name, l.cert).hosts) > 0 {
+			names = append(names, l.name)
+		}
+	}
+	switch {
+	case ca:
+		return "buildkitd and the registry read ca.crt and their certificates at their start only: restart them (" + units + ")\n"
+	case len(names) > 0:
+		return "buildkitd and the registry read their certificates at their start only: if one of them uses " + strings.Join(names, " or ") +
+			", restart it (" + units + ")\n"
+	}
+	return ""
+}
+
+// rotate renews certificates: the named ones or, without names, those whose end is near.
 // It returns which it has renewed.
-func (s store) rotate(names []string, within time.Duration) (renewed []string, err error) {
+func (s store) rotate(names []string, near nearness) (renewed []string, err error) {
 	all, err := s.list()
 	if err != nil {
 		return nil, err
@@ -165,7 +203,7 @@ func (s store) rotate(names []string, within time.Duration) (renewed []string, e
 		}
 	}
 	for _, l := range all {
-		wanted := slices.Contains(names, l.name) || len(names) == 0 && time.Until(l.cert.NotAfter) < within
+		wanted := slices.Contains(names, l.name) || len(names) == 0 && near.holds(l.cert)
 		if l.name == authorityName || !wanted {
 			continue
 		}
@@ -219,5 +257,5 @@ func (s store) rotateAuthority(ctx context.Context) (renewed []string, err error
 	if len(names) == 0 {
 		return nil, nil
 	}
-	return s.rotate(names, 0)
+	return s.rotate(names, nearness{})
 }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -76,16 +77,16 @@ func TestIssueAndRotate(t *testing.T) {
 	}
 
 	before := read(t, s.cert("builder"))
-	if renewed, err := s.rotate(nil, 2*day); err != nil || !slices.Equal(renewed, []string{"ci"}) {
+	if renewed, err := s.rotate(nil, nearness{2 * day, true}); err != nil || !slices.Equal(renewed, []string{"ci"}) {
 		t.Errorf("what ends soon: %v, %v", renewed, err)
 	}
-	if renewed, err := s.rotate([]string{"builder"}, 0); err != nil || !slices.Equal(renewed, []string{"builder"}) {
+	if renewed, err := s.rotate([]string{"builder"}, nearness{}); err != nil || !slices.Equal(renewed, []string{"builder"}) {
 		t.Errorf("by name: %v, %v", renewed, err)
 	}
 	if slices.Equal(before, read(t, s.cert("builder"))) || !verified(t, s, "builder", "builder.example.org", ca) {
 		t.Error("the renewed one is the old one, or of another name")
 	}
-	if _, err := s.rotate([]string{"nobody"}, 0); fault.KindOf(err) != fault.NotFound {
+	if _, err := s.rotate([]string{"nobody"}, nearness{}); fault.KindOf(err) != fault.NotFound {
 		t.Errorf("of nobody: %v", err)
 	}
 	for _, name := range []string{"ca", "", "../x", "a b"} {
@@ -95,6 +96,32 @@ func TestIssueAndRotate(t *testing.T) {
 	}
 	if err := s.issue(subject{name: "bad", uris: []string{"no uri"}}, day, false); err == nil {
 		t.Error("a URI that is none was taken")
+	}
+}
+
+// A certificate of a short life is renewed when most of it is over, or when that is asked for; and it is said who
+// must be restarted to use it.
+func TestRotate_LeavesNewCertificatesOfAShortLife(t *testing.T) {
+	s := store{t.TempDir()}
+	server, client := subject{name: "registry", hosts: []string{"localhost"}}, subject{name: "ci"}
+	if err := errors.Join(s.init("test", 100*day), s.issue(server, 7*day, false), s.issue(client, 7*day, false)); err != nil {
+		t.Fatal(err)
+	}
+	if renewed, err := s.rotate(nil, nearness{within: defaultWithin}); err != nil || len(renewed) != 0 {
+		t.Errorf("renewed on their first day: %v, %v", renewed, err)
+	}
+	renewed, err := s.rotate(nil, nearness{30 * day, true})
+	if err != nil || len(renewed) != 2 {
+		t.Errorf("asked for: %v, %v", renewed, err)
+	}
+	if text := s.restarts(renewed, false); !strings.Contains(text, "uses registry, restart it") || strings.Contains(text, "ci") {
+		t.Errorf("%q", text)
+	}
+	if text := s.restarts([]string{"ci"}, false); text != "" {
+		t.Errorf("of a client: %q", text)
+	}
+	if text := s.restarts(renewed, true); !strings.Contains(text, "ca.crt") {
+		t.Errorf("of the authority: %q", text)
 	}
 }
 
