@@ -10,6 +10,7 @@ import (
 	"github.com/kilnbuild/kiln/pkg/pagetoken"
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/cache"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/enforce"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/policy"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/state"
 )
@@ -21,7 +22,8 @@ func TestListPins_GoesOnInAListThatChanges(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer func() { _ = store.Close() }()
-	server := NewServer(Options{State: store, Pages: pagetoken.EphemeralTokens(), Now: func() time.Time { return now }})
+	engine := enforce.New(enforce.Options{State: store})
+	server := NewServer(Options{Engine: engine, State: store, Pages: pagetoken.EphemeralTokens(), Now: func() time.Time { return now }})
 	add := func(id string, at time.Time) {
 		t.Helper()
 		pin := policy.Pin{ID: id, Cache: cache.Ref{Daemon: "a"}, Record: "r", Created: at}
