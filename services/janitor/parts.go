@@ -94,7 +94,13 @@ func newParts(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.T
 	}
 	if p.storage != nil {
 		checked, surveyed, kept = p.storage, p.storage, p.storage
-		bird = &canary.Canary{Registry: p.client, Storage: p.storage, Ears: ears, Patience: canaryPatience}
+	}
+	if p.storage != nil || ears != nil {
+		song := &canary.Canary{Registry: p.client, Ears: ears, Patience: canaryPatience}
+		if p.storage != nil {
+			song.Storage = p.storage
+		}
+		bird = song
 	}
 	p.checker = check.New(p.client, checked, bird, p.listener != nil)
 	p.surveyor = usage.NewSurveyor(p.client, surveyed, p.gauges, p.tracer)

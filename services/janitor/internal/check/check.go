@@ -119,11 +119,11 @@ type Canary interface {
 type Checker struct {
 	registry Registry
 	storage  Storage // nil: out of reach
-	canary   Canary  // nil: without a storage
+	canary   Canary  // nil: without a storage and notifications
 	listens  bool    // notifications are configured
 }
 
-// New returns a checker. A nil storage is out of reach, and then there is no canary.
+// New returns a checker. A nil storage is out of reach.
 func New(registry Registry, storage Storage, bird Canary, listens bool) *Checker {
 	return &Checker{registry: registry, storage: storage, canary: bird, listens: listens}
 }
@@ -148,8 +148,12 @@ func (c *Checker) Deaf(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 6*timeout)
 	defer cancel()
 	found, err := c.canary.Sing(ctx, fresh)
-	if err == nil && found.Deaf {
+	switch {
+	case err != nil:
+	case found.Deaf:
 		err = fault.New(fault.FailedPrecondition, "WRONG_STATE", "the registry's notifications do not arrive, so it is not known what was used; nothing is removed", notifyRemedy)
+	case found.DeafToPulls:
+		err = fault.New(fault.FailedPrecondition, "WRONG_STATE", "the registry's notifications of pulls do not arrive, or not from each of its replicas, so it is not known what was used; nothing is removed", pullsRemedy)
 	}
 	return err
 }
@@ -297,7 +301,7 @@ func (r *run) foreign(storage Storage) error {
 }
 
 func (r *run) cache(ctx context.Context) Result {
-	if r.checker.canary == nil {
+	if r.checker.canary == nil || r.checker.storage == nil {
 		return judgeCache(canary.Found{}, errNoStorage)
 	}
 	return judgeCache(r.checker.canary.Sing(ctx, fresh))

@@ -64,11 +64,17 @@ func (j *job) lockByAPI() error {
 	return nil
 }
 
+// prepareByAPI makes sure that it is known what is used.
+func (j *job) prepareByAPI(ctx context.Context) error { return j.engine.Checker.Deaf(ctx) }
+
 // removeByAPI deletes a manifest through the API. When the repository cannot be read as a whole, it
 // is left alone for the rest of the run.
 func (j *job) removeByAPI(ctx context.Context, v plan.Verdict) (bool, error) {
 	if v.Kind != plan.Manifest || j.left[v.Repository] {
 		return false, nil
+	}
+	if err := j.intend(ctx, v); err != nil {
+		return false, err
 	}
 	deleted, err := j.engine.Remote.Delete(ctx, v.Repository, content.Digest(v.Digest), v.Tags)
 	if errors.Is(err, content.ErrBroken) && ctx.Err() == nil {
@@ -77,6 +83,26 @@ func (j *job) removeByAPI(ctx context.Context, v plan.Verdict) (bool, error) {
 		return false, nil
 	}
 	return deleted, err
+}
+
+// intend stores that a manifest is about to be deleted, so that no crash loses what a run deleted: the
+// API has no journal. When it stays after all, a later verdict says so.
+func (j *job) intend(ctx context.Context, v plan.Verdict) error {
+	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
+	defer cancel()
+	if err := j.engine.State.AddVerdicts(ctx, j.run.ID, []plan.Verdict{v}); err != nil {
+		return fault.Wrap(err, fault.Unavailable, "STORAGE_FAILED", "what the run is about to delete cannot be stored, and so is not deleted", "look at the disk of state_dir")
+	}
+	return nil
+}
+
+// keepSoFar stores what a run by the API has deleted until now.
+func (j *job) keepSoFar(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
+	defer cancel()
+	if err := j.engine.State.UpdateRun(ctx, j.run); err != nil {
+		j.engine.Log.ErrorContext(ctx, "how far a run has come cannot be stored", "run", j.run.ID, "error", err)
+	}
 }
 
 // verifyByAPI resolves what tags reach.

@@ -137,6 +137,8 @@ type State interface {
 	// TakeUp keeps a run that is under way again.
 	TakeUp(ctx context.Context, r run.Run) error
 	AddVerdicts(ctx context.Context, id string, verdicts []plan.Verdict) error
+	// UpdateRun keeps how far a run has come.
+	UpdateRun(ctx context.Context, r run.Run) error
 	FinishRun(ctx context.Context, r run.Run) error
 }
 

@@ -74,7 +74,7 @@ func engine(t *testing.T, m *memory) *enforce.Engine {
 		t.Fatal(err)
 	}
 	at := now
-	opts := enforce.Options{State: store, Tracer: noop.NewTracerProvider().Tracer(""), Now: func() time.Time {
+	opts := enforce.Options{State: store, Checker: &memory{}, Tracer: noop.NewTracerProvider().Tracer(""), Now: func() time.Time {
 		at = at.Add(time.Second)
 		return at
 	}}

@@ -49,7 +49,7 @@ func (j *job) carryOut(ctx context.Context) error {
 	case j.run.Dry:
 		steps = []step{{run.Planning, j.plan}}
 	case j.engine.Storage == nil:
-		steps = []step{{run.Planning, j.plan}, {run.Manifests, j.manifests}, {run.Verify, j.verifyByAPI}}
+		steps = []step{{run.Prepare, j.prepareByAPI}, {run.Planning, j.plan}, {run.Manifests, j.manifests}, {run.Verify, j.verifyByAPI}}
 	}
 	for _, step := range steps {
 		if err := j.phase(ctx, step.phase, step.do); err != nil {
@@ -112,6 +112,10 @@ func (j *job) tell(ctx context.Context, verdicts []plan.Verdict) {
 		} else {
 			j.emit(Event{Kept: &verdicts[i]})
 		}
+	}
+	if j.q == nil && !j.run.Dry { // what went was stored before it did
+		verdicts = slices.DeleteFunc(slices.Clone(verdicts), func(v plan.Verdict) bool { return v.Remove })
+		j.keepSoFar(ctx)
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTimeout)
 	defer cancel()

@@ -103,7 +103,11 @@ func (j *job) manifests(ctx context.Context) (err error) {
 	w, p := j.watch(), newPushes(j.engine.Storage, j.in.Registry)
 	// However it ends: what a push wants of what went until then is not left away.
 	defer func() { err = errors.Join(err, w.end(context.WithoutCancel(ctx)), p.look(todo)) }()
-	for part := range inFamilies(todo, batch) {
+	size := batch
+	if j.q == nil { // what became of each is stored at once: there is no journal
+		size = 1
+	}
+	for part := range inFamilies(todo, size) {
 		if err := j.ended(ctx); err != nil || j.late {
 			return err
 		}

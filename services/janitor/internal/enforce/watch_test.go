@@ -159,7 +159,10 @@ func TestWatchLooksWhenARemovalFails(t *testing.T) {
 	p := &pushed{wants: []inventory.Lack{{Repository: "r", Digest: "d"}}}
 	j := &job{
 		engine: &Engine{Options: Options{Storage: p, State: store, Remote: failing{digest: "e"}, Now: time.Now, Log: slog.New(slog.DiscardHandler)}},
-		active: newActive(run.Run{}, nil), allowed: map[string]bool{}, gone: map[string]bool{},
+		run:    run.Run{ID: "r", State: run.Running, Started: time.Now()}, active: newActive(run.Run{}, nil), allowed: map[string]bool{}, gone: map[string]bool{},
+	}
+	if _, _, err := store.StartRun(t.Context(), j.run); err != nil {
+		t.Fatal(err)
 	}
 	for _, digest := range []string{"d", "e"} {
 		j.given = append(j.given, plan.Verdict{Kind: plan.Manifest, Repository: "r", Digest: digest, Remove: true})

@@ -188,61 +188,72 @@ func (l *Listener) when(at time.Time) time.Time {
 	return l.Now().Add(-ago)
 }
 
-// hear tells who waits for a push of the janitor's own, or will.
+// hear tells who waits for a notification of the janitor's own, or will.
 func (l *Listener) hear(e event) {
-	if e.Action != "push" || !strings.HasPrefix(e.Target.Repository, "kiln-janitor/") {
+	if !strings.HasPrefix(e.Target.Repository, "kiln-janitor/") {
 		return
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	w := l.await(e.Target.Repository, e.Target.Digest)
-	if w != nil && !w.was {
-		w.was = true
-		close(w.heard)
+	w := l.await(awaitedKey(e.Action, e.Target.Repository, e.Target.Digest))
+	if w != nil && !w.ids[e.ID] && len(w.ids) < maxAwaited {
+		w.ids[e.ID] = true // one that is sent again is no other
+		close(w.more)
+		w.more = make(chan struct{})
 	}
 }
 
-// waiting is a push that is awaited, or was heard before.
+// waiting is notifications that are awaited, or were heard before.
 type waiting struct {
-	heard chan struct{}
-	was   bool
+	ids  map[string]bool
+	more chan struct{} // closed when there are more
 }
 
-// await is what is known of a push; nil when too much is.
-func (l *Listener) await(repository string, digest content.Digest) *waiting {
-	key := repository + "@" + string(digest)
+func awaitedKey(action, repository string, digest content.Digest) string {
+	return action + " " + repository + "@" + string(digest)
+}
+
+// await is what is known of some notifications; nil when too much is. mu is held.
+func (l *Listener) await(key string) *waiting {
 	if l.awaited[key] != nil {
 		return l.awaited[key]
 	}
 	if len(l.awaited) >= maxAwaited { // what nobody came for
-		maps.DeleteFunc(l.awaited, func(_ string, w *waiting) bool { return w.was })
+		maps.DeleteFunc(l.awaited, func(_ string, w *waiting) bool { return len(w.ids) > 0 })
 	}
 	if len(l.awaited) < maxAwaited {
-		l.awaited[key] = &waiting{heard: make(chan struct{})}
+		l.awaited[key] = &waiting{ids: map[string]bool{}, more: make(chan struct{})}
 	}
 	return l.awaited[key]
 }
 
-// maxAwaited bounds what is remembered of the janitor's own pushes.
+// maxAwaited bounds what is remembered of the janitor's own pushes and pulls.
 const maxAwaited = 100
 
 // Await implements canary.Ears.
-func (l *Listener) Await(ctx context.Context, repository string, digest content.Digest) error {
-	l.mu.Lock()
-	w := l.await(repository, digest)
-	l.mu.Unlock()
-	if w == nil {
-		return errors.New("too many pushes are awaited")
-	}
+func (l *Listener) Await(ctx context.Context, action, repository string, digest content.Digest, count int) error {
+	key := awaitedKey(action, repository, digest)
 	defer func() {
 		l.mu.Lock()
-		delete(l.awaited, repository+"@"+string(digest))
+		delete(l.awaited, key)
 		l.mu.Unlock()
 	}()
-	select {
-	case <-w.heard:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	for {
+		l.mu.Lock()
+		w := l.await(key)
+		if w == nil {
+			l.mu.Unlock()
+			return errors.New("too many notifications are awaited")
+		}
+		heard, more := len(w.ids), w.more
+		l.mu.Unlock()
+		if heard >= count {
+			return nil
+		}
+		select {
+		case <-more:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
 	}
 }

@@ -122,7 +122,7 @@ func TestAwait(t *testing.T) {
 	l, _ := listener()
 	body := event("push", "application/octet-stream", "kiln-janitor/canary", "", "kiln-janitor", time.Now().Format(time.RFC3339))
 	heard := make(chan error, 1)
-	go func() { heard <- l.Await(t.Context(), "kiln-janitor/canary", digest) }()
+	go func() { heard <- l.Await(t.Context(), "push", "kiln-janitor/canary", digest, 1) }()
 	for len(heard) == 0 {
 		post(l, "secret", body)
 		time.Sleep(time.Millisecond)
@@ -131,7 +131,7 @@ func TestAwait(t *testing.T) {
 		t.Error(err)
 	}
 	post(l, "secret", body)
-	if err := l.Await(t.Context(), "kiln-janitor/canary", digest); err != nil {
+	if err := l.Await(t.Context(), "push", "kiln-janitor/canary", digest, 1); err != nil {
 		t.Errorf("heard before: %v", err)
 	}
 	for i := range 500 { // nobody comes for these
@@ -139,11 +139,11 @@ func TestAwait(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
 	defer cancel()
-	if err := l.Await(ctx, "kiln-janitor/canary", digest); err == nil {
+	if err := l.Await(ctx, "push", "kiln-janitor/canary", digest, 1); err == nil {
 		t.Error("heard what was not there")
 	}
 	post(l, "secret", body)
-	if err := l.Await(t.Context(), "kiln-janitor/canary", digest); err != nil {
+	if err := l.Await(t.Context(), "push", "kiln-janitor/canary", digest, 1); err != nil {
 		t.Errorf("after many: %v", err)
 	}
 }

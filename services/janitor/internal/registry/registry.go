@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -31,6 +32,7 @@ type Client struct {
 	registry  name.Registry
 	auth      *credentials
 	transport *transport
+	fresh     *transport // with a connection for each request
 	slots     chan struct{}
 
 	mu      sync.Mutex
@@ -58,7 +60,8 @@ func New(cfg *configv1.RegistryConfig, tel *telemetry.Telemetry) (*Client, error
 	}
 	return &Client{
 		registry: registry, auth: auth, slots: make(chan struct{}, atOnce),
-		transport: newTransport(registry.RegistryStr(), registry.Scheme(), cfg.GetPlainHttp(), roots, tel),
+		transport: newTransport(registry.RegistryStr(), registry.Scheme(), cfg.GetPlainHttp(), roots, tel, false),
+		fresh:     newTransport(registry.RegistryStr(), registry.Scheme(), cfg.GetPlainHttp(), roots, tel, true),
 	}, nil
 }
 
@@ -254,6 +257,8 @@ func (c *Client) get(ctx context.Context, via http.RoundTripper, method, path st
 	if err != nil {
 		return nil, err
 	}
+	// Without it a registry has no OCI manifest for whoever asks.
+	req.Header.Set("Accept", strings.Join([]string{string(content.OCIManifest), string(content.OCIIndex), string(content.DockerManifest), string(content.DockerList), "*/*"}, ", "))
 	client := &http.Client{Transport: via, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	return client.Do(req)
 }

@@ -37,8 +37,8 @@ type transport struct {
 }
 
 // newTransport returns a transport to the registry at host. Loopback registries
-// are asked which scheme they speak.
-func newTransport(host, nominal string, plainHTTP bool, roots *x509.CertPool, tel *telemetry.Telemetry) *transport {
+// are asked which scheme they speak. fresh has each request make a connection.
+func newTransport(host, nominal string, plainHTTP bool, roots *x509.CertPool, tel *telemetry.Telemetry, fresh bool) *transport {
 	base := &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
 		DialContext:           (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 30 * time.Second}).DialContext,
@@ -48,6 +48,7 @@ func newTransport(host, nominal string, plainHTTP bool, roots *x509.CertPool, te
 		IdleConnTimeout:       90 * time.Second,
 		MaxIdleConnsPerHost:   atOnce,
 		ForceAttemptHTTP2:     true,
+		DisableKeepAlives:     fresh,
 	}
 	t := &transport{host: host, nominal: nominal, inner: otelhttp.NewTransport(base,
 		otelhttp.WithTracerProvider(tel.Tracer),
