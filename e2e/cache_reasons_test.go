@@ -2,7 +2,9 @@ package e2e_test
 
 import (
 	"context"
+	"errors"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -157,7 +159,9 @@ func TestPolicy_WaitsForApproval(t *testing.T) {
 	labtest.Eventually(t, 20*time.Second, "a policy that waits", func() bool {
 		return strings.Contains(kiln("policy", "get"), "version 2 waits for approval, and version 1 is applied: it would remove")
 	})
-	labtest.Eventually(t, 10*time.Second, "the alarm", func() bool { return strings.Contains(scrape(t, m.Service), "kiln_cache_policy_held{") && strings.Contains(m.Output(), "would remove too much without approval") })
+	labtest.Eventually(t, 10*time.Second, "the alarm", func() bool {
+		return strings.Contains(scrape(t, m.Service), "kiln_cache_policy_held{") && strings.Contains(m.Output(), "would remove too much without approval")
+	})
 	time.Sleep(2 * time.Second) // runs go on
 	if n := len(m.records(t)); n != all {
 		t.Fatalf("%d of %d records are left, though nobody approved", n, all)
@@ -173,4 +177,71 @@ func TestPolicy_WaitsForApproval(t *testing.T) {
 	if out := kiln("policy", "get"); strings.Contains(out, "waits") || !strings.Contains(out, "age: 1s") {
 		t.Errorf("%s", out)
 	}
+}
+
+// A build that goes on while the cache manager is away for longer than its lease lasts has the lease when it is back,
+// also of a manifest that its tag has no more. The directory is found by another path, and its files stay its group's.
+func TestLease_HoldsWhileTheCacheManagerIsAway(t *testing.T) {
+	l := labtest.New(t)
+	ctx := labtest.Context(t, 2*time.Minute)
+	daemon := labtest.Must(l.StartBuildkitd(ctx, lab.BuildkitdOptions{}))(t)
+	base, link := filepath.Join(t.TempDir(), "data"), filepath.Join(t.TempDir(), "link")
+	if err := errors.Join(os.Mkdir(base, 0o755), os.Symlink(base, link)); err != nil {
+		t.Fatal(err)
+	}
+	dir := filepath.Join(base, "cache")
+	start := func() cacheManager {
+		return startCacheManager(t, l, &configv1.CacheManagerConfig{
+			Interval: durationpb.New(500 * time.Millisecond), Directories: []*configv1.CacheDirectory{{Path: dir, Grace: durationpb.New(0)}},
+		}, nil, daemon)
+	}
+	m := start()
+	acquire := func(m cacheManager, path string, mode cachemanagerv1.LeaseMode) *cachemanagerv1.Lease {
+		t.Helper()
+		return labtest.Must(m.api.AcquireLease(ctx, &cachemanagerv1.AcquireLeaseRequest{Directory: path, Mode: mode, Ttl: durationpb.New(8 * time.Second)}))(t).GetLease()
+	}
+	acquire(m, filepath.Join(link, "cache"), cachemanagerv1.LeaseMode_LEASE_MODE_EXPORT)
+	if _, err := os.Stat(dir); !os.IsNotExist(err) {
+		t.Errorf("a lease made the directory: %v", err)
+	}
+	export := func(content string) {
+		t.Helper()
+		context := t.TempDir()
+		labtest.Write(t, context, map[string]string{"Dockerfile": "FROM scratch\nCOPY in /\n", "in": content})
+		labtest.Must(lab.Exec(ctx, buildctl(t, daemon.Addr, context, "--export-cache", "type=local,mode=max,dest="+dir)))(t)
+	}
+	export("one")
+	index := filepath.Join(dir, "index.json")
+	if err := errors.Join(os.Chown(index, 1234, 4321), os.Chmod(index, 0o664)); err != nil {
+		t.Fatal(err)
+	}
+	lease := acquire(m, filepath.Join(link, "cache"), cachemanagerv1.LeaseMode_LEASE_MODE_IMPORT)
+	export("two")
+	if err := m.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(9 * time.Second)
+	m = start()
+	labtest.Eventually(t, 10*time.Second, "a run", func() bool { return len(m.runs(t)) > 0 && m.runs(t)[0].GetEndTime() != nil })
+	renewed, err := m.api.RenewLease(ctx, &cachemanagerv1.RenewLeaseRequest{LeaseId: lease.GetId()})
+	if err != nil || renewed.GetLease().GetDigest() != lease.GetDigest() || lease.GetDigest() == "" {
+		t.Fatalf("%v, %v", renewed, err)
+	}
+	blob := filepath.Join(dir, "blobs", strings.Replace(lease.GetDigest(), ":", "/", 1))
+	if _, err := os.Stat(blob); err != nil {
+		t.Errorf("what the lease holds is gone: %v", err)
+	}
+	labtest.Must(m.api.ReleaseLease(ctx, &cachemanagerv1.ReleaseLeaseRequest{LeaseId: lease.GetId()}))(t)
+	labtest.Eventually(t, 20*time.Second, "the end of what nothing holds", func() bool {
+		_, err := os.Stat(blob)
+		return os.IsNotExist(err)
+	})
+	if _, _, run, err := m.clean(ctx, &cachemanagerv1.CleanCacheRequest{Caches: []*cachemanagerv1.CacheRef{directoryRef(dir)}, All: true, Force: true}); err != nil || run.GetRemoved().GetRecords() != 1 {
+		t.Fatalf("%v, %v", run, err)
+	}
+	var stat syscall.Stat_t
+	if err := syscall.Lstat(index, &stat); err != nil || stat.Uid != 1234 || stat.Gid != 4321 || stat.Mode&0o777 != 0o664 {
+		t.Errorf("index.json is %o of %d:%d now, %v", stat.Mode&0o777, stat.Uid, stat.Gid, err)
+	}
+	export("three") // BuildKit's client writes it again
 }
