@@ -94,7 +94,7 @@ func sizeOf(ctx context.Context, root string) (all, own int64) {
 		}
 		var stat syscall.Stat_t
 		if err != nil || syscall.Lstat(path, &stat) != nil {
-			return nil // the others are looked at
+			return nil //nolint:nilerr // the others are looked at
 		}
 		if stat.Dev != top.Dev { // the root of a step
 			if entry.IsDir() {

@@ -3,8 +3,9 @@ package wire
 import (
 	"testing"
 
-	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 	"google.golang.org/protobuf/proto"
+
+	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
 )
 
 // What a later version has stored is read, whatever its enums have become.
