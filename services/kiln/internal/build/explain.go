@@ -13,11 +13,13 @@ import (
 	"github.com/moby/buildkit/util/grpcerrors"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/pkg/service"
 	kilnclient "github.com/kilnbuild/kiln/proto/client"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
+	errorsv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/errors/v1"
 	"github.com/kilnbuild/kiln/services/kiln/internal/connect"
 )
 
@@ -60,9 +62,23 @@ func (o *options) ofDaemon(ctx context.Context, err error, api builderv1.Builder
 	return err
 }
 
+// ofInfrastructure returns what the builder says of a failure that was no fault of the user:
+// it knows what to do about it, and buildkitd's own words do not tell. Nil for others.
+func ofInfrastructure(rec *builderv1.BuildRecord) error {
+	st := status.FromProto(rec.GetOutcome().GetError())
+	for _, detail := range st.Details() {
+		failure, ok := detail.(*errorsv1.BuildFailure)
+		if ok && failure.GetClass() == errorsv1.FailureClass_FAILURE_CLASS_INFRASTRUCTURE && kilnclient.Remedy(st.Err()) != "" {
+			return errors.New(fault.Line(fault.New(fault.Internal, kilnclient.Reason(st.Err()), st.Message(), kilnclient.Remedy(st.Err()))))
+		}
+	}
+	return nil
+}
+
 // explain turns the error of a build into what the user reads: the place in the
-// Dockerfile, what went wrong, and what to check when it was no fault of theirs.
-func (o *options) explain(ctx context.Context, err error, stderr io.Writer) error {
+// Dockerfile, what went wrong, and what to check when it was no fault of theirs. rec is the
+// builder's record of the build; nil when there is none.
+func (o *options) explain(ctx context.Context, err error, rec *builderv1.BuildRecord, stderr io.Writer) error {
 	switch {
 	case err == nil:
 		return nil
@@ -82,6 +98,9 @@ func (o *options) explain(ctx context.Context, err error, stderr io.Writer) erro
 	}
 	if st, ok := grpcerrors.AsGRPCStatus(err); ok && (kilnclient.Reason(st.Err()) != "" || connect.OfConnection(st.Err())) {
 		return o.conn.Explain(st.Err())
+	}
+	if judged := ofInfrastructure(rec); judged != nil {
+		return judged
 	}
 	if o.registryCache && strings.Contains(err.Error(), strings.SplitN(o.cacheRepository, "/", 2)[0]) {
 		return fault.New(fault.Internal, "", plain(err), "the cache lives at "+o.cacheRepository+", and --cache-repository names another place")

@@ -87,7 +87,8 @@ func (o *options) build(ctx context.Context, tel *telemetry.Telemetry, span trac
 	} else {
 		out.Digest, out.Pushed = s.response["containerimage.digest"], o.pushes()
 	}
-	addSteps(context.WithoutCancel(ctx), api.API(), s.ref, &out)
+	rec := record(context.WithoutCancel(ctx), api.API(), s.ref)
+	out.TotalSteps, out.CachedSteps = rec.GetSteps().GetTotal(), rec.GetSteps().GetCached()
 	if err == nil {
 		err = s.writeFiles()
 	}
@@ -97,7 +98,7 @@ func (o *options) build(ctx context.Context, tel *telemetry.Telemetry, span trac
 	if err != nil && ctx.Err() == nil {
 		err = o.ofDaemon(ctx, err, api.API())
 	}
-	return o.explain(ctx, err, stderr)
+	return o.explain(ctx, err, rec, stderr)
 }
 
 // solving is one try of a build.
@@ -179,15 +180,16 @@ func (s *solving) solve(ctx context.Context, c *client.Client, opt client.SolveO
 	return err
 }
 
-// addSteps asks the builder for what it has counted. It is no failure of the
-// build when the builder does not answer.
-func addSteps(ctx context.Context, api builderv1.BuilderServiceClient, ref string, out *outcome) {
+// record asks the builder for its record of the build. It is no failure of the build when
+// the builder does not answer; the record is nil then.
+func record(ctx context.Context, api builderv1.BuilderServiceClient, ref string) *builderv1.BuildRecord {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	res, err := api.GetBuild(ctx, &builderv1.GetBuildRequest{BuildId: ref})
-	if err == nil {
-		out.TotalSteps, out.CachedSteps = res.GetBuild().GetSteps().GetTotal(), res.GetBuild().GetSteps().GetCached()
+	if err != nil {
+		return nil
 	}
+	return res.GetBuild()
 }
 
 func stateOf(ctx context.Context, err error) string {

@@ -197,6 +197,9 @@ func (f *Flags) Explain(err error) error {
 		return fault.New(fault.Internal, client.Reason(err), st.Message(), remedy)
 	case st.Code() == codes.Unavailable:
 		d := f.To.diagnose(st.Message())
+		if own, expired := f.expired(time.Now()); expired {
+			d = own
+		}
 		return fault.New(fault.Unavailable, "", fmt.Sprintf("cannot reach the %s at %s: %s", name, f.Address, d.what), d.remedy)
 	case st.Code() == codes.DeadlineExceeded:
 		d := f.To.diagnose("deadline exceeded")

@@ -106,8 +106,13 @@ func diskFull(c *cause) bool {
 	if c.ExitCode != nil {
 		text = strings.Join(c.LogTail, "\n")
 	}
-	return full.MatchString(text) &&
-		c.set(fault.ResourceExhausted, "DISK_FULL", build.Infrastructure, "free disk on the host that the message names, the daemon's as a rule, or lower the cache policy, and build again")
+	if !full.MatchString(text) {
+		return false
+	}
+	if !full.MatchString(c.Message) {
+		c.Message = "no space left on device: " + c.Message
+	}
+	return c.set(fault.ResourceExhausted, "DISK_FULL", build.Infrastructure, "free disk on the host that the message names, the daemon's as a rule, or lower the cache policy, and build again")
 }
 
 func stepFailed(c *cause) bool {

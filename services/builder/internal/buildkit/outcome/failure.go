@@ -9,6 +9,7 @@ import (
 
 	gatewaypb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/errdefs"
+	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/opencontainers/go-digest"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
@@ -48,10 +49,12 @@ func FailureOf(ctx context.Context, err error, progress *Progress) *build.Failur
 	return f
 }
 
-// Message is what BuildKit says, without the words that every failure begins with.
+// Message is what BuildKit says, without the words that every failure begins with and the
+// name of its code.
 func Message(err error) string {
 	text := err.Error()
-	for _, prefix := range []string{"failed to solve: ", "rpc error: code = Unknown desc = ", "failed to solve: "} {
+	code := grpcerrors.Code(err).String() + ": "
+	for _, prefix := range []string{"failed to solve: ", "rpc error: code = Unknown desc = ", "failed to solve: ", code} {
 		text = strings.TrimPrefix(text, prefix)
 	}
 	if len(text) > maxMessage {
