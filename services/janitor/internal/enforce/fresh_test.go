@@ -2,7 +2,10 @@ package enforce_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -140,5 +143,23 @@ func TestRun_KeepsFamiliesTogether(t *testing.T) {
 	}
 	if !d.has("cache/app", subject) || !d.has("cache/app", signature) {
 		t.Errorf("the subject is there: %t, the signature: %t", d.has("cache/app", subject), d.has("cache/app", signature))
+	}
+}
+
+// A rule that protects a repository protects it by each of its names.
+func TestRun_ObeysProtectOfLinkedRepositories(t *testing.T) {
+	for real, link := range map[string]string{"prod": "cache/prod", "cache/prod": "prod"} {
+		d := newDisk(t)
+		digest := d.image(real, ago(30), "v1")
+		d.image("x", time.Now(), "v1")
+		to := d.path("repositories", link)
+		if err := errors.Join(os.MkdirAll(filepath.Dir(to), 0o750), os.Symlink(d.path("repositories", real), to)); err != nil {
+			t.Fatal(err)
+		}
+		e, _ := d.engine(protects(policy.Default(7*day), "prod"))
+		out, err := e.RunOnce(t.Context(), enforce.Order{Trigger: run.Demand, Force: true, All: true}, nil)
+		if err != nil || !d.has(real, digest) {
+			t.Errorf("%s, linked as %s: %s, %v, there: %t", real, link, out.State, err, d.has(real, digest))
+		}
 	}
 }

@@ -181,7 +181,7 @@ func (f *family) freeze(r *inventory.Repository) {
 }
 
 func elsewhere(r *inventory.Repository) string {
-	return r.Name + " is a link to " + r.Elsewhere + ", out of the registry's storage: nothing of it goes"
+	return "the files of " + r.Name + " are not in the registry's storage but at " + r.Elsewhere + ", and cannot be moved to quarantine: nothing of it goes"
 }
 
 // inDoubt says of which manifests of a repository it is not known what they name. None: it is known

@@ -14,11 +14,10 @@ import (
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
 )
 
-// list calls do for the names in a directory, which does not keep them, and says when it was
-// last changed before that. It is no error when
-// that is not there. The runtime's way costs some more calls and a string for each name, which
+// list calls do for the names in a directory, which does not keep them, and their types, and says
+// when it was last changed before that. It is no error when that is not there. The runtime's way costs some more calls and a string for each name, which
 // is most of the time of a look at a large registry.
-func list(dir string, do func(name []byte)) (at time.Time, _ error) {
+func list(dir string, do func(name []byte, is byte)) (at time.Time, _ error) {
 	fd, err := openRetry(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC)
 	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) {
 		return at, nil
@@ -50,7 +49,7 @@ func list(dir string, do func(name []byte)) (at time.Time, _ error) {
 }
 
 // entries reads records of getdents64(2).
-func entries(buffer []byte, do func(name []byte)) {
+func entries(buffer []byte, do func(name []byte, is byte)) {
 	const nameAt = 19 // after inode, offset, length and type
 	for len(buffer) >= nameAt {
 		length := int(binary.NativeEndian.Uint16(buffer[16:]))
@@ -62,7 +61,7 @@ func entries(buffer []byte, do func(name []byte)) {
 			name = name[:end]
 		}
 		if string(name) != "." && string(name) != ".." { // so written, they are compared in place
-			do(name)
+			do(name, buffer[nameAt-1])
 		}
 		buffer = buffer[length:]
 	}
@@ -85,7 +84,7 @@ func openAt(dir int, path string, flags int) (int, error) {
 
 // names are those in a directory; none when it is not there.
 func names(dir string) (all []string, err error) {
-	_, err = list(dir, func(name []byte) { all = append(all, string(name)) })
+	_, err = list(dir, func(name []byte, _ byte) { all = append(all, string(name)) })
 	return all, err
 }
 
@@ -136,7 +135,10 @@ func statAt(fd int, path string) (stat, error) {
 	if err != nil {
 		return stat{}, &fs.PathError{Op: "lstat", Path: path, Err: err}
 	}
-	return stat{there: true, size: st.Size, modified: time.Unix(st.Mtim.Unix()), changed: time.Unix(st.Ctim.Unix())}, nil
+	return stat{
+		there: true, size: st.Size, modified: time.Unix(st.Mtim.Unix()), changed: time.Unix(st.Ctim.Unix()),
+		inode: inode{uint64(st.Dev), st.Ino}, //nolint:unconvert // not on every system one of 64 bits
+	}, nil
 }
 
 func readAt(dir int, path string, most int) (out []byte, err error) {
@@ -214,6 +216,15 @@ func (d *directories) read(dir string) (directory, error) {
 	return is, nil
 }
 
+// isLink reports whether a name is that of a symbolic link, where directories do not tell.
+func isLink(dir string, name []byte) bool {
+	if _, sum := content.SumOf(name); sum {
+		return false // there are many, and a repository is hardly called so
+	}
+	var st unix.Stat_t
+	return unix.Lstat(dir+"/"+string(name), &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFLNK
+}
+
 // room is to put sums while it is not known how many there are.
 var room = sync.Pool{New: func() any { return new([]content.Sum) }}
 
@@ -221,7 +232,10 @@ func readDirectory(dir string) (is directory, err error) {
 	sums, _ := room.Get().(*[]content.Sum)
 	defer room.Put(sums)
 	*sums = (*sums)[:0]
-	is.at, err = list(dir, func(name []byte) {
+	is.at, err = list(dir, func(name []byte, kind byte) {
+		if kind == unix.DT_LNK || kind == unix.DT_UNKNOWN && isLink(dir, name) {
+			is.links = append(is.links, string(name))
+		}
 		if h, ok := content.SumOf(name); ok {
 			*sums = append(*sums, h)
 		} else {

@@ -130,13 +130,18 @@ type stat struct {
 	size     int64
 	modified time.Time // when it was last written
 	changed  time.Time // when it was last renamed or changed; zero where files do not tell
+	inode    inode     // zero where files have none
 }
+
+// inode says which file or directory it is, whatever its path.
+type inode struct{ device, number uint64 }
 
 // directory is what was in one.
 type directory struct {
 	at     time.Time     // when it was last changed; zero where directories do not tell
 	hashes []content.Sum // names that are digests
 	names  []string      // the others
+	links  []string      // of all these, symbolic links
 }
 
 // all are all names.

@@ -3,17 +3,14 @@ package storage
 import (
 	"context"
 	"encoding/hex"
-	"path"
 	"runtime"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/kilnbuild/kiln/services/janitor/internal/canary"
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
 	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
 )
@@ -44,14 +41,15 @@ func (s *Storage) Inventory(ctx context.Context, look inventory.Look) (inventory
 	if err != nil {
 		return out, err
 	}
-	dirs, err := s.repositories(ctx)
+	dirs, err := s.tree(ctx)
 	if err != nil {
 		return out, err
 	}
 	out.Took.Walk = time.Since(out.Time)
 	all := make([]looked, len(dirs))
 	err = inParallel(ctx, len(dirs), func(i int) (err error) {
-		all[i], err = s.repository(ctx, dirs[i], look)
+		all[i], err = s.repository(ctx, dirs[i].name, look)
+		all[i].Aliases, all[i].Elsewhere = dirs[i].aliases, dirs[i].elsewhere
 		return err
 	})
 	if err != nil {
@@ -123,38 +121,6 @@ func (s *Storage) listBlobs(ctx context.Context) (shards []directory, err error)
 
 func isHex(name string) bool {
 	return len(name) == 64 && strings.Trim(name, "0123456789abcdef") == ""
-}
-
-// repositories are the names of all repositories, also of those that hold layers or
-// uploads only, which no catalog has.
-func (s *Storage) repositories(ctx context.Context) (all []string, err error) {
-	var mu sync.Mutex
-	level := []string{""} // of names, beginning at the root
-	for len(level) > 0 {
-		var below []string
-		err := inParallel(ctx, len(level), func(i int) error {
-			is, err := s.list(path.Join(s.base, "repositories", level[i]))
-			mu.Lock()
-			defer mu.Unlock()
-			found := false
-			for _, sub := range is.all() { // a name that looks like a digest is one, too
-				if !strings.HasPrefix(sub, "_") {
-					below = append(below, path.Join(level[i], sub))
-				}
-				found = found || sub == layersDir || sub == manifestsDir || sub == uploadsDir
-			}
-			if found && level[i] != canary.Repository { // which is there for a moment
-				all = append(all, level[i])
-			}
-			return err
-		})
-		if err != nil {
-			return nil, err
-		}
-		level = below
-	}
-	slices.Sort(all)
-	return all, nil
 }
 
 // forgetBut forgets manifests that are in no repository any more, when there are many.
