@@ -420,7 +420,7 @@ func TestS5_OddRegistry(t *testing.T) {
 			t.Errorf("%s of the family that goes is left", hex)
 		}
 	}
-	for what, want := range map[string]string{zeroHex: "dangling", cutHex: "", none: "unreached", lost: "dangling", "nowhere": "dangling", "ghost": "dangling", "left": "abandoned", mountedHex: ""} {
+	for what, want := range map[string]string{zeroHex: "dangling", cutHex: "", none: "unreached", lost: "dangling", "nowhere": "dangling", "ghost": "dangling", "left": "abandoned", mountedHex: "unreached"} {
 		if removed[what] != want {
 			t.Errorf("%s: %q, want %q", what, removed[what], want)
 		}

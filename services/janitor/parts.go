@@ -89,11 +89,12 @@ func newParts(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.T
 	var surveyed usage.Store
 	var kept enforce.Storage
 	var bird check.Canary
+	var lag time.Duration // until this host sees what another has written
 	if p.storage, err = reach(ctx, cfg.GetRegistry()); err != nil {
 		return nil, err
 	}
 	if p.storage != nil {
-		checked, surveyed, kept = p.storage, p.storage, p.storage
+		checked, surveyed, kept, lag = p.storage, p.storage, p.storage, p.storage.Lag()
 	}
 	if p.storage != nil || ears != nil {
 		song := &canary.Canary{Registry: p.client, Ears: ears, Patience: canaryPatience}
@@ -109,7 +110,7 @@ func newParts(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.T
 		Storage: kept, Remote: remote.New(p.client), Registry: p.client, Checker: p.checker, State: p.store, Metrics: p.gauges, Log: tel.Logger, Tracer: p.tracer, NewID: newRunID, Now: clock.Now,
 		Clock:    p.clock.Check,
 		MaxShare: cfg.GetSchedule().GetMaxRemovalPercent(),
-		Settle:   cfg.GetSettle().AsDuration(), Listens: p.listener != nil, Looked: makeRoom,
+		Settle:   cfg.GetSettle().AsDuration() + lag, Listens: p.listener != nil, Looked: makeRoom,
 	})
 	p.schedule = enforce.NewSchedule(p.engine, timetable)
 	if p.storage != nil {

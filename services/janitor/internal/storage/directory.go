@@ -189,7 +189,7 @@ type directories struct {
 var settled = 2 * time.Second // tests set it
 
 // read is what is in a directory: digests, and other names.
-func (d *directories) read(dir string) (directory, error) {
+func (d *directories) read(dir string, settled time.Duration) (directory, error) {
 	d.mu.Lock()
 	was, known := d.all[dir]
 	d.mu.Unlock()

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -19,17 +20,21 @@ import (
 
 // disk are files of a file system.
 type disk struct {
-	root string
-	dirs directories
+	root   string
+	dirs   directories
+	probed probed
+
+	lagged sync.Once
+	lags   time.Duration
 }
 
 func (d *disk) frozen(context.Context, string) (reader, error) { return d, nil }
 
 func (d *disk) atomic() bool { return true }
 
-func (d *disk) settled() time.Duration { return settled }
+func (d *disk) settled() time.Duration { return settled + d.lag() }
 
-func (d *disk) list(dir string) (directory, error) { return d.dirs.read(dir) }
+func (d *disk) list(dir string) (directory, error) { return d.dirs.read(dir, d.settled()) }
 
 func (d *disk) names(dir string) ([]string, error) { return names(dir) }
 
@@ -139,27 +144,6 @@ func fits(r reader, path string, is func(stat, string) bool) (bool, error) {
 	}
 	file, err := r.stat(path)
 	return err == nil && file.there && is(file, strings.TrimSpace(string(text))), err
-}
-
-func (d *disk) giveBack(from, to string) (given, occupied bool, err error) {
-	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
-		return false, false, err
-	}
-	err = unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOSYS) { // not on this file system
-		if err = os.Link(from, to); err == nil {
-			err = os.Remove(from)
-		}
-	}
-	switch {
-	case err == nil:
-		return true, false, nil
-	case errors.Is(err, fs.ErrExist):
-		return false, true, nil
-	case errors.Is(err, fs.ErrNotExist):
-		return false, false, nil
-	}
-	return false, false, err
 }
 
 func (d *disk) touch(path string, at time.Time) error { return os.Chtimes(path, at, at) }

@@ -24,6 +24,8 @@ type files interface {
 	// settled is how old a file must have been as it was looked at, so that it has another
 	// time if it was written again since.
 	settled() time.Duration
+	// lag is for how long what another host has written may not be seen.
+	lag() time.Duration
 	// disk is how much room there is; zero where that has no bound.
 	disk() (check.Disk, error)
 	// writable is an error when they cannot be written.

@@ -91,6 +91,9 @@ func (d *disk) lock(ctx context.Context, path, run string) (held context.Context
 		load:  func() (holder, error) { return readHolder(path) },
 		store: func(me holder) error { return d.withRoom(func() error { return writeHolder(file, me) }) },
 	}
+	if err := d.probe(); err != nil {
+		return nil, nil, errors.Join(err, file.Close())
+	}
 	me := newHolder(run)
 	// One of this host is gone: the kernel gave its lock away.
 	if err = h.await(ctx, func(was holder) bool { return was.Boot == me.Boot && me.Boot != "" }); err == nil {

@@ -42,6 +42,9 @@ func (o *objects) atomic() bool { return false }
 // S3 answers to none that is a quarter of an hour from it (RequestTimeTooSkewed).
 func (o *objects) settled() time.Duration { return 15*time.Minute + 2*time.Second }
 
+// lag is none: S3 tells of what was written before.
+func (o *objects) lag() time.Duration { return 0 }
+
 func (o *objects) call() (context.Context, context.CancelFunc) {
 	return context.WithTimeout(context.Background(), callTimeout)
 }
