@@ -97,7 +97,7 @@ func (j *job) manifests(ctx context.Context) (err error) {
 		}
 	}
 	j.at(run.Manifests, int64(len(todo)))
-	ctx, cancel := j.bounded(ctx)
+	bounded, cancel := j.halfBounded(ctx)
 	defer cancel()
 	told := time.Now()
 	w, p := j.watch(), newPushes(j.engine.Storage, j.in.Registry)
@@ -108,7 +108,7 @@ func (j *job) manifests(ctx context.Context) (err error) {
 		size = 1
 	}
 	for part := range inFamilies(todo, size) {
-		if err := j.ended(ctx); err != nil || j.late {
+		if over, err := j.ended(bounded); err != nil || over {
 			return err
 		}
 		gone, err := j.removeAll(ctx, find, part, w, p)
@@ -129,14 +129,26 @@ func (j *job) bounded(ctx context.Context) (context.Context, context.CancelFunc)
 	return context.WithDeadlineCause(ctx, j.run.Started.Add(j.policy.Budget.Time), errSpent)
 }
 
-// ended is why the run has to end; that its time is spent ends a phase only.
-func (j *job) ended(ctx context.Context) error {
-	err := context.Cause(ctx)
-	if err == errSpent { //nolint:errorlint // it is the cause itself
-		j.late, j.spent = true, true
-		return nil
+// halfBounded is a context that ends when half of the time that the budget leaves is spent: the sweep
+// gets the other half. Else a backlog of manifests would free no byte until it is done.
+func (j *job) halfBounded(ctx context.Context) (context.Context, context.CancelFunc) {
+	if j.policy.Budget.Time <= 0 || j.q == nil || j.caches {
+		return j.bounded(ctx)
 	}
-	return err
+	now := time.Now()
+	left := j.run.Started.Add(j.policy.Budget.Time).Sub(now)
+	return context.WithDeadlineCause(ctx, now.Add(left/2), errHalf)
+}
+
+// ended is why the run has to end, and whether its time, or that of its phase, is spent.
+func (j *job) ended(ctx context.Context) (over bool, _ error) {
+	switch err := context.Cause(ctx); err { //nolint:errorlint // it is the cause itself
+	case errSpent, errHalf:
+		j.spent = true
+		return true, nil
+	default:
+		return false, err
+	}
 }
 
 // removeAll removes one batch, and returns what became of it.

@@ -48,6 +48,7 @@ func (e *ErrKnown) Error() string { return "the request id is that of run " + e.
 var (
 	errCancelled = errors.New("the run was cancelled")
 	errStopped   = errors.New("the janitor stops")
+	errHalf      = errors.New("half of the time that the run's budget left is spent")
 	errSpent     = errors.New("the time of the run's budget is spent")
 )
 
@@ -75,7 +76,6 @@ type job struct {
 	in       plan.Input      // as it was looked at last
 	allowed  map[string]bool // blobs that may go
 	spent    bool            // the budget
-	late     bool            // its time
 	troubles []error         // that were in the way, and did not end the run
 }
 

@@ -28,7 +28,7 @@ func (j *job) sweep(ctx context.Context) error {
 	}
 	bounded, cancel := j.bounded(ctx)
 	defer cancel()
-	if err := j.ended(bounded); err != nil || j.late {
+	if over, err := j.ended(bounded); err != nil || over {
 		return err
 	}
 	victims, err := j.mark(ctx)
@@ -45,9 +45,9 @@ func (j *job) sweep(ctx context.Context) error {
 	if victims, err = j.settle(ctx, victims); err != nil {
 		return err
 	}
-	taken, err := j.takeAll(bounded, victims)
+	taken, err := j.takeAll(ctx, bounded, victims)
 	if err == nil {
-		err = j.ended(ctx)
+		_, err = j.ended(ctx)
 	}
 	if err == nil {
 		j.at(run.Recheck, int64(len(taken)))
@@ -160,15 +160,16 @@ func (j *job) settle(ctx context.Context, victims []inventory.Orphan) (still []i
 // long can a blob be away that a push has just found.
 const chunk = 2000
 
-// takeAll moves blobs to the quarantine.
-func (j *job) takeAll(ctx context.Context, victims []inventory.Orphan) (taken []inventory.Orphan, err error) {
+// takeAll moves blobs to the quarantine, until bounded ends.
+func (j *job) takeAll(ctx, bounded context.Context, victims []inventory.Orphan) (taken []inventory.Orphan, err error) {
 	j.at(run.Quarantine, int64(len(victims)))
 	told, w := time.Now(), j.watch()
 	for part := range slices.Chunk(victims, chunk) {
-		if err := j.ended(ctx); err != nil {
+		over, err := j.ended(bounded)
+		if err != nil {
 			return taken, err
 		}
-		if j.late {
+		if over && len(taken) > 0 { // so that each run takes some
 			break
 		}
 		is := make([]bool, len(part))
