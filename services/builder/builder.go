@@ -104,20 +104,10 @@ func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Teleme
 		return nil, err
 	}
 	rules := policy.New(s.cfg.GetPolicy())
-	daemon, err := buildkit.Dial(ctx, s.cfg.GetDaemons()[0], buildkit.Options{
-		Roots: s.cfg.GetAllowedRoots(), Contexts: s.contexts, Artifacts: s.artifacts, Guard: s.guard, Policy: rules, SyncKeys: s.syncKeys, Removals: s.removals, Steps: s.steps, Logins: s.cfg.GetRegistries(), CacheManager: s.caches, Janitor: janitor, NoLease: missed,
-		CacheWritten: s.noteScope,
-	}, tel)
+	daemon, err := s.dialDaemon(ctx, buildkit.Options{Policy: rules, Janitor: janitor, NoLease: missed}, tel)
 	if err != nil {
 		return nil, err
 	}
-	s.daemon = daemon
-	s.clock.Compare(daemon.Clock())
-	if err := daemon.AdoptRemovals(ctx, []string{daemon.Name()}); err != nil {
-		return nil, err
-	}
-	s.parts.Push("daemon", func(context.Context) error { return daemon.Close() })
-	s.fleet = fleet{pool.New(daemon, tel.Logger)}
 	counters, err := metrics.New(tel.Meter)
 	if err != nil {
 		return nil, err
@@ -130,6 +120,22 @@ func New(ctx context.Context, cfg *configv1.BuilderConfig, tel *telemetry.Teleme
 	}
 	// Once there are rules to hold them to; calls are served from Run on.
 	return s, s.builds.Recover(ctx)
+}
+
+// dialDaemon makes the daemon and the fleet of it. opts lacks what the service has.
+func (s *Service) dialDaemon(ctx context.Context, opts buildkit.Options, tel *telemetry.Telemetry) (*buildkit.Daemon, error) {
+	opts.Roots, opts.Contexts, opts.Artifacts = s.cfg.GetAllowedRoots(), s.contexts, s.artifacts
+	opts.Guard, opts.SyncKeys, opts.Logins = s.guard, s.syncKeys, s.cfg.GetRegistries()
+	opts.Removals, opts.Steps, opts.CacheManager, opts.CacheWritten = s.removals, s.steps, s.caches, s.noteScope
+	daemon, err := buildkit.Dial(ctx, s.cfg.GetDaemons()[0], opts, tel)
+	if err != nil {
+		return nil, err
+	}
+	s.daemon = daemon
+	s.parts.Push("daemon", func(context.Context) error { return daemon.Close() })
+	s.clock.Compare(daemon.Clock())
+	s.fleet = fleet{pool.New(daemon, tel.Logger)}
+	return daemon, daemon.AdoptRemovals(ctx, []string{daemon.Name()})
 }
 
 // newBuilds makes the service that takes builds.
