@@ -108,7 +108,7 @@ func TestSchedule_RunsAtOnceWhenTheDiskFillsAgain(t *testing.T) {
 			_, runs := count(all, run.FreeDisk)
 			return runs
 		}
-		step(1, 2*time.Hour)
+		step(1, 2*time.Hour+5*time.Minute) // just after a run: the next one would come in minutes
 		before := step(50, time.Minute)
 		if after := step(1, 3*time.Second); after != before+1 {
 			t.Errorf("%d runs before the disk filled again, %d three seconds later", before, after)

@@ -98,6 +98,8 @@ func TestLease_DoesNotMakeTheDirectory(t *testing.T) {
 		t.Fatalf("the directory was made: %v", err)
 	}
 	got(d.Renew(t.Context(), lease.ID, time.Hour))(t)
+	must(t, l.export("a", nil, "leased"))
+	must(t, d.Remove(t.Context(), listed(t, d, "a"), 0, func(string, int64) { t.Error("a leased tag went") }))
 	must(t, l.export("b", nil, "base"))
 	must(t, l.export("b", nil, "new")) // "base" is an orphan, as young as the lease
 	must(t, d.Sweep(t.Context(), true))
