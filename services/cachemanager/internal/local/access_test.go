@@ -129,9 +129,10 @@ func TestRewrittenIndex_ByAnotherUserOfTheGroup(t *testing.T) {
 		return
 	}
 	for name, c := range map[string]struct {
-		index int // group
-		ok    bool
-	}{"shared group": {4321, true}, "private group": {9999, false}} {
+		index  int // group
+		groups []uint32
+		ok     bool
+	}{"shared group": {4321, nil, true}, "private group": {9999, nil, false}, "another group of both": {9999, []uint32{9999}, false}} {
 		t.Run(name, func(t *testing.T) {
 			l := newLayout(t)
 			for parent := l.dir; strings.HasPrefix(parent, os.TempDir()+"/"); parent = filepath.Dir(parent) {
@@ -148,7 +149,7 @@ func TestRewrittenIndex_ByAnotherUserOfTheGroup(t *testing.T) {
 			must(t, os.WriteFile(binary, got(os.ReadFile(os.Args[0]))(t), 0o755))
 			cmd := exec.CommandContext(t.Context(), binary, "-test.run=^TestRewrittenIndex_ByAnotherUserOfTheGroup$")
 			cmd.Env, cmd.Dir = append(os.Environ(), dir+"="+l.dir), l.dir
-			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 5555, Gid: 4321}}
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 5555, Gid: 4321, Groups: c.groups}}
 			out, err := cmd.CombinedOutput()
 			mode, uid, gid := ownerOf(t, index)
 			switch {
