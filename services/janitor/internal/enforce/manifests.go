@@ -153,7 +153,7 @@ func (j *job) ended(ctx context.Context) (over bool, _ error) {
 
 // removeAll removes one batch, and returns what became of it.
 func (j *job) removeAll(ctx context.Context, find index, part []plan.Verdict, w *watch, p *pushes) (all []plan.Verdict, err error) {
-	now, err := j.holders(ctx, w.kept)
+	now, err := j.holders(ctx, find, w.kept)
 	if err != nil {
 		return nil, err
 	}

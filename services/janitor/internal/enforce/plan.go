@@ -126,6 +126,11 @@ func (e *Engine) input(ctx context.Context, p policy.Policy, now time.Time, look
 	if err := e.noteSeen(ctx, in.Registry, uses); err != nil {
 		return in, err
 	}
+	if !look.Ahead {
+		if err := e.noteParts(ctx, in.Registry, uses); err != nil {
+			return in, err
+		}
+	}
 	leases, err := e.State.Leases(ctx, now)
 	in.Uses, in.Leases = uses, leases
 	return in, err

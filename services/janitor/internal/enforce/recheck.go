@@ -19,11 +19,11 @@ import (
 func (j *job) recheck(ctx context.Context, now run.Plan) (run.Plan, error) {
 	e := j.engine
 	kept, had := map[string]bool{}, map[string]bool{}
-	just, err := j.holders(ctx, kept)
+	find := indexOf(j.in.Registry)
+	just, err := j.holders(ctx, find, kept)
 	if err != nil {
 		return now, err
 	}
-	find := indexOf(j.in.Registry)
 	out := run.Plan{Plan: &plan.Plan{Time: now.Time, PolicyVersion: j.run.PolicyVersion, Rules: now.Rules, Keeps: now.Keeps}, Digest: j.run.PlanDigest, Created: now.Created, Reach: e.reach()}
 	for _, e := range j.entries {
 		had[string(e.Kind)+e.Repository+"@"+e.Digest] = true
@@ -104,15 +104,19 @@ type index struct {
 	tags      map[string]inventory.Tag // by repository and name
 	uploads   map[string]inventory.Upload
 	links     map[string]inventory.Link
+
+	repositories map[string]*inventory.Repository
 }
 
 func indexOf(r inventory.Registry) index {
 	x := index{
 		manifests: map[string]*inventory.Manifest{}, doubts: map[string]inventory.Doubt{}, orphans: map[string]inventory.Orphan{},
 		tags: map[string]inventory.Tag{}, uploads: map[string]inventory.Upload{}, links: map[string]inventory.Link{},
+		repositories: map[string]*inventory.Repository{},
 	}
 	for i := range r.Repositories {
 		of := &r.Repositories[i]
+		x.repositories[of.Name] = of
 		for k := range of.Manifests {
 			x.manifests[of.Name+"@"+string(of.Manifests[k].Digest)] = &of.Manifests[k]
 		}
@@ -173,10 +177,12 @@ type holders struct {
 	leases lease.Set
 	used   *lastuse.Book   // that the janitor was told of since the plan
 	kept   map[string]bool // manifests that stayed before
+	blobs  map[string]used // that were pulled since the plan, by repository
+	find   index
 }
 
-func (j *job) holders(ctx context.Context, kept map[string]bool) (h holders, err error) {
-	h = holders{kept: kept}
+func (j *job) holders(ctx context.Context, find index, kept map[string]bool) (h holders, err error) {
+	h = holders{kept: kept, blobs: map[string]used{}, find: find}
 	if h.leases, err = j.engine.State.Leases(ctx, j.engine.Now()); err != nil {
 		return h, err
 	}
@@ -184,10 +190,22 @@ func (j *job) holders(ctx context.Context, kept map[string]bool) (h holders, err
 	return h, err
 }
 
+// pulledBlob reports whether a blob that a manifest names was pulled since the plan.
+func (h holders) pulledBlob(v plan.Verdict) bool {
+	pulled, known := h.blobs[v.Repository]
+	if !known {
+		pulled = usedIn(h.used, v.Repository)
+		h.blobs[v.Repository] = pulled
+	}
+	m := h.find.manifests[v.Repository+"@"+v.Digest]
+	return m != nil && len(pulled) > 0 && !pulled.last(h.find.repositories[v.Repository], m.Manifest).IsZero()
+}
+
 // hold says whether a manifest stays, and why.
 func (h holders) hold(v plan.Verdict) (held bool, reason plan.Reason, by string) {
 	if v.Kind != plan.Manifest {
-		return false, "", ""
+		pushed, pulled := h.used.Last(v.Repository, content.Digest(v.Digest), nil)
+		return v.Kind == plan.Link && len(v.Tags) == 0 && (!pushed.IsZero() || !pulled.IsZero()), plan.UsedSince, ""
 	}
 	for _, owner := range v.Owners {
 		if h.kept[v.Repository+"@"+string(owner)] {
@@ -199,5 +217,5 @@ func (h holders) hold(v plan.Verdict) (held bool, reason plan.Reason, by string)
 		return true, plan.Leased, id
 	}
 	pushed, pulled := h.used.Last(v.Repository, digest, v.Tags)
-	return !pushed.IsZero() || !pulled.IsZero(), plan.UsedSince, ""
+	return !pushed.IsZero() || !pulled.IsZero() || h.pulledBlob(v), plan.UsedSince, ""
 }

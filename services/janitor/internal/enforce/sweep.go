@@ -152,8 +152,32 @@ func (j *job) settle(ctx context.Context, victims []inventory.Orphan) (still []i
 		return nil, err
 	}
 	revived, err := j.recall(ctx, victims)
+	if err == nil {
+		err = j.showAsked(ctx, victims, revived)
+	}
 	failpoint.Hit("janitor.settled")
 	return slices.DeleteFunc(victims, func(o inventory.Orphan) bool { return revived[o.Digest] }), err
+}
+
+// showAsked shows blobs again that clients have asked for, pulled or mounted since they were marked: a
+// push that was told that one is there does not upload it.
+func (j *job) showAsked(ctx context.Context, victims []inventory.Orphan, revived map[content.Digest]bool) error {
+	asked, err := j.engine.State.UsesSince(ctx, j.in.Now)
+	if err != nil {
+		return err
+	}
+	for _, o := range victims {
+		for _, name := range o.In() {
+			if _, pulled := asked.Last(name, o.Digest, nil); pulled.IsZero() || revived[o.Digest] {
+				continue
+			}
+			if err := j.q.Show(o.Digest, o.Links()); err != nil {
+				return err
+			}
+			revived[o.Digest] = true
+		}
+	}
+	return nil
 }
 
 // chunk is how many blobs are moved between two looks at what is wanted again: for so

@@ -20,7 +20,8 @@ type Use struct {
 	Heard time.Time
 }
 
-// Name is a digest, or a tag with ":" before it.
+// Name is the digest of a manifest, a tag with ":" before it, or the digest of a blob with "/" before
+// it.
 type Name string
 
 // ByDigest names a manifest.
@@ -28,6 +29,11 @@ func ByDigest(d content.Digest) Name { return Name(d) }
 
 // ByTag names what a tag holds.
 func ByTag(tag string) Name { return Name(":" + tag) }
+
+// ByBlob names a blob, which is used as a part of manifests, or alone.
+func ByBlob(d content.Digest) Name { return blobMark + Name(d) }
+
+const blobMark = "/"
 
 // Last is when something was last pushed and pulled. Zero: not known of.
 type Last struct{ Pushed, Pulled time.Time }
@@ -75,7 +81,7 @@ func (b *Book) Last(repository string, digest content.Digest, tags []string) (pu
 	if len(of) == 0 {
 		return pushed, pulled
 	}
-	last := of[ByDigest(digest)]
+	last := later(of[ByDigest(digest)], of[ByBlob(digest)])
 	for _, tag := range tags {
 		last = later(last, of[ByTag(tag)])
 	}
@@ -86,7 +92,8 @@ func (b *Book) Last(repository string, digest content.Digest, tags []string) (pu
 func (b *Book) Pulls(repository string) iter.Seq2[content.Digest, time.Time] {
 	return func(yield func(content.Digest, time.Time) bool) {
 		for name, last := range b.uses[repository] {
-			if !strings.HasPrefix(string(name), ":") && !last.Pulled.IsZero() && !yield(content.Digest(name), last.Pulled) {
+			digest, is := strings.CutPrefix(string(name), blobMark)
+			if is && !last.Pulled.IsZero() && !yield(content.Digest(digest), last.Pulled) {
 				return
 			}
 		}

@@ -52,11 +52,12 @@ type Listener struct {
 
 	mu      sync.Mutex
 	awaited map[string]*waiting // by repository and digest
+	blobs   map[blob]time.Time  // when the last pull was kept of each
 }
 
 // New returns a listener.
 func New(opts Options) *Listener {
-	return &Listener{Options: opts, secret: sha256.Sum256([]byte(opts.Secret)), slots: make(chan struct{}, atOnce), awaited: map[string]*waiting{}}
+	return &Listener{Options: opts, secret: sha256.Sum256([]byte(opts.Secret)), slots: make(chan struct{}, atOnce), awaited: map[string]*waiting{}, blobs: map[blob]time.Time{}}
 }
 
 // Bounds of what is taken.
@@ -166,12 +167,16 @@ func (e event) whole() bool {
 		(e.Target.Digest == "" || e.Target.Digest.Valid()) && (e.Target.Digest != "" || e.Target.Tag != "") && e.Action != ""
 }
 
-// usesOf are the uses of a manifest that an event tells of. Blobs have none of their own.
+// usesOf are the uses that an event tells of: of a manifest, or of a blob that was pulled, asked for
+// or mounted, as clients do that have its manifest.
 func (l *Listener) usesOf(e event) (uses []lastuse.Use) {
-	if !e.Target.MediaType.IsManifest() && e.Target.Tag == "" {
-		return nil
-	}
 	at, heard := l.when(e.Timestamp), l.Now()
+	if !e.Target.MediaType.IsManifest() && e.Target.Tag == "" {
+		if e.Action == "push" || !l.news(e, heard) {
+			return nil
+		}
+		return []lastuse.Use{{Repository: e.Target.Repository, Name: lastuse.ByBlob(e.Target.Digest), At: at, Heard: heard}}
+	}
 	if e.Target.Digest != "" {
 		uses = append(uses, lastuse.Use{Repository: e.Target.Repository, Name: lastuse.ByDigest(e.Target.Digest), Push: e.Action == "push", At: at, Heard: heard})
 	}
@@ -179,6 +184,33 @@ func (l *Listener) usesOf(e event) (uses []lastuse.Use) {
 		uses = append(uses, lastuse.Use{Repository: e.Target.Repository, Name: lastuse.ByTag(e.Target.Tag), Push: e.Action == "push", At: at, Heard: heard})
 	}
 	return uses
+}
+
+// Pulls of a blob are kept once in so long: an image that many pull has many blobs.
+const (
+	blobEvery = 10 * time.Second
+	maxBlobs  = 100_000 // whose last pulls are remembered for that
+)
+
+// news reports whether the pull of a blob is to be kept.
+func (l *Listener) news(e event, now time.Time) bool {
+	key := blob{e.Target.Repository, content.NewBlob(e.Target.Digest, 0)}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if last, known := l.blobs[key]; known && now.Sub(last) < blobEvery && !now.Before(last) {
+		return false
+	}
+	if len(l.blobs) >= maxBlobs {
+		clear(l.blobs)
+	}
+	l.blobs[key] = now
+	return true
+}
+
+// blob is one of a repository.
+type blob struct {
+	repository string
+	content.Blob
 }
 
 // when is the time of an event by the clock that ages are counted to. One from the future

@@ -68,7 +68,9 @@ func TestUses(t *testing.T) {
 		"pull":                   {event("pull", manifest, "a", "", "docker", hourAgo), []string{digest}, "kept"},
 		"pull of a tag":          {event("pull", manifest, "a", "t", "docker", hourAgo), []string{digest, ":t"}, "kept"},
 		"push":                   {event("push", manifest, "a", "t", "docker", hourAgo), []string{"+" + digest, "+:t"}, "kept"},
-		"pull of a blob":         {event("pull", "application/octet-stream", "a", "", "docker", hourAgo), nil, "kept"},
+		"pull of a blob":         {event("pull", "application/octet-stream", "a", "", "docker", hourAgo), []string{"/" + digest}, "kept"},
+		"mount of a blob":        {event("mount", "application/octet-stream", "a", "", "docker", hourAgo), []string{"/" + digest}, "kept"},
+		"push of a blob":         {event("push", "application/octet-stream", "a", "", "docker", hourAgo), nil, "kept"},
 		"delete":                 {event("delete", manifest, "a", "", "docker", hourAgo), nil, "other"},
 		"the janitor's own":      {event("pull", manifest, "a", "t", "kiln-janitor", hourAgo), nil, "own"},
 		"without a repository":   {event("pull", manifest, "", "t", "docker", hourAgo), nil, "malformed"},
@@ -94,6 +96,13 @@ func TestUses(t *testing.T) {
 		}
 	}
 	l, k := listener()
+	for _, repository := range []string{"a", "a", "b", "a"} { // at once: one use of each
+		post(l, "secret", event("pull", "application/octet-stream", repository, "", "docker", hourAgo))
+	}
+	if len(k.uses) != 2 || k.uses[0].Repository != "a" || k.uses[1].Repository != "b" {
+		t.Errorf("pulls of one blob at once: %+v", k.uses)
+	}
+	l, k = listener()
 	post(l, "secret", event("pull", manifest, "a", "", "docker", time.Now().Add(time.Hour).Format(time.RFC3339Nano)))
 	if k.uses[0].At.After(now) {
 		t.Errorf("used in the future: %s", k.uses[0].At)

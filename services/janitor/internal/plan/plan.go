@@ -30,8 +30,7 @@ type Uses interface {
 	// Last is when a manifest, by its digest or a tag of it, was last pushed, and when it was
 	// last pulled or imported by a build; zero: not known of.
 	Last(repository string, digest content.Digest, tags []string) (pushed, pulled time.Time)
-	// Pulls are the blobs of a repository, manifests among them, that were pulled or mounted,
-	// and when each last was.
+	// Pulls are the blobs of a repository that were pulled or mounted, and when each last was.
 	Pulls(repository string) iter.Seq2[content.Digest, time.Time]
 	// Away is for how long since a time nobody listened to uses: so much longer may
 	// manifests be unused.

@@ -12,6 +12,9 @@ import (
 // usesFor is how long uses are kept: longer than any policy of good sense asks for.
 const usesFor = 2 * 365 * 24 * time.Hour
 
+// blobUsesFor is how long uses of blobs are kept: there are many.
+const blobUsesFor = 30 * 24 * time.Hour
+
 // RecordUses keeps when things were used. A use only ever prolongs life, so one that comes
 // twice, late or in another order does no harm. It returns how many were news. That it was told of
 // is kept, too.
@@ -117,7 +120,12 @@ func (s *Store) Beat(ctx context.Context, now, host time.Time) error {
 		if _, err := tx.ExecContext(ctx, "DELETE FROM away WHERE until < ?", old); err != nil {
 			return err
 		}
-		_, err := tx.ExecContext(ctx, "DELETE FROM uses WHERE max(pushed, pulled) < ?", old)
+		if _, err := tx.ExecContext(ctx, "DELETE FROM uses WHERE max(pushed, pulled) < ?", old); err != nil {
+			return err
+		}
+		// Runs note them as uses of the manifests that name them.
+		old = now.Add(-blobUsesFor).UnixNano()
+		_, err := tx.ExecContext(ctx, "DELETE FROM uses WHERE name GLOB '/*' AND max(pushed, pulled) < ?", old)
 		return err
 	})
 }
