@@ -94,7 +94,12 @@ func (o *planOptions) plan(cmd *cobra.Command, api janitorv1.JanitorServiceClien
 		}
 		return nil
 	}
-	return writePlan(out, cmd.ErrOrStderr(), plan, all)
+	if err := writePlan(out, cmd.ErrOrStderr(), plan, all); err != nil || o.in > 0 || plan.GetRemove().GetManifests()+plan.GetRemove().GetBlobs()+plan.GetRemove().GetUploads() == 0 {
+		return err
+	}
+	_, err := fmt.Fprintf(out, "to do just this, within %s: kiln janitor run%s --plan %s --force\n",
+		human.Span(plan.GetExpireTime().AsTime().Sub(plan.GetCreateTime().AsTime())), reached(cmd), plan.GetDigest())
+	return err
 }
 
 func writePlan(out, errOut io.Writer, plan *janitorv1.Plan, all []*janitorv1.Verdict) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -139,20 +140,44 @@ func (c *call) tell(event *janitorv1.RunResponse) error {
 	case *janitorv1.RunResponse_Kept:
 		_, err = fmt.Fprintf(c.out, "%s   %s  %s\n", c.term.Paint(table.Green, "keep"), name(e.Kept.GetItem()), table.Clean(e.Kept.GetExplanation()))
 	case *janitorv1.RunResponse_Defect:
-		_, err = fmt.Fprintf(c.errOut, "%s %s: %s; %s\n", c.term.Paint(table.Yellow, "defect"), table.Clean(e.Defect.GetRepository()), table.Clean(e.Defect.GetMessage()), e.Defect.GetRemedy())
+		c.defect(e.Defect)
 	case *janitorv1.RunResponse_Progress:
-		if c.term.Width > 0 && e.Progress.GetTotal() > 0 { // for a person who waits
+		if c.term.Width > 0 { // for a person who waits
+			c.waits(e.Progress.GetPhase())
+		}
+		if c.term.Width > 0 && e.Progress.GetTotal() > 0 {
 			_, err = fmt.Fprintf(c.errOut, "%s: %d of %d\n", word(e.Progress.GetPhase(), "RUN_PHASE_"), e.Progress.GetDone(), e.Progress.GetTotal())
 		}
 	case *janitorv1.RunResponse_Finished:
-		_, err = fmt.Fprintln(c.out, summary(e.Finished))
+		_, err = fmt.Fprintln(c.out, summary(e.Finished, c.flags))
 	}
 	return err
 }
 
+// defect says what is wrong, unless a warning of the plan said so.
+func (c *call) defect(d *janitorv1.Defect) {
+	repository, message := table.Clean(d.GetRepository()), table.Clean(d.GetMessage())
+	for line := range c.told {
+		if strings.HasPrefix(line, "warning: "+repository+": ") && strings.Contains(line, message) {
+			return
+		}
+	}
+	c.once(fmt.Sprintf("%s %s: %s; %s", c.term.Paint(table.Yellow, "defect"), repository, message, d.GetRemedy()))
+}
+
+// waits explains phases in which a run only waits.
+func (c *call) waits(phase janitorv1.RunPhase) {
+	switch phase {
+	case janitorv1.RunPhase_RUN_PHASE_SETTLE:
+		c.once("settle: waiting for pushes under way, which may name what is about to go (settle in the janitor's configuration, 5s by default)")
+	case janitorv1.RunPhase_RUN_PHASE_RECHECK:
+		c.once("recheck: waiting as long again for pushes that have found what went, which then comes back")
+	}
+}
+
 func (c *call) warn(warnings []string) {
 	for _, w := range warnings {
-		_, _ = fmt.Fprintln(c.errOut, "warning:", table.Clean(w)) // for people
+		c.once("warning: " + table.Clean(w))
 	}
 }
 
@@ -169,7 +194,7 @@ func name(item *janitorv1.Item) string {
 }
 
 // summary is what a run came to.
-func summary(r *janitorv1.Run) string {
+func summary(r *janitorv1.Run, flags string) string {
 	if r.GetDryRun() {
 		return fmt.Sprintf("would remove %s; --force really does", amount(r.GetPredicted()))
 	}
@@ -180,6 +205,9 @@ func summary(r *janitorv1.Run) string {
 	}
 	if r.GetVerifiedManifests() > 0 {
 		text += fmt.Sprintf("\nresolved %d manifests that are left: %d are not whole", r.GetVerifiedManifests(), r.GetBrokenManifests())
+	}
+	if r.GetReach() == janitorv1.Reach_REACH_STORAGE && (r.GetRemoved().GetManifests() > 0 || r.GetRemoved().GetBlobs() > 0) {
+		text += fmt.Sprintf("\nto bring it back: kiln janitor restore%s --run %s", flags, r.GetId())
 	}
 	return text
 }
