@@ -3,6 +3,7 @@ package enforce
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/pkg/human"
@@ -47,6 +48,48 @@ func (e *Engine) setHold(ctx context.Context, h *Hold) {
 	}
 }
 
+// compareTimeout bounds the listing of the caches for Compare.
+const compareTimeout = 10 * time.Second
+
+// Compare returns why the schedule would not apply a policy without approval, by what the caches hold now;
+// nil when it would, or when that cannot be found out in time.
+func (e *Engine) Compare(ctx context.Context, p policy.Policy) *Hold {
+	ctx, cancel := context.WithTimeout(ctx, compareTimeout)
+	defer cancel()
+	before, err := e.before(ctx)
+	if err != nil || before == nil {
+		return nil
+	}
+	resolved, err := policy.Resolve(p)
+	if err != nil {
+		return nil
+	}
+	listings, missed, err := e.list(ctx, e.Caches)
+	if err != nil {
+		return nil
+	}
+	why, err := e.excess(ctx, e.Caches, listings, missed, resolved, *before)
+	if err != nil || why == "" {
+		return nil
+	}
+	return &Hold{Version: p.Version, Applied: before.Version, Message: why}
+}
+
+// excess says what a policy would remove beyond another one, if that is too much.
+func (e *Engine) excess(
+	ctx context.Context, caches []Cache, listings []cache.Listing, missed []run.Missed, p, before policy.Policy,
+) (string, error) {
+	after, err := e.planOf(ctx, caches, listings, missed, p, e.Now())
+	if err != nil {
+		return "", err
+	}
+	was, err := e.planOf(ctx, caches, listings, missed, before, e.Now())
+	if err != nil {
+		return "", err
+	}
+	return e.tooMuch(listings, after.Plan, was.Plan), nil
+}
+
 // brake puts the last approved policy in the place of the one in force, for a run that nobody asked for,
 // if the one in force is new and would remove too much.
 func (j *job) brake(ctx context.Context, listings []cache.Listing) error {
@@ -58,15 +101,10 @@ func (j *job) brake(ctx context.Context, listings []cache.Listing) error {
 	if err != nil || before == nil {
 		return err
 	}
-	after, err := e.planOf(ctx, j.caches, listings, j.missed, j.policy, j.engine.Now())
+	why, err := e.excess(ctx, j.caches, listings, j.missed, j.policy, *before)
 	if err != nil {
 		return err
 	}
-	was, err := e.planOf(ctx, j.caches, listings, j.missed, *before, j.engine.Now())
-	if err != nil {
-		return err
-	}
-	why := e.tooMuch(listings, after.Plan, was.Plan)
 	if why == "" {
 		if len(listings) == len(e.Caches) { // else one of the others may lose too much
 			return e.approve(ctx, j.policy.Version)
@@ -90,12 +128,22 @@ func (e *Engine) approved(ctx context.Context, version int64) (*policy.Policy, e
 		e.setHold(ctx, nil)
 		return nil, nil
 	}
-	if last == 0 || e.MaxRemovalPercent == 0 || e.MaxRemovalPercent >= 100 {
-		return nil, e.approve(ctx, version)
+	before, err := e.before(ctx)
+	if err == nil && before == nil {
+		err = e.approve(ctx, version)
+	}
+	return before, err
+}
+
+// before returns the last approved policy; nil when there is none, or when none needs approval.
+func (e *Engine) before(ctx context.Context) (*policy.Policy, error) {
+	last, err := e.State.ApprovedVersion(ctx)
+	if err != nil || last == 0 || e.MaxRemovalPercent == 0 || e.MaxRemovalPercent >= 100 {
+		return nil, err
 	}
 	before, err := e.State.PolicyVersion(ctx, last)
 	if fault.KindOf(err) == fault.NotFound {
-		return nil, e.approve(ctx, version) // it is not kept any more
+		return nil, nil // it is not kept any more
 	}
 	if err == nil {
 		before, err = policy.Resolve(before)

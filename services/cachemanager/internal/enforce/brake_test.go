@@ -72,6 +72,12 @@ func TestBrake_HoldsAPolicyThatWouldRemoveTooMuch(t *testing.T) {
 		t.Fatalf("%v, %s, %+v", err, said, r)
 	}
 	applied := r.PolicyVersion
+	if h := e.Compare(t.Context(), policy.Default(hours(47), 1<<40)); h != nil {
+		t.Errorf("a policy that is not to wait: %+v", h)
+	}
+	if h := e.Compare(t.Context(), policy.Default(time.Minute, 1<<40)); h == nil || h.Applied != applied || !strings.Contains(h.Message, "30 B of 30 B") {
+		t.Errorf("a policy that is to wait: %+v", h)
+	}
 	configure(time.Minute) // a typo: 1m, not 1M
 	for _, trigger := range []run.Trigger{run.Schedule, run.FreeDisk, run.Build} {
 		m.records["old"] = old("old")

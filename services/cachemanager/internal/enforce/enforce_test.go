@@ -41,6 +41,7 @@ type memory struct {
 	busy    error
 	lose    context.CancelCauseFunc
 	behind  time.Duration // its clock
+	ahead   time.Duration // its clock, which it tells
 }
 
 func newMemory(name string, records ...cache.Record) *memory {
@@ -57,8 +58,10 @@ func (m *memory) List(context.Context) (cache.Listing, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.lists++
-	l := cache.Listing{Cache: m.Ref(), Time: time.Now()}
+	l := cache.Listing{Cache: m.Ref(), Time: time.Now(), ClockOffset: m.ahead}
 	for _, r := range m.records {
+		r.Created = r.Created.Add(m.ahead)
+		r.LastUsed = r.LastUsed.Add(m.ahead)
 		l.Records = append(l.Records, r)
 	}
 	return l, m.err
@@ -278,6 +281,22 @@ func TestClockBehind(t *testing.T) {
 	r, _, err := toldIn(t.Context(), e, force)
 	if err != nil || r.State != run.Succeeded || r.Removed.Records != 300 {
 		t.Errorf("%v: %+v", err, r)
+	}
+}
+
+// Ages are right whatever a daemon's clock says, also for what a plan is compared with later.
+func TestAges_AreCorrectedByTheDaemonsClock(t *testing.T) {
+	for _, ahead := range []time.Duration{-3 * time.Hour, 0, 3 * time.Hour} {
+		m := newMemory("d", used(30*time.Second, 90*time.Second)...)
+		m.ahead = ahead
+		e, _ := engine(t, m) // keeps what was used within a minute
+		p, err := e.Plan(t.Context(), enforce.Ask{})
+		if err != nil || p.Removes.Records != 1 || p.Verdicts[0].Age.Round(time.Second) != 90*time.Second {
+			t.Fatalf("%s: %v, %+v", ahead, err, p.Verdicts)
+		}
+		if _, said, err := told(t, e, enforce.Order{Trigger: run.Demand, Force: true, PlanDigest: p.Digest}); err != nil || said != "remove 1(age)" {
+			t.Errorf("%s: %v, %s", ahead, err, said)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	cachemanagerv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/cachemanager/v1"
+	"github.com/kilnbuild/kiln/services/cachemanager/internal/enforce"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/policy"
 	"github.com/kilnbuild/kiln/services/cachemanager/internal/wire"
 )
@@ -16,9 +17,16 @@ func (s *Server) GetPolicy(ctx context.Context, req *cachemanagerv1.GetPolicyReq
 	}
 	res := &cachemanagerv1.GetPolicyResponse{Policy: wire.PolicyProto(p)}
 	if h := s.opts.Engine.Hold(); h != nil && h.Version == p.Version {
-		res.Hold = &cachemanagerv1.PolicyHold{Version: h.Version, AppliedVersion: h.Applied, Message: h.Message}
+		res.Hold = holdProto(h)
 	}
 	return res, nil
+}
+
+func holdProto(h *enforce.Hold) *cachemanagerv1.PolicyHold {
+	if h == nil {
+		return nil
+	}
+	return &cachemanagerv1.PolicyHold{Version: h.Version, AppliedVersion: h.Applied, Message: h.Message}
 }
 
 // UpdatePolicy implements the RPC.
@@ -39,5 +47,9 @@ func (s *Server) UpdatePolicy(ctx context.Context, req *cachemanagerv1.UpdatePol
 	if err != nil {
 		return nil, err
 	}
-	return &cachemanagerv1.UpdatePolicyResponse{Policy: wire.PolicyProto(p)}, nil
+	res := &cachemanagerv1.UpdatePolicyResponse{Policy: wire.PolicyProto(p)}
+	if !req.GetForce() {
+		res.Hold = holdProto(s.opts.Engine.Compare(ctx, p))
+	}
+	return res, nil
 }

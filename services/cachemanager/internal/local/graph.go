@@ -53,15 +53,18 @@ func (m manifest) all() []ocispecs.Descriptor {
 
 // reach is what a manifest reaches, itself included, whatever its type is.
 type reach struct {
-	blobs   map[digest.Digest]int64 // sizes, as announced
-	missing []digest.Digest         // of these, manifests that are not there
+	blobs    map[digest.Digest]int64 // sizes, as announced
+	followed map[digest.Digest]bool  // of these, manifests
+	missing  []digest.Digest         // of these, manifests that are not there
 	bad     []digest.Digest         // manifests that cannot be read: what they reach is not known
 }
 
 // whole reports whether all that is reached is known.
 func (r reach) whole() bool { return len(r.missing)+len(r.bad) == 0 }
 
-func newReach() reach { return reach{blobs: map[digest.Digest]int64{}} }
+func newReach() reach {
+	return reach{blobs: map[digest.Digest]int64{}, followed: map[digest.Digest]bool{}}
+}
 
 // follow adds to r what a manifest reaches. restore is asked for a manifest that is not
 // there; it may be nil.
@@ -69,16 +72,14 @@ func (r *reach) follow(root *os.Root, from ocispecs.Descriptor, restore func(dig
 	for todo := []ocispecs.Descriptor{from}; len(todo) > 0; {
 		at := todo[len(todo)-1]
 		todo = todo[:len(todo)-1]
-		if _, seen := r.blobs[at.Digest]; seen {
-			continue
-		}
 		if at.Digest.Validate() != nil {
 			continue // its manifest is then none that BuildKit can read
 		}
 		r.blobs[at.Digest] = at.Size
-		if !names(at.MediaType) {
-			continue
+		if !names(at.MediaType) || r.followed[at.Digest] {
+			continue // named under another type, too, it is followed for the one that names others
 		}
+		r.followed[at.Digest] = true
 		m, err := readManifest(root, at.Digest)
 		if missing(err) && restore != nil {
 			restored, failed := restore(at.Digest)

@@ -40,17 +40,23 @@ func policyGetCommand(conn *connect.Flags) *cobra.Command {
 			if format == "json" {
 				return show.JSON(c.out, res.GetPolicy())
 			}
-			if h := res.GetHold(); h != nil {
-				// What cannot be told on the side does not change what is shown.
-				_, _ = fmt.Fprintf(c.errOut, "version %[1]d waits for approval, and version %[2]d is applied: %[3]s\n"+
-					"look at kiln cache plan%[4]s, and approve it: kiln cache policy approve%[4]s\n", h.GetVersion(), h.GetAppliedVersion(), h.GetMessage(), c.args)
-			}
+			c.tellHold("waits for approval, and", res.GetHold())
 			return config.Print(c.out, res.GetPolicy())
 		}),
 	}
 	cmd.Flags().Int64Var(&version, "version", 0, "an earlier `version`; 0: the one in force")
 	show.AddFormat(cmd, &format, "text (YAML) or json")
 	return cmd
+}
+
+// tellHold says on the side that a policy is not applied without approval.
+func (c *call) tellHold(state string, h *cachemanagerv1.PolicyHold) {
+	if h == nil {
+		return
+	}
+	// What cannot be told on the side does not change what is shown.
+	_, _ = fmt.Fprintf(c.errOut, "version %d %s version %d is applied: %s\nlook at kiln cache plan%[5]s, and approve it: kiln cache policy approve%[5]s\n",
+		h.GetVersion(), state, h.GetAppliedVersion(), h.GetMessage(), c.args)
 }
 
 func policyApproveCommand(conn *connect.Flags) *cobra.Command {
@@ -70,7 +76,17 @@ The approved policy is a new version.`,
 			if err != nil {
 				return err
 			}
-			if inForce.GetHold() == nil {
+			hold := inForce.GetHold()
+			if hold == nil { // no run has looked at it yet, or it does not wait
+				checked, err := c.api.UpdatePolicy(ctx, &cachemanagerv1.UpdatePolicyRequest{
+					Source: &cachemanagerv1.UpdatePolicyRequest_Policy{Policy: inForce.GetPolicy()}, ValidateOnly: true,
+				})
+				if err != nil {
+					return err
+				}
+				hold = checked.GetHold()
+			}
+			if hold == nil {
 				_, err := fmt.Fprintf(c.out, "version %d does not wait for approval\n", inForce.GetPolicy().GetVersion())
 				return err
 			}
@@ -96,7 +112,8 @@ func policySetCommand(conn *connect.Flags) *cobra.Command {
 		Long: `Replaces the policy in force by that of a file, YAML with the fields of
 kiln.cachemanager.v1.Policy; - is standard input. Sizes may be written like 100GB
 (10^9 each) or 100GiB (2^30), ages like 48h or 7d. What is wrong is named with its line
-and column, and nothing changes. The old versions are kept: policy get --version.`,
+and column, and nothing changes. The old versions are kept: policy get --version. A policy that would
+remove most of a cache waits for approval: see policy approve.`,
 		Example: `  kiln cache policy set policy.yaml
   kiln cache policy set policy.yaml --check
   printf 'rules:\n- name: age\n  keep: {age: 24h}\n' | kiln cache policy set -`,
@@ -116,6 +133,7 @@ and column, and nothing changes. The old versions are kept: policy get --version
 			if dry {
 				verb = "would be in force"
 			}
+			c.tellHold("will wait for approval, and meanwhile", res.GetHold())
 			_, err = fmt.Fprintf(c.out, "version %d %s: %d rules\n", res.GetPolicy().GetVersion(), verb, len(res.GetPolicy().GetRules()))
 			return err
 		}),

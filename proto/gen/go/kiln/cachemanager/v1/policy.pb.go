@@ -373,7 +373,10 @@ func (*UpdatePolicyRequest_Text) isUpdatePolicyRequest_Source() {}
 type UpdatePolicyResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The policy.
-	Policy        *Policy `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	Policy *Policy `protobuf:"bytes,1,opt,name=policy,proto3" json:"policy,omitempty"`
+	// Why the schedule will not apply it without approval, by what the caches hold now. Unset: it will,
+	// or the caches could not be listed within 10 seconds.
+	Hold          *PolicyHold `protobuf:"bytes,2,opt,name=hold,proto3" json:"hold,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -411,6 +414,13 @@ func (*UpdatePolicyResponse) Descriptor() ([]byte, []int) {
 func (x *UpdatePolicyResponse) GetPolicy() *Policy {
 	if x != nil {
 		return x.Policy
+	}
+	return nil
+}
+
+func (x *UpdatePolicyResponse) GetHold() *PolicyHold {
+	if x != nil {
+		return x.Hold
 	}
 	return nil
 }
@@ -945,9 +955,10 @@ const file_kiln_cachemanager_v1_policy_proto_rawDesc = "" +
 	"\x10expected_version\x18\x03 \x01(\x03B\a\xbaH\x04\"\x02(\x00R\x0fexpectedVersion\x12#\n" +
 	"\rvalidate_only\x18\x04 \x01(\bR\fvalidateOnly\x12\x14\n" +
 	"\x05force\x18\x05 \x01(\bR\x05forceB\x0f\n" +
-	"\x06source\x12\x05\xbaH\x02\b\x01\"L\n" +
+	"\x06source\x12\x05\xbaH\x02\b\x01\"\x82\x01\n" +
 	"\x14UpdatePolicyResponse\x124\n" +
-	"\x06policy\x18\x01 \x01(\v2\x1c.kiln.cachemanager.v1.PolicyR\x06policy\"\x94\x02\n" +
+	"\x06policy\x18\x01 \x01(\v2\x1c.kiln.cachemanager.v1.PolicyR\x06policy\x124\n" +
+	"\x04hold\x18\x02 \x01(\v2 .kiln.cachemanager.v1.PolicyHoldR\x04hold\"\x94\x02\n" +
 	"\x06Policy\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\x03R\aversion\x12;\n" +
 	"\vupdate_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
@@ -1040,23 +1051,24 @@ var file_kiln_cachemanager_v1_policy_proto_depIdxs = []int32{
 	3,  // 1: kiln.cachemanager.v1.GetPolicyResponse.hold:type_name -> kiln.cachemanager.v1.PolicyHold
 	6,  // 2: kiln.cachemanager.v1.UpdatePolicyRequest.policy:type_name -> kiln.cachemanager.v1.Policy
 	6,  // 3: kiln.cachemanager.v1.UpdatePolicyResponse.policy:type_name -> kiln.cachemanager.v1.Policy
-	12, // 4: kiln.cachemanager.v1.Policy.update_time:type_name -> google.protobuf.Timestamp
-	7,  // 5: kiln.cachemanager.v1.Policy.rules:type_name -> kiln.cachemanager.v1.Rule
-	11, // 6: kiln.cachemanager.v1.Policy.budget:type_name -> kiln.cachemanager.v1.Budget
-	8,  // 7: kiln.cachemanager.v1.Rule.match:type_name -> kiln.cachemanager.v1.Match
-	9,  // 8: kiln.cachemanager.v1.Rule.keep:type_name -> kiln.cachemanager.v1.Keep
-	13, // 9: kiln.cachemanager.v1.Match.types:type_name -> kiln.cachemanager.v1.RecordType
-	14, // 10: kiln.cachemanager.v1.Match.min_age:type_name -> google.protobuf.Duration
-	14, // 11: kiln.cachemanager.v1.Match.max_age:type_name -> google.protobuf.Duration
-	14, // 12: kiln.cachemanager.v1.Keep.age:type_name -> google.protobuf.Duration
-	10, // 13: kiln.cachemanager.v1.Keep.free_disk:type_name -> kiln.cachemanager.v1.FreeDisk
-	0,  // 14: kiln.cachemanager.v1.Keep.scope:type_name -> kiln.cachemanager.v1.Scope
-	14, // 15: kiln.cachemanager.v1.Budget.time:type_name -> google.protobuf.Duration
-	16, // [16:16] is the sub-list for method output_type
-	16, // [16:16] is the sub-list for method input_type
-	16, // [16:16] is the sub-list for extension type_name
-	16, // [16:16] is the sub-list for extension extendee
-	0,  // [0:16] is the sub-list for field type_name
+	3,  // 4: kiln.cachemanager.v1.UpdatePolicyResponse.hold:type_name -> kiln.cachemanager.v1.PolicyHold
+	12, // 5: kiln.cachemanager.v1.Policy.update_time:type_name -> google.protobuf.Timestamp
+	7,  // 6: kiln.cachemanager.v1.Policy.rules:type_name -> kiln.cachemanager.v1.Rule
+	11, // 7: kiln.cachemanager.v1.Policy.budget:type_name -> kiln.cachemanager.v1.Budget
+	8,  // 8: kiln.cachemanager.v1.Rule.match:type_name -> kiln.cachemanager.v1.Match
+	9,  // 9: kiln.cachemanager.v1.Rule.keep:type_name -> kiln.cachemanager.v1.Keep
+	13, // 10: kiln.cachemanager.v1.Match.types:type_name -> kiln.cachemanager.v1.RecordType
+	14, // 11: kiln.cachemanager.v1.Match.min_age:type_name -> google.protobuf.Duration
+	14, // 12: kiln.cachemanager.v1.Match.max_age:type_name -> google.protobuf.Duration
+	14, // 13: kiln.cachemanager.v1.Keep.age:type_name -> google.protobuf.Duration
+	10, // 14: kiln.cachemanager.v1.Keep.free_disk:type_name -> kiln.cachemanager.v1.FreeDisk
+	0,  // 15: kiln.cachemanager.v1.Keep.scope:type_name -> kiln.cachemanager.v1.Scope
+	14, // 16: kiln.cachemanager.v1.Budget.time:type_name -> google.protobuf.Duration
+	17, // [17:17] is the sub-list for method output_type
+	17, // [17:17] is the sub-list for method input_type
+	17, // [17:17] is the sub-list for extension type_name
+	17, // [17:17] is the sub-list for extension extendee
+	0,  // [0:17] is the sub-list for field type_name
 }
 
 func init() { file_kiln_cachemanager_v1_policy_proto_init() }
