@@ -56,7 +56,7 @@ type reach struct {
 	blobs    map[digest.Digest]int64 // sizes, as announced
 	followed map[digest.Digest]bool  // of these, manifests
 	missing  []digest.Digest         // of these, manifests that are not there
-	bad     []digest.Digest         // manifests that cannot be read: what they reach is not known
+	bad      []digest.Digest         // manifests that cannot be read: what they reach is not known
 }
 
 // whole reports whether all that is reached is known.
