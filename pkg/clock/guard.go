@@ -32,11 +32,12 @@ type Guard struct {
 
 	asking sync.Mutex // held while the sources are read
 
-	mu      sync.Mutex
-	sources []Source
-	seen    seen
-	asked   time.Duration // when the sources were read, since the host's start
-	saved   time.Duration // when seen was written, since the host's start
+	mu       sync.Mutex
+	sources  []Source
+	seen     seen
+	hasAsked bool
+	asked    time.Duration // when the sources were read last, since the host's start
+	saved    time.Duration // when seen was written, since the host's start
 }
 
 // seen is what a Guard knows of the clock. It is kept in the state directory.

@@ -102,13 +102,13 @@ func (g *Guard) Ask(ctx context.Context) {
 	wait.Wait()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.asked = g.read().Passed
+	g.hasAsked, g.asked = true, g.read().Passed
 }
 
 // askIfDue asks when the last answers do not count any more.
 func (g *Guard) askIfDue(ctx context.Context) {
 	g.mu.Lock()
-	due := len(g.sources) > 0 && (g.asked == 0 || g.read().Passed-g.asked > askAgain)
+	due := len(g.sources) > 0 && (!g.hasAsked || g.read().Passed-g.asked > askAgain)
 	g.mu.Unlock()
 	if due {
 		g.Ask(ctx)

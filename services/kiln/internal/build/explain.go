@@ -99,11 +99,11 @@ func (o *options) explain(ctx context.Context, err error, rec *builderv1.BuildRe
 	if st, ok := grpcerrors.AsGRPCStatus(err); ok && (kilnclient.Reason(st.Err()) != "" || connect.OfConnection(st.Err())) {
 		return o.conn.Explain(st.Err())
 	}
-	if judged := ofInfrastructure(rec); judged != nil {
-		return judged
-	}
 	if o.registryCache && strings.Contains(err.Error(), strings.SplitN(o.cacheRepository, "/", 2)[0]) {
 		return fault.New(fault.Internal, "", plain(err), "the cache lives at "+o.cacheRepository+", and --cache-repository names another place")
+	}
+	if judged := ofInfrastructure(rec); judged != nil {
+		return judged
 	}
 	return errors.New(plain(err))
 }
