@@ -4,6 +4,7 @@ package content
 
 import (
 	"errors"
+	"iter"
 	"slices"
 )
 
@@ -20,6 +21,23 @@ type Manifest struct {
 	Configured bool
 	// Foreign are layers that live at URLs. A registry may have them all the same.
 	Foreign []Digest
+}
+
+// Layers are all blobs that it names, also those that live at URLs too, without their sizes.
+func (m *Manifest) Layers() iter.Seq[Blob] {
+	return func(yield func(Blob) bool) {
+		for _, b := range m.Blobs {
+			b.Bytes = 0
+			if !yield(b) {
+				return
+			}
+		}
+		for _, d := range m.Foreign {
+			if !yield(NewBlob(d, 0)) {
+				return
+			}
+		}
+	}
 }
 
 // Config is the digest of its configuration; empty: it has none.

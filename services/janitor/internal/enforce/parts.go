@@ -25,8 +25,7 @@ func usedIn(book *lastuse.Book, repository string) used {
 
 // last is when a blob that a manifest of a repository names was last pulled. Zero: not known of.
 func (u used) last(r *inventory.Repository, m *content.Manifest) (last time.Time) {
-	for _, b := range m.Blobs {
-		b.Bytes = 0
+	for b := range m.Layers() {
 		at := u[b]
 		if _, is := b.Sum(); !is {
 			at = u[content.NewBlob(r.Resolved[b.Digest()], 0)]

@@ -8,8 +8,6 @@ import (
 
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
 	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
-	"github.com/kilnbuild/kiln/services/janitor/internal/lastuse"
-	"github.com/kilnbuild/kiln/services/janitor/internal/lease"
 	"github.com/kilnbuild/kiln/services/janitor/internal/plan"
 	"github.com/kilnbuild/kiln/services/janitor/internal/run"
 )
@@ -61,13 +59,11 @@ func (j *job) recheck(ctx context.Context, now run.Plan) (run.Plan, error) {
 // keyOf names what a verdict is on.
 func keyOf(v plan.Verdict) string { return string(v.Kind) + v.Repository + "@" + v.Digest }
 
-// disagreement returns why something of the plan that was given stays by the policy in force, where
-// that has to agree. What went with an owner that the run has taken before may have no rule of its
-// own: that goes.
+// disagreement returns why something of the plan that was given stays by a plan that is made now: what
+// an index lists that came since, for one. Where the policy in force has to agree, that goes which this
+// plan removes, and nothing else. What went with an owner that the run has taken before may have no
+// rule of its own: that goes.
 func (j *job) disagreement(now run.Plan, had map[string]bool) func(plan.Verdict) (_ plan.Reason, by, explain string) {
-	if !j.agree {
-		return func(plan.Verdict) (plan.Reason, string, string) { return "", "", "" }
-	}
 	fresh := make(map[string]*plan.Verdict, len(now.Verdicts))
 	for i := range now.Verdicts {
 		fresh[keyOf(now.Verdicts[i])] = &now.Verdicts[i]
@@ -78,12 +74,14 @@ func (j *job) disagreement(now run.Plan, had map[string]bool) func(plan.Verdict)
 	return func(v plan.Verdict) (plan.Reason, string, string) {
 		is := fresh[keyOf(v)]
 		switch {
-		case is == nil:
+		case is == nil && j.agree:
 			return plan.Doubt, "", "it is not in a plan by the policy in force"
+		case is == nil, !j.agree && is.Reason == plan.OverBudget:
+			return "", "", ""
 		case is.Remove, is.Reason == plan.NoRule && v.Reason == plan.Family && ownerTaken(v):
 			return "", "", ""
 		}
-		return is.Reason, is.KeptBy, "the policy in force keeps it: " + is.Explain
+		return is.Reason, is.KeptBy, "a plan that is made now keeps it: " + is.Explain
 	}
 }
 
@@ -170,52 +168,4 @@ func (x index) since(v plan.Verdict) (_ plan.Reason, by, explain string) {
 	}
 	d, there := x.doubts[key]
 	return changed(there, d.Linked)
-}
-
-// holders are what keeps manifests just now, whatever the plan says.
-type holders struct {
-	leases lease.Set
-	used   *lastuse.Book   // that the janitor was told of since the plan
-	kept   map[string]bool // manifests that stayed before
-	blobs  map[string]used // that were pulled since the plan, by repository
-	find   index
-}
-
-func (j *job) holders(ctx context.Context, find index, kept map[string]bool) (h holders, err error) {
-	h = holders{kept: kept, blobs: map[string]used{}, find: find}
-	if h.leases, err = j.engine.State.Leases(ctx, j.engine.Now()); err != nil {
-		return h, err
-	}
-	h.used, err = j.engine.State.UsesSince(ctx, j.planned)
-	return h, err
-}
-
-// pulledBlob reports whether a blob that a manifest names was pulled since the plan.
-func (h holders) pulledBlob(v plan.Verdict) bool {
-	pulled, known := h.blobs[v.Repository]
-	if !known {
-		pulled = usedIn(h.used, v.Repository)
-		h.blobs[v.Repository] = pulled
-	}
-	m := h.find.manifests[v.Repository+"@"+v.Digest]
-	return m != nil && len(pulled) > 0 && !pulled.last(h.find.repositories[v.Repository], m.Manifest).IsZero()
-}
-
-// hold says whether a manifest stays, and why.
-func (h holders) hold(v plan.Verdict) (held bool, reason plan.Reason, by string) {
-	if v.Kind != plan.Manifest {
-		pushed, pulled := h.used.Last(v.Repository, content.Digest(v.Digest), nil)
-		return v.Kind == plan.Link && len(v.Tags) == 0 && (!pushed.IsZero() || !pulled.IsZero()), plan.UsedSince, ""
-	}
-	for _, owner := range v.Owners {
-		if h.kept[v.Repository+"@"+string(owner)] {
-			return true, plan.Parent, string(owner)
-		}
-	}
-	digest := content.Digest(v.Digest)
-	if id := h.leases.Lease(v.Repository, digest, v.Tags); id != "" {
-		return true, plan.Leased, id
-	}
-	pushed, pulled := h.used.Last(v.Repository, digest, v.Tags)
-	return !pushed.IsZero() || !pulled.IsZero() || h.pulledBlob(v), plan.UsedSince, ""
 }

@@ -100,6 +100,20 @@ func (b *Book) Pulls(repository string) iter.Seq2[content.Digest, time.Time] {
 	}
 }
 
+// Used are the manifests and tags of a repository that are known to have been used.
+func (b *Book) Used(repository string) iter.Seq[Name] {
+	return func(yield func(Name) bool) {
+		for name := range b.uses[repository] {
+			if !strings.HasPrefix(string(name), blobMark) && !yield(name) {
+				return
+			}
+		}
+	}
+}
+
+// Tag is the tag that a name is of, if it is one.
+func (n Name) Tag() (string, bool) { return strings.CutPrefix(string(n), ":") }
+
 // Away implements plan.Uses.
 func (b *Book) Away(since time.Time) (sum time.Duration) {
 	for _, a := range b.absences {

@@ -100,8 +100,7 @@ func (f *family) useBlobs(in Input, r *inventory.Repository) {
 		return
 	}
 	for _, n := range f.nodes {
-		for _, b := range n.manifest.Blobs {
-			b.Bytes = 0
+		for b := range n.manifest.Layers() {
 			at := used[b]
 			if _, is := b.Sum(); !is {
 				at = later(at, used[content.NewBlob(r.Resolved[b.Digest()], 0)])
