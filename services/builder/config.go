@@ -131,6 +131,7 @@ func Command() *cobra.Command {
 				return err
 			}
 			shareProcessors()
+			tuneMemory(ctx)
 			s, err := New(ctx, cfg, tel)
 			if err != nil {
 				return err

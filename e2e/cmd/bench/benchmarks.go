@@ -79,7 +79,7 @@ func buildRPC(s *stage) work        { return s.buildRPC }
 func goClient(s *stage) work        { return s.goClient }
 func buildx(s *stage) work          { return s.buildx }
 func directBuildctl(s *stage) work  { return s.buildctlTo(s.daemon) }
-func gatewayBuildctl(s *stage) work { return s.buildctlTo("tcp://" + s.builder) }
+func gatewayBuildctl(s *stage) work { return s.buildctlTo(s.builder) }
 
 // warmups are rounds that are not measured: they fill caches and open connections.
 const warmups = 3

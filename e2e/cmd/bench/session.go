@@ -53,7 +53,7 @@ func (t transfer) run(ctx context.Context, s *stage) ([]row, error) {
 		for turn := range rates {
 			side := (turn + round) % len(rates)
 			start := time.Now()
-			if err := do(ctx, []string{"tcp://" + s.builder, s.daemon}[side], dir); err != nil {
+			if err := do(ctx, []string{s.builder, s.daemon}[side], dir); err != nil {
 				return nil, fmt.Errorf("round %d: %w", round, err)
 			}
 			rates[side] = append(rates[side], uploadMiB/time.Since(start).Seconds())

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"log/slog"
 
+	"golang.org/x/sync/semaphore"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -57,6 +58,8 @@ type Gateway struct {
 	queue  *contention
 	blobs  *blobs
 	held   *held
+
+	spansUnderWay *semaphore.Weighted // by bytes
 }
 
 // New returns a gateway.
@@ -64,6 +67,7 @@ func New(o Options) *Gateway {
 	return &Gateway{
 		daemons: o.Daemons, builds: o.Builds, policy: o.Policy, caller: o.Caller, syncKey: o.SyncKey, steps: o.Steps, log: o.Log,
 		routes: newRoutes(), pongs: newPongs(), queue: newContention(o.Builds.Waiting), blobs: newBlobs(), held: newHeld(),
+		spansUnderWay: semaphore.NewWeighted(maxSpansUnderWay),
 	}
 }
 

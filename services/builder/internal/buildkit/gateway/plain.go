@@ -2,11 +2,14 @@ package gateway
 
 import (
 	"context"
+	"time"
 
 	tracepb "go.opentelemetry.io/proto/otlp/collector/trace/v1"
 
 	"github.com/kilnbuild/kiln/pkg/auth"
 	"github.com/kilnbuild/kiln/pkg/fault"
+	"github.com/kilnbuild/kiln/pkg/lifecycle"
+	"github.com/kilnbuild/kiln/services/builder/internal/rawcodec"
 )
 
 // Calls that name no build and no session.
@@ -67,20 +70,43 @@ func administers(ctx context.Context) bool {
 }
 
 // spans passes a client's own spans on to a daemon that collects them. A daemon that
-// collects none refuses them, which is no failure of the client.
+// collects none refuses them, which is no failure of the client, so the client, which
+// sends them last, does not wait for the daemon.
 func (g *Gateway) spans(c *call) error {
 	request, err := c.frame()
 	if err != nil {
 		return err
 	}
-	up, err := g.current(c.Context())
-	if err == nil {
-		response, failed := up.exchange(c.Context(), c, request)
-		response.Data.Free()
-		err = failed
-	}
-	if err != nil {
-		g.log.DebugContext(c.Context(), "the daemon does not collect a client's spans", "error", err)
+	if size := int64(request.Data.Len()); g.spansUnderWay.TryAcquire(size) {
+		go func() {
+			defer g.spansUnderWay.Release(size)
+			_ = lifecycle.Protect(context.WithoutCancel(c.Context()), func(ctx context.Context) error { // a panic is reported
+				g.passSpans(ctx, request)
+				return nil
+			})
+		}()
+	} else { // the daemon is slow: spans are the least of what it has to do
+		request.Data.Free()
 	}
 	return c.SendMsg(&tracepb.ExportTraceServiceResponse{})
+}
+
+const (
+	// maxSpansUnderWay bounds the spans that daemons have not answered, in bytes.
+	maxSpansUnderWay = 32 << 20
+	spansWithin      = 10 * time.Second
+)
+
+func (g *Gateway) passSpans(ctx context.Context, request *rawcodec.Frame) {
+	ctx, cancel := context.WithTimeout(ctx, spansWithin)
+	defer cancel()
+	up, err := g.current(ctx)
+	if err == nil {
+		var response rawcodec.Frame
+		err = up.Conn().Invoke(outgoing(ctx), traceMethods+"Export", request, &response, callOptions()...)
+		response.Data.Free()
+	}
+	if err != nil {
+		g.log.DebugContext(ctx, "the daemon does not collect a client's spans", "error", err)
+	}
 }
