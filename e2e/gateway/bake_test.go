@@ -66,7 +66,7 @@ func TestBake_OfManyTargetsEnds(t *testing.T) {
 	for _, test := range []struct {
 		targets int
 		slots   uint32
-	}{{300, 2}, {300, 4}, {300, 64}} {
+	}{{300, 2}, {300, 64}, {1000, 4}} {
 		t.Run(fmt.Sprintf("%d targets with %d slots", test.targets, test.slots), func(t *testing.T) {
 			s := bakeStack(t, test.slots)
 			start := time.Now()

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/kilnbuild/kiln/e2e/lab"
+	"github.com/kilnbuild/kiln/e2e/lab/attack"
 	"github.com/kilnbuild/kiln/e2e/lab/image"
 	"github.com/kilnbuild/kiln/e2e/lab/labtest"
 	builderv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/builder/v1"
@@ -71,17 +72,11 @@ func (s *target) dial(t *testing.T, opts ...grpc.DialOption) *grpc.ClientConn {
 	return conn
 }
 
-func inline(dockerfile string) *builderv1.BuildSpec {
-	return &builderv1.BuildSpec{Context: &builderv1.Context{Kind: &builderv1.Context_Inline{Inline: &builderv1.InlineContext{
-		Files: map[string]*builderv1.InlineFile{"Dockerfile": {Content: []byte(dockerfile)}},
-	}}}}
-}
-
 // behave builds as a well-behaved client does.
 func (s *target) behave(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	spec := inline("FROM " + s.base + "\nRUN echo " + strconv.FormatInt(time.Now().UnixNano(), 36) + " >/x\n")
+	spec := attack.Inline("FROM " + s.base + "\nRUN echo " + strconv.FormatInt(time.Now().UnixNano(), 36) + " >/x\n")
 	spec.Project = "well-behaved"
 	stream, err := s.api.Build(ctx, &builderv1.BuildRequest{Spec: spec})
 	if err != nil {
@@ -147,27 +142,6 @@ func (s *target) disk() (total int64) {
 	return total
 }
 
-// attacks are what is tried, one after another. Each goes on until its context ends.
-var attacks = []struct {
-	name string
-	run  func(ctx context.Context, t *testing.T, s *target)
-}{
-	{"nested graphs", nestedGraphs},
-	{"16 MiB of names", names},
-	{"10,000 streams on a connection", manyStreams},
-	{"streams that are reset at once", rapidReset},
-	{"readers that do not read", slowReaders},
-	{"connections that say little", slowLoris},
-	{"floods of pings", pingFlood},
-	{"floods of settings", settingsFlood},
-	{"steps with names of 1 MB", longStepNames},
-	{"uploads without an end", endlessUploads},
-	{"sessions that are never used", idleSessions},
-	{"sessions that speak no HTTP/2", garbageSessions},
-	{"refs by the thousand", manyRefs},
-	{"large metadata", largeMetadata},
-}
-
 // TestBuilder_StaysBoundedUnderAttack attacks the builder in each way, and builds beside it.
 func TestBuilder_StaysBoundedUnderAttack(t *testing.T) {
 	s := newTarget(t)
@@ -175,15 +149,17 @@ func TestBuilder_StaysBoundedUnderAttack(t *testing.T) {
 		t.Fatal(err)
 	}
 	before := s.descriptors(t)
-	for _, attack := range attacks {
-		t.Run(attack.name, func(t *testing.T) {
+	for _, a := range attack.All {
+		t.Run(a.Name, func(t *testing.T) {
 			s.resetPeak(t)
 			ctx, cancel := context.WithTimeout(t.Context(), attackFor)
 			defer cancel()
 			ended := make(chan struct{})
 			go func() {
 				defer close(ended)
-				attack.run(ctx, t, s)
+				if err := a.Run(ctx, &attack.Target{Addr: s.Builder.Addr, Base: s.base}); err != nil {
+					t.Error(err)
+				}
 			}()
 			var built atomic.Int32
 			var mostDisk int64

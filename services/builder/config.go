@@ -131,7 +131,7 @@ func Command() *cobra.Command {
 				return err
 			}
 			shareProcessors()
-			tuneMemory(ctx)
+			limitMemory(ctx)
 			s, err := New(ctx, cfg, tel)
 			if err != nil {
 				return err

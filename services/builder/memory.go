@@ -8,24 +8,20 @@ import (
 	"time"
 )
 
-// How the garbage collector weighs memory against time. What a builder keeps is small, and
-// most of what it reads is passed on: to collect seldom leaves the processor to builds.
-// Near the soft limit it collects more often, and gives memory back to the system at once,
-// which it else does late: after a burst of requests, half of what is resident is unused.
+// The collector of garbage runs when the heap has doubled, and gives memory back to the
+// system late: after a burst of requests, half of what is resident is unused. Near a soft
+// limit it collects more often, and gives back at once.
 const (
-	gcPercent  = 400
 	leastLimit = 320 << 20 // bytes
+	leastRoom  = 96 << 20
 	// limitEvery is how often the limit is set anew.
-	limitEvery = 10 * time.Second
+	limitEvery = 5 * time.Second
 )
 
-// tuneMemory sets that for a process that is a builder and nothing else, unless GOGC and
-// GOMEMLIMIT in the environment say otherwise. Until ctx ends the soft limit is leastLimit,
-// or twice what is in use where that is more, so that the collector never runs all the time.
-func tuneMemory(ctx context.Context) {
-	if os.Getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
-	}
+// limitMemory keeps the soft limit of a process that is a builder and nothing else, unless
+// GOMEMLIMIT in the environment says otherwise. Until ctx ends it is leastLimit, or so much
+// more than is in use that the collector does not run all the time.
+func limitMemory(ctx context.Context) {
 	if os.Getenv("GOMEMLIMIT") != "" {
 		return
 	}
@@ -36,13 +32,16 @@ func tuneMemory(ctx context.Context) {
 		for {
 			select {
 			case <-tick.C:
-				debug.SetMemoryLimit(max(leastLimit, 2*inUse()))
+				debug.SetMemoryLimit(limitFor(inUse()))
 			case <-ctx.Done():
 				return
 			}
 		}
 	}()
 }
+
+// limitFor returns the soft limit where so many bytes are in use.
+func limitFor(used int64) int64 { return max(leastLimit, used+leastRoom, used/4*5) }
 
 // inUse returns what the last collection found in use, and what stacks take, in bytes.
 func inUse() (total int64) {

@@ -46,7 +46,7 @@ func (b baking) run(ctx context.Context, s *stage) ([]row, error) {
 
 // createGatewayBuildx tells buildx of the builder.
 func (s *stage) createGatewayBuildx(ctx context.Context) error {
-	_, err := lab.Exec(ctx, s.buildxCommand("create", "--name", "gateway", "--driver", "remote", "tcp://"+s.builder))
+	_, err := lab.Exec(ctx, s.buildxCommand("create", "--name", "gateway", "--driver", "remote", s.builder))
 	return err
 }
 

@@ -24,6 +24,7 @@ func experiments() []experiment {
 	}
 	all = append(all, baking{targets: 300, rounds: 1})
 	all = append(all, eventRate{}, watchers{}, upload{}, transfer{}, transfer{output: true}, idleClients{}, pruning{}, pruning{onDisk: true}, sweeping{})
+	all = append(all, besideAttacks()...)
 	return append(all, millions()...)
 }
 

@@ -19,16 +19,25 @@ import (
 	"time"
 
 	"github.com/kilnbuild/kiln/e2e/lab"
+	"github.com/kilnbuild/kiln/e2e/lab/attack"
 )
 
 // longest bounds a whole run.
-const longest = 30 * time.Minute
+const longest = 45 * time.Minute
 
 func main() {
 	only := flag.String("only", "", "run the benchmarks whose name contains `NAME`")
+	name := flag.String("attack", "", "be the client that makes the attack with this name, which the benchmarks start")
+	var target attack.Target
+	flag.StringVar(&target.Addr, "addr", "", "the builder that is attacked")
+	flag.StringVar(&target.Base, "base", "", "an image that the attack may use")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	err := run(ctx, *only)
+	work := func() error { return run(ctx, *only) }
+	if *name != "" {
+		work = func() error { return attackAs(ctx, *name, &target) }
+	}
+	err := work()
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)

@@ -50,7 +50,11 @@ func startStage(ctx context.Context) (*stage, error) {
 		// As fast as it can: the daemon else drops what a step writes beyond 200 KiB a second.
 		Buildkitd: lab.BuildkitdOptions{Env: []string{"BUILDKIT_STEP_LOG_MAX_SIZE=-1", "BUILDKIT_STEP_LOG_MAX_SPEED=-1"}},
 		// As many at once as the peer is asked for.
-		Builder: &configv1.BuilderConfig{AllowedRoots: []string{filepath.Dir(s.dir)}, MaxRunningBuilds: 64, Server: &configv1.ServerConfig{Listen: "unix://" + filepath.Join(l.Dir, "builder.sock")}},
+		Builder: &configv1.BuilderConfig{
+			AllowedRoots: []string{filepath.Dir(s.dir)}, MaxRunningBuilds: 64,
+			// The same kind of socket as the daemon's, so that the difference is Kiln's alone.
+			Server: &configv1.ServerConfig{Listen: "unix://" + filepath.Join(l.Dir, "builder.sock")},
+		},
 	})
 	if err != nil {
 		return s, err

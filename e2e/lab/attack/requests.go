@@ -1,4 +1,4 @@
-package hostile_test
+package attack
 
 import (
 	"context"
@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"strings"
 	"sync"
-	"testing"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/client/llb"
@@ -46,13 +45,16 @@ func nested(depth int) *pb.Definition {
 }
 
 // nestedGraphs sends graphs that hold graphs: by Solve, as an input, and by RPC.
-func nestedGraphs(ctx context.Context, t *testing.T, s *target) {
-	control := controlapi.NewControlClient(s.dial(t))
+func nestedGraphs(ctx context.Context, s *Target) error {
+	conn, err := s.dial(ctx)
+	if err != nil {
+		return err
+	}
+	control := controlapi.NewControlClient(conn)
 	deep, deeper := nested(1500), nested(4500)
 	raw, err := proto.Marshal(deeper)
 	if err != nil {
-		t.Error(err)
-		return
+		return fmt.Errorf("%w", err)
 	}
 	repeat(ctx, 4, func(ctx context.Context) {
 		_, _ = control.Solve(ctx, &controlapi.SolveRequest{Ref: identity.NewID(), Definition: deep})
@@ -60,13 +62,18 @@ func nestedGraphs(ctx context.Context, t *testing.T, s *target) {
 			Ref: identity.NewID(), Frontend: "dockerfile.v0", FrontendInputs: map[string]*pb.Definition{"a": deeper, "b": deeper},
 		})
 		_, _ = control.Solve(ctx, &controlapi.SolveRequest{Ref: identity.NewID(), Definition: deeper, Internal: true})
-		_, _ = s.api.StartBuild(ctx, &builderv1.StartBuildRequest{Spec: &builderv1.BuildSpec{Definition: raw}})
+		_, _ = builderv1.NewBuilderServiceClient(conn).StartBuild(ctx, &builderv1.StartBuildRequest{Spec: &builderv1.BuildSpec{Definition: raw}})
 	})
+	return nil
 }
 
 // names sends builds with as many names as a message holds.
-func names(ctx context.Context, t *testing.T, s *target) {
-	control := controlapi.NewControlClient(s.dial(t))
+func names(ctx context.Context, s *Target) error {
+	conn, err := s.dial(ctx)
+	if err != nil {
+		return err
+	}
+	control := controlapi.NewControlClient(conn)
 	many := strings.Repeat("a,", 6<<20)
 	long := strings.Repeat("a", 12<<20)
 	repeat(ctx, 3, func(ctx context.Context) {
@@ -81,11 +88,15 @@ func names(ctx context.Context, t *testing.T, s *target) {
 			Ref: identity.NewID(), Frontend: "dockerfile.v0", FrontendAttrs: map[string]string{"build-arg:X": long},
 		})
 	})
+	return nil
 }
 
 // manyStreams opens 10,000 calls on one connection that wait for a build which never comes.
-func manyStreams(ctx context.Context, t *testing.T, s *target) {
-	conn := s.dial(t)
+func manyStreams(ctx context.Context, s *Target) error {
+	conn, err := s.dial(ctx)
+	if err != nil {
+		return err
+	}
 	var wg sync.WaitGroup
 	for range 100 {
 		wg.Go(func() {
@@ -99,52 +110,67 @@ func manyStreams(ctx context.Context, t *testing.T, s *target) {
 	}
 	wg.Wait()
 	<-ctx.Done()
+	return nil
 }
 
 // slowReaders watch a build that says much, and read nothing of it.
-func slowReaders(ctx context.Context, t *testing.T, s *target) {
-	started, err := s.api.StartBuild(ctx, &builderv1.StartBuildRequest{
-		Spec: inline("FROM " + s.base + "\nRUN echo " + identity.NewID() + "; seq 1 400000\n"),
+func slowReaders(ctx context.Context, s *Target) error {
+	conn, err := s.dial(ctx)
+	if err != nil {
+		return err
+	}
+	started, err := builderv1.NewBuilderServiceClient(conn).StartBuild(ctx, &builderv1.StartBuildRequest{
+		Spec: Inline("FROM " + s.Base + "\nRUN echo " + identity.NewID() + "; seq 1 400000\n"),
 	})
 	if err != nil {
-		t.Errorf("StartBuild: %v", err)
-		return
+		return fmt.Errorf("StartBuild: %w", err)
 	}
 	id := started.GetBuild().GetId()
 	for range 200 {
-		conn := s.dial(t, grpc.WithInitialWindowSize(64<<10), grpc.WithInitialConnWindowSize(64<<10))
+		conn, err := s.dial(ctx, grpc.WithInitialWindowSize(64<<10), grpc.WithInitialConnWindowSize(64<<10))
+		if err != nil {
+			return err
+		}
 		_, _ = builderv1.NewBuilderServiceClient(conn).WatchBuild(ctx, &builderv1.WatchBuildRequest{BuildId: id})
 		_, _ = controlapi.NewControlClient(conn).Status(ctx, &controlapi.StatusRequest{Ref: id})
 	}
 	<-ctx.Done()
+	return nil
 }
 
 // longStepNames builds graphs whose steps have names of 1 MB.
-func longStepNames(ctx context.Context, t *testing.T, s *target) {
-	control := controlapi.NewControlClient(s.dial(t))
+func longStepNames(ctx context.Context, s *Target) error {
+	conn, err := s.dial(ctx)
+	if err != nil {
+		return err
+	}
+	control := controlapi.NewControlClient(conn)
 	state := llb.Scratch()
 	for i := range 6 {
 		state = state.File(llb.Mkdir(fmt.Sprintf("/%d", i), 0o755), llb.WithCustomName(strings.Repeat("n", 1<<20)))
 	}
 	def, err := state.Marshal(ctx)
 	if err != nil {
-		t.Error(err)
-		return
+		return fmt.Errorf("%w", err)
 	}
 	raw, err := proto.Marshal(def.ToPB())
 	if err != nil {
-		t.Error(err)
-		return
+		return fmt.Errorf("%w", err)
 	}
 	repeat(ctx, 3, func(ctx context.Context) {
 		_, _ = control.Solve(ctx, &controlapi.SolveRequest{Ref: identity.NewID(), Definition: def.ToPB(), Cache: &controlapi.CacheOptions{}})
-		_, _ = s.api.StartBuild(ctx, &builderv1.StartBuildRequest{Spec: &builderv1.BuildSpec{Definition: raw, NoCache: true}})
+		_, _ = builderv1.NewBuilderServiceClient(conn).StartBuild(ctx, &builderv1.StartBuildRequest{Spec: &builderv1.BuildSpec{Definition: raw, NoCache: true}})
 	})
+	return nil
 }
 
 // endlessUploads send contexts that do not end.
-func endlessUploads(ctx context.Context, t *testing.T, s *target) {
-	api := builderv1.NewBuilderServiceClient(s.dial(t))
+func endlessUploads(ctx context.Context, s *Target) error {
+	conn, err := s.dial(ctx)
+	if err != nil {
+		return err
+	}
+	api := builderv1.NewBuilderServiceClient(conn)
 	repeat(ctx, 4, func(ctx context.Context) {
 		stream, err := api.UploadContext(ctx)
 		if err != nil {
@@ -161,11 +187,16 @@ func endlessUploads(ctx context.Context, t *testing.T, s *target) {
 		}
 		_, _ = stream.CloseAndRecv()
 	})
+	return nil
 }
 
 // manyRefs starts builds that cannot end well, by the thousand, and asks for others.
-func manyRefs(ctx context.Context, t *testing.T, s *target) {
-	control := controlapi.NewControlClient(s.dial(t))
+func manyRefs(ctx context.Context, s *Target) error {
+	conn, err := s.dial(ctx)
+	if err != nil {
+		return err
+	}
+	control := controlapi.NewControlClient(conn)
 	repeat(ctx, 64, func(ctx context.Context) {
 		go func() {
 			stream, err := control.Status(ctx, &controlapi.StatusRequest{Ref: identity.NewID()})
@@ -177,11 +208,15 @@ func manyRefs(ctx context.Context, t *testing.T, s *target) {
 			Ref: identity.NewID(), Session: identity.NewID(), Frontend: "dockerfile.v0", Cache: &controlapi.CacheOptions{},
 		})
 	})
+	return nil
 }
 
 // largeMetadata sends headers as large as a client can.
-func largeMetadata(ctx context.Context, t *testing.T, s *target) {
-	conn := s.dial(t)
+func largeMetadata(ctx context.Context, s *Target) error {
+	conn, err := s.dial(ctx)
+	if err != nil {
+		return err
+	}
 	value := strings.Repeat("v", 8<<10)
 	var pairs []string
 	for i := range 2000 {
@@ -190,4 +225,5 @@ func largeMetadata(ctx context.Context, t *testing.T, s *target) {
 	repeat(ctx, 4, func(ctx context.Context) {
 		_, _ = controlapi.NewControlClient(conn).Info(metadata.AppendToOutgoingContext(ctx, pairs...), &controlapi.InfoRequest{})
 	})
+	return nil
 }

