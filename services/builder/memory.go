@@ -6,6 +6,8 @@ import (
 	"runtime/debug"
 	"runtime/metrics"
 	"time"
+
+	"github.com/kilnbuild/kiln/pkg/lifecycle"
 )
 
 // The collector of garbage runs when the heap has doubled, and gives memory back to the
@@ -26,7 +28,7 @@ func limitMemory(ctx context.Context) {
 		return
 	}
 	debug.SetMemoryLimit(leastLimit)
-	go func() {
+	lifecycle.Go(ctx, func(ctx context.Context) {
 		tick := time.NewTicker(limitEvery)
 		defer tick.Stop()
 		for {
@@ -37,7 +39,7 @@ func limitMemory(ctx context.Context) {
 				return
 			}
 		}
-	}()
+	})
 }
 
 // limitFor returns the soft limit where so many bytes are in use.

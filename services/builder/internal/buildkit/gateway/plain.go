@@ -78,13 +78,10 @@ func (g *Gateway) spans(c *call) error {
 		return err
 	}
 	if size := int64(request.Data.Len()); g.spansUnderWay.TryAcquire(size) {
-		go func() {
+		lifecycle.Go(context.WithoutCancel(c.Context()), func(ctx context.Context) {
 			defer g.spansUnderWay.Release(size)
-			_ = lifecycle.Protect(context.WithoutCancel(c.Context()), func(ctx context.Context) error { // a panic is reported
-				g.passSpans(ctx, request)
-				return nil
-			})
-		}()
+			g.passSpans(ctx, request)
+		})
 	} else { // the daemon is slow: spans are the least of what it has to do
 		request.Data.Free()
 	}
