@@ -112,7 +112,8 @@ func (c *Canary) caches(ctx context.Context) (caches bool, err error) {
 		return false, err
 	}
 	if err := c.Storage.Forget(Repository, digest); err != nil {
-		return false, fault.Wrap(err, fault.FailedPrecondition, "WRONG_STATE", fmt.Sprintf("what was pushed to %s is not in the storage that the janitor was given, or cannot be removed", Repository),
+		return false, fault.Wrap(err, fault.FailedPrecondition, "WRONG_STATE",
+			fmt.Sprintf("what was pushed to %s is not in the storage that the janitor was given, or cannot be removed", Repository),
 			"set it to the registry's storage.filesystem.rootdirectory, and let the janitor's user write there")
 	}
 	for range replicas {
@@ -126,7 +127,8 @@ func (c *Canary) caches(ctx context.Context) (caches bool, err error) {
 }
 
 // errNotTaken is that something is not there that was just pushed.
-var errNotTaken = fault.New(fault.Unavailable, "REGISTRY_UNAVAILABLE", "the registry does not have what it has just taken", "look at the registry's log and its storage")
+var errNotTaken = fault.New(fault.Unavailable, "REGISTRY_UNAVAILABLE", "the registry does not have what it has just taken",
+	"look at the registry's log and its storage")
 
 // ask asks through each replica whether something is there.
 func (c *Canary) ask(has func() (bool, error), otherwise error) error {
@@ -155,7 +157,8 @@ func (c *Canary) listen(ctx context.Context, found *Found) (err error) {
 	}
 	var pushed content.Digest
 	defer func() { err = errors.Join(err, c.cleanPulls(ctx, blob, pushed)) }()
-	pushed, err = c.Registry.PutManifest(ctx, PullRepository, content.OCIManifest, fmt.Appendf(nil, manifest, content.OCIManifest, blob, len(text)))
+	document := fmt.Appendf(nil, manifest, content.OCIManifest, blob, len(text))
+	pushed, err = c.Registry.PutManifest(ctx, PullRepository, content.OCIManifest, document)
 	if err != nil {
 		return err
 	}

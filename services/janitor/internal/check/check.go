@@ -153,7 +153,9 @@ func (c *Checker) Deaf(ctx context.Context) error {
 	case found.Deaf:
 		err = fault.New(fault.FailedPrecondition, "WRONG_STATE", "the registry's notifications do not arrive, so it is not known what was used; nothing is removed", notifyRemedy)
 	case found.DeafToPulls:
-		err = fault.New(fault.FailedPrecondition, "WRONG_STATE", "the registry's notifications of pulls do not arrive, or not from each of its replicas, so it is not known what was used; nothing is removed", pullsRemedy)
+		err = fault.New(fault.FailedPrecondition, "WRONG_STATE",
+			"the registry's notifications of pulls do not arrive, or not from each of its replicas, so it is not known what was used; "+
+				"nothing is removed", pullsRemedy)
 	}
 	return err
 }

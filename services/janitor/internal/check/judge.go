@@ -145,7 +145,8 @@ func size(bytes int64) string {
 const notifyRemedy = "name notifications.secret_file, and have the registry send notifications to the janitor's /registry-events with that secret: deploy/registry/config.yml shows how"
 
 // pullsRemedy is what makes those of pulls arrive.
-const pullsRemedy = "leave ignore.actions and ignoredmediatypes out of the endpoint of the janitor in the registry's configuration, and configure the endpoint in each replica of the registry"
+const pullsRemedy = "leave ignore.actions and ignoredmediatypes out of the endpoint of the janitor in the registry's configuration, " +
+	"and configure the endpoint in each replica of the registry"
 
 var errNoStorage = errors.New("it takes the registry's storage to find that out")
 
@@ -173,7 +174,10 @@ func judgeNotifications(found canary.Found, err error) Result {
 	case found.Deaf:
 		return Result{State: Fail, Message: fmt.Sprintf("no notification of a push came within %s: runs remove nothing", found.Lag.Round(time.Millisecond)), Remedy: notifyRemedy}
 	case found.DeafToPulls:
-		return Result{State: Fail, Message: "notifications of pushes arrive, and those of pulls do not, or not from each replica: runs remove nothing", Remedy: pullsRemedy}
+		return Result{
+			State: Fail, Remedy: pullsRemedy,
+			Message: "notifications of pushes arrive, and those of pulls do not, or not from each replica: runs remove nothing",
+		}
 	case found.Lag > slowNotifications:
 		return Result{State: Warn, Message: "a notification takes " + found.Lag.Round(time.Millisecond).String(), Remedy: "look at the load of the registry and of the janitor"}
 	}

@@ -91,7 +91,8 @@ func (j *job) intend(ctx context.Context, v plan.Verdict) error {
 	ctx, cancel := context.WithTimeout(ctx, storeTimeout)
 	defer cancel()
 	if err := j.engine.State.AddVerdicts(ctx, j.run.ID, []plan.Verdict{v}); err != nil {
-		return fault.Wrap(err, fault.Unavailable, "STORAGE_FAILED", "what the run is about to delete cannot be stored, and so is not deleted", "look at the disk of state_dir")
+		return fault.Wrap(err, fault.Unavailable, "STORAGE_FAILED",
+			"what the run is about to delete cannot be stored, and so is not deleted", "look at the disk of state_dir")
 	}
 	return nil
 }

@@ -34,9 +34,10 @@ func (j *job) brake(made run.Plan) error {
 	if !over(goes.Manifests, made.Keeps.Manifests) && !over(goes.Bytes, made.Keeps.Bytes) {
 		return nil
 	}
-	err := fault.New(fault.FailedPrecondition, approvalNeeded, fmt.Sprintf("the run would remove %d of %d manifests and %d of %d bytes, more than %d %% (schedule.max_removal_percent); nothing was removed",
-		goes.Manifests, goes.Manifests+made.Keeps.Manifests, goes.Bytes, goes.Bytes+made.Keeps.Bytes, e.MaxShare),
-		"see what would go with `kiln janitor plan`; if that is meant, carry that plan out with `kiln janitor run --plan DIGEST --force`")
+	text := fmt.Sprintf("the run would remove %d of %d manifests and %d of %d bytes, more than %d %% (schedule.max_removal_percent); "+
+		"nothing was removed", goes.Manifests, goes.Manifests+made.Keeps.Manifests, goes.Bytes, goes.Bytes+made.Keeps.Bytes, e.MaxShare)
+	err := fault.New(fault.FailedPrecondition, approvalNeeded, text, "see what would go with `kiln janitor plan`; "+
+		"if that is meant, carry that plan out with `kiln janitor run --plan DIGEST --force`")
 	err.Metadata = map[string]string{"plan_digest": made.Digest}
 	return err
 }

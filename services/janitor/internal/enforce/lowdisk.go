@@ -48,8 +48,9 @@ func (s *Schedule) watchDisk(ctx context.Context) {
 			backoff = firstBackoff
 			continue
 		}
-		s.engine.Log.WarnContext(ctx, "the disk of the registry's storage is nearly full, and a run freed nothing", "next", backoff.String(),
-			"remedy", "see `kiln janitor quarantine`, free it with `kiln janitor purge --force`, keep less by the policy, or enlarge the disk")
+		s.engine.Log.WarnContext(ctx, "the disk of the registry's storage is nearly full, and a run freed nothing",
+			"next", backoff.String(), "remedy",
+			"see `kiln janitor quarantine`, free it with `kiln janitor purge --force`, keep less by the policy, or enlarge the disk")
 		next = time.Now().Add(backoff)
 		backoff = min(2*backoff, maxBackoff)
 	}

@@ -79,6 +79,10 @@ type job struct {
 	troubles []error         // that were in the way, and did not end the run
 }
 
+func newJob(e *Engine, o Order) *job {
+	return &job{engine: e, order: o, allowed: map[string]bool{}, gone: map[string]bool{}, left: map[string]bool{}}
+}
+
 // Start begins a run in the background and returns once it has; follow it with Active.Next.
 // It goes on until it has ended, Cancel, or ctx ends; ctx is that of the service. Errors
 // are that it was not begun: NOT_FOUND for an unknown plan, ABORTED (PLAN_STALE),
@@ -93,7 +97,8 @@ func (e *Engine) Start(ctx context.Context, o Order, sc trace.SpanContext) (*Act
 			return nil, err
 		}
 	}
-	j := &job{engine: e, order: o, approved: o.wanted(), allowed: map[string]bool{}, gone: map[string]bool{}, left: map[string]bool{}}
+	j := newJob(e, o)
+	j.approved = o.wanted()
 	if err := j.choose(ctx); err != nil {
 		return nil, err
 	}
@@ -195,8 +200,10 @@ func (j *job) start(ctx context.Context, sc trace.SpanContext) (*Active, error) 
 		held = locked
 	}
 	err := j.keepStarted(ctx)
-	if _, known := errors.AsType[*ErrKnown](err); err != nil && !known && j.unlock != nil && e.Storage != nil && e.relieve(ctx) == nil {
-		err = j.keepStarted(ctx) // the state may be on the same disk
+	if _, known := errors.AsType[*ErrKnown](err); err != nil && !known && j.unlock != nil && e.Storage != nil {
+		if e.relieve(ctx) == nil { // the state may be on the same disk
+			err = j.keepStarted(ctx)
+		}
 	}
 	if err != nil {
 		j.letGo()

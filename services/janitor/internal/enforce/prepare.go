@@ -40,7 +40,8 @@ func (j *job) prepare(ctx context.Context) (err error) {
 		return j.reopen(ctx)
 	}
 	order, err := json.Marshal(savedOrder{
-		Trigger: j.run.Trigger, PolicyVersion: j.run.PolicyVersion, PlanDigest: j.run.PlanDigest, Caller: j.run.Caller, Approved: j.approved,
+		Trigger: j.run.Trigger, PolicyVersion: j.run.PolicyVersion, PlanDigest: j.run.PlanDigest,
+		Caller: j.run.Caller, Approved: j.approved,
 	})
 	if err != nil {
 		return err
@@ -159,7 +160,8 @@ func (e *Engine) TakeUp(ctx context.Context, journal quarantine.Journal) (*Activ
 	if err := json.Unmarshal(journal.Head.Order, &saved); err != nil {
 		return nil, fmt.Errorf("the journal of run %s is damaged: %w", journal.Head.Run, err)
 	}
-	j := &job{engine: e, order: Order{Trigger: saved.Trigger, Force: true, All: true}, resume: true, approved: saved.Approved, agree: true, allowed: map[string]bool{}, gone: map[string]bool{}, left: map[string]bool{}}
+	j := newJob(e, Order{Trigger: saved.Trigger, Force: true, All: true})
+	j.resume, j.approved, j.agree = true, saved.Approved, true
 	var err error
 	if j.policy, err = e.policy(ctx, nil); err != nil {
 		return nil, err

@@ -171,6 +171,9 @@ func (e event) whole() bool {
 // or mounted, as clients do that have its manifest.
 func (l *Listener) usesOf(e event) (uses []lastuse.Use) {
 	at, heard := l.when(e.Timestamp), l.Now()
+	use := func(name lastuse.Name) lastuse.Use {
+		return lastuse.Use{Repository: e.Target.Repository, Name: name, Push: e.Action == "push", At: at, Heard: heard}
+	}
 	if !e.Target.MediaType.IsManifest() && e.Target.Tag == "" {
 		if e.Action == "push" || !l.news(e, heard) {
 			return nil
@@ -178,10 +181,10 @@ func (l *Listener) usesOf(e event) (uses []lastuse.Use) {
 		return []lastuse.Use{{Repository: e.Target.Repository, Name: lastuse.ByBlob(e.Target.Digest), At: at, Heard: heard}}
 	}
 	if e.Target.Digest != "" {
-		uses = append(uses, lastuse.Use{Repository: e.Target.Repository, Name: lastuse.ByDigest(e.Target.Digest), Push: e.Action == "push", At: at, Heard: heard})
+		uses = append(uses, use(lastuse.ByDigest(e.Target.Digest)))
 	}
 	if e.Target.Tag != "" {
-		uses = append(uses, lastuse.Use{Repository: e.Target.Repository, Name: lastuse.ByTag(e.Target.Tag), Push: e.Action == "push", At: at, Heard: heard})
+		uses = append(uses, use(lastuse.ByTag(e.Target.Tag)))
 	}
 	return uses
 }

@@ -231,7 +231,8 @@ func (g Glob) check(field string, form *regexp.Regexp, has string) error {
 	if form.MatchString(g.text) {
 		return nil
 	}
-	return fault.Invalid(field, g.text, "fits no name: names have only "+has, `write "*" for any run of characters but "/", and "**" for any run: there are no other wildcards`)
+	return fault.Invalid(field, g.text, "fits no name: names have only "+has,
+		`write "*" for any run of characters but "/", and "**" for any run: there are no other wildcards`)
 }
 
 // CheckRepositories is an INVALID_ARGUMENT fault for a glob that no repository can fit.

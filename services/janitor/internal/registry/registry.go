@@ -240,6 +240,11 @@ func (c *Client) TryDelete(ctx context.Context) error {
 // again.
 const maxBody = 64 << 10
 
+// accepted are the types of what is asked for: without them a registry has no OCI manifest.
+var accepted = strings.Join([]string{
+	string(content.OCIManifest), string(content.OCIIndex), string(content.DockerManifest), string(content.DockerList), "*/*",
+}, ", ")
+
 // do sends a request whose answer counts by its status only: any but the
 // expected ones is an error.
 func (c *Client) do(ctx context.Context, via http.RoundTripper, method, path string, expected ...int) (err error) {
@@ -257,8 +262,7 @@ func (c *Client) get(ctx context.Context, via http.RoundTripper, method, path st
 	if err != nil {
 		return nil, err
 	}
-	// Without it a registry has no OCI manifest for whoever asks.
-	req.Header.Set("Accept", strings.Join([]string{string(content.OCIManifest), string(content.OCIIndex), string(content.DockerManifest), string(content.DockerList), "*/*"}, ", "))
+	req.Header.Set("Accept", accepted)
 	client := &http.Client{Transport: via, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	return client.Do(req)
 }

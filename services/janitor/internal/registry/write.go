@@ -19,7 +19,8 @@ import (
 // DeleteManifest deletes a manifest, and with it the tags that lead to it. One that is gone
 // is no error.
 func (c *Client) DeleteManifest(ctx context.Context, repository string, digest content.Digest) error {
-	err := c.authorized(ctx, c.transport, repository, ggcr.DeleteScope, http.MethodDelete, "/manifests/"+string(digest), http.StatusAccepted, http.StatusNotFound)
+	err := c.authorized(ctx, c.transport, repository, ggcr.DeleteScope, http.MethodDelete, "/manifests/"+string(digest),
+		http.StatusAccepted, http.StatusNotFound)
 	return c.explain(ctx, err, "delete manifest "+repository+"@"+string(digest))
 }
 
@@ -43,7 +44,8 @@ func (c *Client) PutManifest(ctx context.Context, repository string, mediaType c
 	bounded, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	ref := c.registry.Repo(repository).Digest(string(digest))
-	err := remote.Put(ref, given{data, types.MediaType(mediaType)}, remote.WithContext(bounded), remote.WithTransport(c.transport), remote.WithAuth(c.auth))
+	err := remote.Put(ref, given{data, types.MediaType(mediaType)},
+		remote.WithContext(bounded), remote.WithTransport(c.transport), remote.WithAuth(c.auth))
 	return digest, c.explain(ctx, err, "take a manifest in "+repository)
 }
 
@@ -79,7 +81,8 @@ func (c *Client) has(ctx context.Context, repository, path, what string) (bool, 
 // DeleteBlob deletes a blob, and what the registry remembers of it. It may answer with an
 // error and do it all the same.
 func (c *Client) DeleteBlob(ctx context.Context, repository string, digest content.Digest) error {
-	err := c.authorized(ctx, c.transport, repository, ggcr.DeleteScope, http.MethodDelete, "/blobs/"+string(digest), http.StatusAccepted, http.StatusNotFound, http.StatusInternalServerError)
+	err := c.authorized(ctx, c.transport, repository, ggcr.DeleteScope, http.MethodDelete, "/blobs/"+string(digest),
+		http.StatusAccepted, http.StatusNotFound, http.StatusInternalServerError)
 	return c.explain(ctx, err, "delete a blob in "+repository)
 }
 

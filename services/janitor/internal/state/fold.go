@@ -18,7 +18,8 @@ func (s *Store) FinishRun(ctx context.Context, r run.Run) error {
 		return err
 	}
 	return s.runs.Change(ctx, func(tx *sql.Tx) error {
-		before, err := runlog.Read(ctx, tx, wire.DecodeRun, "SELECT body FROM runs WHERE id <> ? AND started <= ? ORDER BY started DESC, id LIMIT 1", r.ID, r.Started.UnixNano())
+		before, err := runlog.Read(ctx, tx, wire.DecodeRun,
+			"SELECT body FROM runs WHERE id <> ? AND started <= ? ORDER BY started DESC, id LIMIT 1", r.ID, r.Started.UnixNano())
 		if err != nil || len(before) == 0 || !idle(before[0]) || !alike(before[0], r) {
 			return err
 		}
@@ -38,7 +39,8 @@ func (s *Store) FinishRun(ctx context.Context, r run.Run) error {
 // idle reports whether a run that has ended, and that nobody has asked for, did nothing.
 func idle(r run.Run) bool {
 	asked := r.Trigger == run.Demand || r.RequestID != ""
-	return !asked && !r.Dry && !r.Ended.IsZero() && (r.State == run.Succeeded || r.State == run.Failed) && r.Removed == (plan.Amount{}) && r.Waiting == (plan.Amount{})
+	over := !r.Ended.IsZero() && (r.State == run.Succeeded || r.State == run.Failed)
+	return over && !asked && !r.Dry && r.Removed == (plan.Amount{}) && r.Waiting == (plan.Amount{})
 }
 
 // alike reports whether two runs did nothing for the same reason.

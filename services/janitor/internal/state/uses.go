@@ -42,7 +42,9 @@ func (s *Store) RecordUses(ctx context.Context, uses []lastuse.Use) (news int, e
 			if u.Heard.IsZero() {
 				continue
 			}
-			if _, err := tx.ExecContext(ctx, "UPDATE uses SET heard = max(heard, ?3) WHERE repository = ?1 AND name = ?2", u.Repository, string(u.Name), u.Heard.UnixNano()); err != nil {
+			_, err = tx.ExecContext(ctx, "UPDATE uses SET heard = max(heard, ?3) WHERE repository = ?1 AND name = ?2",
+				u.Repository, string(u.Name), u.Heard.UnixNano())
+			if err != nil {
 				return err
 			}
 		}
@@ -152,10 +154,12 @@ func attend(ctx context.Context, tx *sql.Tx, now, host time.Time, listens bool) 
 		return nil
 	}
 	if gone > slack {
-		if _, err := tx.ExecContext(ctx, "INSERT OR REPLACE INTO away (until, duration) VALUES (?, ?)", now.UnixNano(), int64(gone)); err != nil {
+		_, err := tx.ExecContext(ctx, "INSERT OR REPLACE INTO away (until, duration) VALUES (?, ?)", now.UnixNano(), int64(gone))
+		if err != nil {
 			return err
 		}
 	}
-	_, err = tx.ExecContext(ctx, "INSERT OR REPLACE INTO listener (one, beat, listened) VALUES (1, ?, ?)", host.UnixNano(), listens)
+	_, err = tx.ExecContext(ctx, "INSERT OR REPLACE INTO listener (one, beat, listened) VALUES (1, ?, ?)",
+		host.UnixNano(), listens)
 	return err
 }

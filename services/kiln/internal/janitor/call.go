@@ -62,6 +62,9 @@ func (c *call) once(line string) {
 func runE(conn *connect.Flags, do func(ctx context.Context, c *call, args []string) error) func(*cobra.Command, []string) error {
 	return conn.RunE(func(cmd *cobra.Command, cc *grpc.ClientConn, args []string) error {
 		out := cmd.OutOrStdout()
-		return do(cmd.Context(), &call{janitorv1.NewJanitorServiceClient(cc), cmd.InOrStdin(), out, cmd.ErrOrStderr(), table.TerminalOf(out), time.Now(), reached(cmd), map[string]bool{}}, args)
+		return do(cmd.Context(), &call{
+			api: janitorv1.NewJanitorServiceClient(cc), in: cmd.InOrStdin(), out: out, errOut: cmd.ErrOrStderr(),
+			term: table.TerminalOf(out), now: time.Now(), flags: reached(cmd), told: map[string]bool{},
+		}, args)
 	})
 }

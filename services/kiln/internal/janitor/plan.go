@@ -94,10 +94,12 @@ func (o *planOptions) plan(cmd *cobra.Command, api janitorv1.JanitorServiceClien
 		}
 		return nil
 	}
-	if err := writePlan(out, cmd.ErrOrStderr(), plan, all); err != nil || o.in > 0 || plan.GetRemove().GetManifests()+plan.GetRemove().GetBlobs()+plan.GetRemove().GetUploads() == 0 {
+	goes := plan.GetRemove()
+	err := writePlan(out, cmd.ErrOrStderr(), plan, all)
+	if err != nil || o.in > 0 || goes.GetManifests()+goes.GetBlobs()+goes.GetUploads() == 0 {
 		return err
 	}
-	_, err := fmt.Fprintf(out, "to do just this, within %s: kiln janitor run%s --plan %s --force\n",
+	_, err = fmt.Fprintf(out, "to do just this, within %s: kiln janitor run%s --plan %s --force\n",
 		human.Span(plan.GetExpireTime().AsTime().Sub(plan.GetCreateTime().AsTime())), reached(cmd), plan.GetDigest())
 	return err
 }
