@@ -154,6 +154,7 @@ soak: tools-test build build-failpoints ## Run the property and load tests for l
 	@mkdir -p .run && rm -f .run/soak.json
 	@cd e2e && KILN_SOAK_FILE=$(CURDIR)/.run/soak.json KILN_SOAK_ROUNDS=$(or $(SOAK_ROUNDS),1000) KILN_SOAK_TIME=$(or $(SOAK_TIME),10m) \
 		go test -count=1 -timeout 6h -v -run '$(or $(ONLY),$(SOAKS))' .
+	@KILN_SOAK_ROUNDS=$(or $(SOAK_ROUNDS),1000) go test -count=1 -timeout 6h -run TestRuns_RemoveNothingThatTheModelKeeps ./services/janitor/internal/enforce
 	@cat .run/soak.json
 
 # ---- install -------------------------------------------------------------------

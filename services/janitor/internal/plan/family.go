@@ -171,6 +171,9 @@ func (f *family) freeze(r *inventory.Repository) {
 		switch {
 		case r.Elsewhere != "":
 			n.held = hold{Doubt, "", elsewhere(r)}
+		case isDoubt(r, subject), isDoubt(r, n.signs):
+			of := string(cmp.Or(n.signs, subject))
+			n.held = hold{Parent, of, "it is about " + of + ", which cannot be read and stays"}
 		case len(n.tags) > 0:
 		case len(doubts) > 0:
 			n.held = hold{Doubt, "", "it may be named by a manifest of its repository that is not understood: " + doubts[0]}
@@ -178,6 +181,11 @@ func (f *family) freeze(r *inventory.Repository) {
 			n.held = hold{Doubt, "", "its subject " + string(subject) + " is of an algorithm by which no manifest is stored: whether that lives is not known"}
 		}
 	}
+}
+
+// isDoubt reports whether a manifest of a repository cannot be read.
+func isDoubt(r *inventory.Repository, d content.Digest) bool {
+	return d != "" && slices.ContainsFunc(r.Doubts, func(one inventory.Doubt) bool { return one.Digest == d && one.Bytes > 0 })
 }
 
 func elsewhere(r *inventory.Repository) string {

@@ -76,14 +76,14 @@ func TestMake_MaxBytesKeepsNewest(t *testing.T) {
 
 // What cannot be read may name all that has no tag, also what another index that goes lists.
 func TestMake_KeepsUntaggedBesideUnreadableManifest(t *testing.T) {
-	r := repo("a", []inventory.Tag{tag("v1", "bad"), tag("old", "i"), tag("other", "tagged")},
-		man("child", 30), index("i", 30, "part"), man("part", 30), man("tagged", 30), referrer("of-bad", 30, "bad"))
+	r := repo("a", []inventory.Tag{tag("v1", "bad"), tag("old", "i"), tag("other", "tagged"), tag("sbom", "tagged-of-bad")},
+		referrer("tagged-of-bad", 30, "bad"), man("child", 30), index("i", 30, "part"), man("part", 30), man("tagged", 30), referrer("of-bad", 30, "bad"))
 	r.Doubts = []inventory.Doubt{{Digest: "bad", Bytes: 100, Linked: now, Message: "cannot be read"}}
 	got := said(plan.Make(plan.Input{
 		Now: now, Registry: inventory.Registry{Repositories: []inventory.Repository{r}},
 		Policy: policy.Policy{Rules: []policy.Rule{{Name: "r", Keep: &policy.Keep{Age: ptr(7 * day)}}}},
 	}))
-	want := "i(age) tagged(age) | child(doubt) of-bad(doubt) part(doubt) bad(doubt)"
+	want := "i(age) tagged(age) | child(doubt) of-bad(parent:bad) part(doubt) tagged-of-bad(parent:bad) bad(doubt)"
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Error(diff)
 	}
