@@ -80,6 +80,15 @@ func newParts(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.T
 			return nil, err
 		}
 	}
+	if p.storage, err = reach(ctx, cfg.GetRegistry()); err != nil {
+		return nil, err
+	}
+	p.keep(ctx, cfg, timetable)
+	return p, nil
+}
+
+// keep makes what keeps the registry, from the client, the storage, the state and the listener.
+func (p *parts) keep(ctx context.Context, cfg *configv1.JanitorConfig, timetable enforce.Timetable) {
 	// Interfaces that hold no pointer to nothing.
 	var ears canary.Ears
 	if p.listener != nil {
@@ -90,9 +99,6 @@ func newParts(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.T
 	var kept enforce.Storage
 	var bird check.Canary
 	var lag time.Duration // until this host sees what another has written
-	if p.storage, err = reach(ctx, cfg.GetRegistry()); err != nil {
-		return nil, err
-	}
 	if p.storage != nil {
 		checked, surveyed, kept, lag = p.storage, p.storage, p.storage, p.storage.Lag()
 	}
@@ -107,8 +113,8 @@ func newParts(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.T
 	p.surveyor = usage.NewSurveyor(p.client, surveyed, p.gauges, p.tracer)
 	p.undo.Push("surveyor", func(context.Context) error { p.surveyor.Close(); return nil })
 	p.engine = enforce.New(enforce.Options{
-		Storage: kept, Remote: remote.New(p.client), Registry: p.client, Checker: p.checker, State: p.store, Metrics: p.gauges, Log: tel.Logger, Tracer: p.tracer, NewID: newRunID, Now: clock.Now,
-		Clock:    p.clock.Check,
+		Storage: kept, Remote: remote.New(p.client), Registry: p.client, Checker: p.checker, State: p.store, Metrics: p.gauges,
+		Log: p.log, Tracer: p.tracer, NewID: newRunID, Now: clock.Now, Clock: p.clock.Check,
 		MaxShare: cfg.GetSchedule().GetMaxRemovalPercent(),
 		Settle:   cfg.GetSettle().AsDuration() + lag, Listens: p.listener != nil, Looked: makeRoom,
 	})
@@ -116,10 +122,9 @@ func newParts(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.T
 	if p.storage != nil {
 		p.schedule.LowDisk = enforce.LowDisk{Percent: cfg.GetSchedule().GetLowDiskPercent(), Disk: p.disk}
 		if err := p.storage.Reserve(); err != nil {
-			tel.Logger.WarnContext(ctx, "no room is kept for a run on a full disk", "error", err)
+			p.log.WarnContext(ctx, "no room is kept for a run on a full disk", "error", err)
 		}
 	}
-	return p, nil
 }
 
 // disk returns how many bytes the file system of the storage has, and how many are free.

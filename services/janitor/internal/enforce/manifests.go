@@ -142,13 +142,12 @@ func (j *job) halfBounded(ctx context.Context) (context.Context, context.CancelF
 
 // ended is why the run has to end, and whether its time, or that of its phase, is spent.
 func (j *job) ended(ctx context.Context) (over bool, _ error) {
-	switch err := context.Cause(ctx); err { //nolint:errorlint // it is the cause itself
-	case errSpent, errHalf:
+	err := context.Cause(ctx)
+	if errors.Is(err, errSpent) || errors.Is(err, errHalf) {
 		j.spent = true
 		return true, nil
-	default:
-		return false, err
 	}
+	return false, err
 }
 
 // removeAll removes one batch, and returns what became of it.

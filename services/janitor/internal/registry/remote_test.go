@@ -1,9 +1,9 @@
-package remote_test
+package registry_test
 
 import (
 	"errors"
 	"io"
-	"log"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"slices"
@@ -38,7 +38,7 @@ type flaky struct {
 func newFlaky(t *testing.T) *flaky {
 	t.Helper()
 	f := &flaky{}
-	inner := ggreg.New(ggreg.Logger(log.New(io.Discard, "", 0)))
+	inner := ggreg.New(ggreg.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)))
 	f.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		f.mu.Lock()
 		defer f.mu.Unlock()
