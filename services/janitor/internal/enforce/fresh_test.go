@@ -163,3 +163,32 @@ func TestRun_ObeysProtectOfLinkedRepositories(t *testing.T) {
 		}
 	}
 }
+
+// A blob that a client asks for after it was marked stays: a push that was told that it is there does
+// not upload it.
+func TestRun_KeepsBlobsThatAreAskedForMeanwhile(t *testing.T) {
+	for _, asks := range []bool{false, true} {
+		d := newDisk(t)
+		d.image("app", time.Now(), "v1")
+		orphan := d.blob("app", "nothing names it", ago(30))
+		p := policy.Default(7 * day)
+		p.BlobGrace = time.Nanosecond
+		e, store := d.engine(p)
+		e.State = &asked{State: store, leases: func(n int) {
+			if asks && n == 2 { // it is being marked
+				use := lastuse.Use{Repository: "app", Name: lastuse.ByBlob(content.Digest(orphan)), At: time.Now(), Heard: time.Now()}
+				if _, err := store.RecordUses(t.Context(), []lastuse.Use{use}); err != nil {
+					t.Error(err)
+				}
+			}
+		}}
+		if _, err := e.RunOnce(t.Context(), enforce.Order{Trigger: run.Demand, Force: true, All: true}, nil); err != nil {
+			t.Fatal(err)
+		}
+		_, gone := os.Stat(d.path("blobs/sha256", orphan[7:9], orphan[7:], "data"))
+		_, hidden := os.Stat(d.path("repositories/app/_layers/sha256", orphan[7:], "link"))
+		if asks != (gone == nil) || asks != (hidden == nil) {
+			t.Errorf("asked for: %t: %v, %v", asks, gone, hidden)
+		}
+	}
+}

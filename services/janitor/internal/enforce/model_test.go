@@ -3,6 +3,7 @@ package enforce_test
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"slices"
 	"strconv"
@@ -213,8 +214,14 @@ func (m model) change(t *testing.T) {
 			w.note("pull of blob %.14s in %s", name, repository)
 		}
 	case n < 19 && len(all) > 0 && tag != "":
-		w.tag(repository, tag, pick(w, all).digest)
-		w.note("tag %s:%s", repository, tag)
+		d := pick(w, all)
+		for _, name := range slices.Sorted(maps.Keys(w.tags[repository])) {
+			if other := w.docs[repository+"@"+w.tags[repository][name]]; other != nil && w.rand.IntN(2) == 0 {
+				d = other // a second tag
+			}
+		}
+		w.tag(repository, tag, d.digest)
+		w.note("tag %s:%s to %.14s", repository, tag, d.digest)
 	case n < 20:
 		w.delete(repository)
 	case n < 21 && w.rand.IntN(4) == 0:
@@ -222,6 +229,18 @@ func (m model) change(t *testing.T) {
 		w.store(&doc{repository: repository, unread: true}, fmt.Sprintf(`{"unread":%d}`, w.n), tag)
 	case w.rand.IntN(8) == 0:
 		w.alias()
+	}
+}
+
+// claim pushes an index of what need not stay, while a run removes that.
+func (m model) claim() {
+	kept, repository := m.kept(), pick(m.world, repositories)
+	for _, d := range m.in(repository) {
+		if !kept[d] && m.has(repository, d.digest) {
+			m.indexOf(repository, "t0", d)
+			m.note("which claims %.14s", d.digest)
+			return
+		}
 	}
 }
 
@@ -261,8 +280,11 @@ func modelSteps(t *testing.T, seed uint64, steps int) {
 			return fmt.Sprintf("run-%05d", runs)
 		}
 		e.State = &asked{State: store, leases: func(int) {
-			if inRun && w.rand.IntN(4) == 0 {
+			switch n := w.rand.IntN(8); {
+			case inRun && n < 2:
 				m.change(t)
+			case inRun && n < 5:
+				m.claim()
 			}
 		}}
 	}

@@ -193,18 +193,26 @@ func (w *world) image(repository, tag string) {
 
 // index pushes an index of manifests of a repository, of types that are right or not.
 func (w *world) index(repository, tag string) {
-	d := &doc{repository: repository}
-	var list []string
+	var children []*doc
 	if all := w.in(repository); len(all) > 0 {
 		for range w.rand.IntN(3) {
-			child := pick(w, all).digest
-			kind := pick(w, []string{
-				"application/vnd.oci.image.manifest.v1+json", "application/vnd.oci.image.index.v1+json", "application/x", "",
-				"application/vnd.docker.distribution.manifest.v1+json",
-			})
-			d.children = append(d.children, child)
-			list = append(list, fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":3}`, kind, child))
+			children = append(children, pick(w, all))
 		}
+	}
+	w.indexOf(repository, tag, children...)
+}
+
+// indexOf pushes an index of some manifests.
+func (w *world) indexOf(repository, tag string, children ...*doc) {
+	d := &doc{repository: repository}
+	var list []string
+	for _, one := range children {
+		kind := pick(w, []string{
+			"application/vnd.oci.image.manifest.v1+json", "application/vnd.oci.image.index.v1+json", "application/x", "",
+			"application/vnd.docker.distribution.manifest.v1+json",
+		})
+		d.children = append(d.children, one.digest)
+		list = append(list, fmt.Sprintf(`{"mediaType":%q,"digest":%q,"size":3}`, kind, one.digest))
 	}
 	text := `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.index.v1+json","manifests":[` + strings.Join(list, ",") + `]}`
 	if len(list) == 0 {
