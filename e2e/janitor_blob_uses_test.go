@@ -25,7 +25,9 @@ func TestJanitor_PullsOfBlobsProlongLife(t *testing.T) {
 	not, _ := sums("a blob that nobody asks for")
 	upload(ctx, t, registry, "app", asked, "a blob that a push asks for")
 	upload(ctx, t, registry, "app", not, "a blob that nobody asks for")
-	url := func(repository, digest string) string { return "http://" + registry.Addr + "/v2/" + repository + "/blobs/" + digest }
+	url := func(repository, digest string) string {
+		return "http://" + registry.Addr + "/v2/" + repository + "/blobs/" + digest
+	}
 	labtest.Must(0, j.Stop(ctx))(t)
 
 	j, registry = again(t, l, j, registry, state, 6*day, secret)

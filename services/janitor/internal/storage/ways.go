@@ -102,7 +102,13 @@ func (d *disk) probe() error {
 		return err
 	}
 	dir := filepath.Join(d.root, ownDir, "probe-"+uuid.NewString())
-	err := d.tryMoves(dir)
+	err := d.withRoom(func() error {
+		err := d.tryMoves(dir)
+		if errors.Is(err, unix.ENOSPC) { // what there is of it is in the way of another try
+			_ = os.RemoveAll(dir)
+		}
+		return err
+	})
 	if removed := d.remove(context.Background(), dir); err == nil {
 		err = removed
 	}
@@ -121,7 +127,7 @@ func (d *disk) tryMoves(dir string) error {
 	if err := os.MkdirAll(filepath.Dir(from), 0o750); err != nil {
 		return err
 	}
-	if err := os.WriteFile(from, []byte("may be removed\n"), 0o600); err != nil {
+	if err := os.WriteFile(from, nil, 0o600); err != nil {
 		return err
 	}
 	for _, move := range []struct{ from, to string }{{from, from + "2"}, {filepath.Dir(from), filepath.Join(dir, "to")}} {
