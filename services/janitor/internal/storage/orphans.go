@@ -5,6 +5,7 @@ import (
 	"iter"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -307,6 +308,9 @@ func (s *Storage) Lacks(ctx context.Context, r inventory.Registry) ([]inventory.
 	}
 	found := make([][]inventory.Lack, len(r.Repositories))
 	err = inParallel(ctx, len(r.Repositories), func(i int) (err error) {
+		if strings.HasPrefix(r.Repositories[i].Name, ownDir+"/") {
+			return nil // the janitor's own come and go as it checks the registry
+		}
 		found[i], err = s.lacksOf(&r.Repositories[i])
 		return err
 	})
