@@ -147,6 +147,8 @@ type Metrics interface {
 	RunEnded(ctx context.Context, r run.Run)
 	// Braked takes whether the last run waits for an approval.
 	Braked(ctx context.Context, is bool)
+	// Doubted takes of how many manifests it is not known what they name.
+	Doubted(ctx context.Context, manifests int64)
 	// Quarantined takes what is in quarantine.
 	Quarantined(ctx context.Context, blobs, bytes int64)
 }

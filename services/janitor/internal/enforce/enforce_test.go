@@ -172,6 +172,7 @@ type silent struct{}
 
 func (silent) RunEnded(context.Context, run.Run)         {}
 func (silent) Braked(context.Context, bool)              {}
+func (silent) Doubted(context.Context, int64)            {}
 func (silent) Quarantined(context.Context, int64, int64) {}
 
 // view is a registry by its API.

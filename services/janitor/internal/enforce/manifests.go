@@ -51,6 +51,9 @@ func (j *job) plan(ctx context.Context) error {
 	for _, r := range made.Rules {
 		j.run.Rules = append(j.run.Rules, plan.RuleAmount{Rule: r.Rule})
 	}
+	if !j.run.Dry {
+		e.Metrics.Doubted(ctx, made.Doubts)
+	}
 	j.emit(Event{Planned: &made})
 	for _, v := range made.Verdicts {
 		j.spent = j.spent || v.Reason == plan.OverBudget

@@ -22,7 +22,7 @@ func (j *job) recheck(ctx context.Context, now run.Plan) (run.Plan, error) {
 	if err != nil {
 		return now, err
 	}
-	out := run.Plan{Plan: &plan.Plan{Time: now.Time, PolicyVersion: j.run.PolicyVersion, Rules: now.Rules, Keeps: now.Keeps}, Digest: j.run.PlanDigest, Created: now.Created, Reach: e.reach()}
+	out := run.Plan{Plan: &plan.Plan{Time: now.Time, PolicyVersion: j.run.PolicyVersion, Rules: now.Rules, Keeps: now.Keeps, Doubts: now.Doubts}, Digest: j.run.PlanDigest, Created: now.Created, Reach: e.reach()}
 	for _, e := range j.entries {
 		had[string(e.Kind)+e.Repository+"@"+e.Digest] = true
 	}

@@ -37,6 +37,7 @@ type Registry struct {
 	verified    metric.Int64Gauge
 	quarantine  metric.Int64Gauge
 	braked      metric.Int64Gauge
+	doubts      metric.Int64Gauge
 	notified    metric.Int64Counter
 }
 
@@ -71,6 +72,8 @@ func New(provider metric.MeterProvider) (*Registry, error) {
 	count(&r.verified, "kiln.registry.verified", "{manifest}", "Manifests that the last run resolved when it ended, by whether they are whole")
 	count(&r.quarantine, "kiln.registry.quarantine", "By", "Bytes in quarantine when the last run ended")
 	count(&r.braked, "kiln.registry.run.braked", "{run}", "1 while the last run would have removed more than schedule.max_removal_percent, and waits for an approval")
+	count(&r.doubts, "kiln.registry.doubts", "{manifest}",
+		"Manifests of which the last run did not know what they name: nothing without a tag goes of their repositories")
 	counter := func(into *metric.Int64Counter, name, unit, description string) {
 		c, err := meter.Int64Counter(name, metric.WithUnit(unit), metric.WithDescription(description))
 		*into = c
@@ -116,6 +119,9 @@ func (r *Registry) Braked(ctx context.Context, is bool) {
 
 // Quarantined implements enforce.Metrics.
 func (r *Registry) Quarantined(ctx context.Context, _, bytes int64) { r.quarantine.Record(ctx, bytes) }
+
+// Doubted implements enforce.Metrics.
+func (r *Registry) Doubted(ctx context.Context, manifests int64) { r.doubts.Record(ctx, manifests) }
 
 // Notified implements notify.Metrics.
 func (r *Registry) Notified(ctx context.Context, outcome string, n int) {

@@ -212,7 +212,7 @@ func TestOddities(t *testing.T) {
 	if diff := cmp.Diff(want, said(p)); diff != "" {
 		t.Error(diff)
 	}
-	if p.Removes != (plan.Amount{Manifests: 1, Blobs: 2, Bytes: 39, Uploads: 1}) || len(p.Warnings) != 1 {
+	if p.Removes != (plan.Amount{Manifests: 1, Blobs: 2, Bytes: 39, Uploads: 1}) || len(p.Warnings) != 1 || p.Doubts != 1 {
 		t.Errorf("%+v, %v", p.Removes, p.Warnings)
 	}
 }

@@ -36,6 +36,7 @@ func (p *Plan) oddities(in Input) (going, staying []Verdict) {
 		}
 		doubts := inDoubt(&r)
 		doubted[r.Name] = len(doubts) > 0
+		p.Doubts += int64(len(doubts))
 		for _, why := range doubts {
 			p.Warnings = append(p.Warnings, fmt.Sprintf("%s: %s: what no other manifest of this repository names stays", r.Name, why))
 		}

@@ -57,6 +57,7 @@ type Plan struct {
 	Keeps      Amount
 	RemovesAll bool // there are manifests, and all would go
 	Warnings   []string
+	Doubts     int64 // manifests of which it is not known what they name
 }
 
 // Removals are the verdicts on what goes. They are the plan's own.
