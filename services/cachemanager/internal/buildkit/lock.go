@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/google/uuid"
@@ -29,9 +30,10 @@ const (
 
 // lock is the lock of a daemon, as far as this process has it.
 type lock struct {
-	mu    sync.Mutex
-	job   *job      // nil: not held
-	since time.Time // when this process began, or let go of a job
+	mu    sync.Mutex          // held while the lock is acquired, which may take as long as the daemon takes
+	job   *job                // nil: not held
+	since time.Time           // when this process began, or let go of a job
+	begun atomic.Pointer[job] // the job that was begun last, which abandon ends while mu is held
 }
 
 // job is a job in the daemon that does nothing.
@@ -74,13 +76,11 @@ func (d *Daemon) letGo() {
 	d.lock.job, d.lock.since = nil, time.Now()
 }
 
-// abandon ends the job of a daemon that takes no new calls: it stops, and would wait
-// for the end of those that it has.
+// abandon ends the job of a daemon that takes no new calls, also one that is only being
+// begun: the daemon stops, and would wait for the end of the calls that it has.
 func (d *Daemon) abandon() {
-	d.lock.mu.Lock()
-	defer d.lock.mu.Unlock()
-	if d.lock.job != nil {
-		d.lock.job.end(errReleased)
+	if j := d.lock.begun.Load(); j != nil {
+		j.end(errReleased)
 	}
 }
 
@@ -118,6 +118,7 @@ func (d *Daemon) begin(ctx context.Context) (*job, error) {
 	// The job outlives the run that began it.
 	life, end := context.WithCancelCause(context.WithoutCancel(unsampled(ctx)))
 	j := &job{life: life, end: end, release: make(chan struct{}), ended: make(chan struct{})}
+	d.lock.begun.Store(j)
 	locked := make(chan struct{})
 	go func() {
 		err := d.hold(j, locked)
