@@ -3,6 +3,7 @@ package enforce_test
 import (
 	"context"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,11 +19,17 @@ import (
 // fullDisk is a cache on a disk that something else fills.
 type fullDisk struct {
 	*memory
-	free int64
+	free atomic.Int64
+}
+
+func newFullDisk() *fullDisk {
+	d := &fullDisk{memory: newMemory("d")}
+	d.free.Store(1)
+	return d
 }
 
 func (d *fullDisk) Disk() (*cache.Disk, error) {
-	return &cache.Disk{TotalBytes: 100, FreeBytes: d.free}, nil
+	return &cache.Disk{TotalBytes: 100, FreeBytes: d.free.Load()}, nil
 }
 
 func (d *fullDisk) List(ctx context.Context) (cache.Listing, error) {
@@ -72,7 +79,7 @@ func withRoom() policy.Policy {
 }
 
 func TestSchedule_BacksOffWhileTheDiskStaysFull(t *testing.T) {
-	d := &fullDisk{newMemory("d"), 1}
+	d := newFullDisk()
 	all := runsOf(t, 24*time.Hour, withRoom(), d)
 	if rows, runs := count(all, run.FreeDisk); rows != 1 || runs < 100 || runs > 200 {
 		t.Errorf("%d runs for free disk in a day, in %d rows", runs, rows)
@@ -88,7 +95,7 @@ func TestSchedule_BacksOffWhileTheDiskStaysFull(t *testing.T) {
 }
 
 func TestSchedule_RunsAtOnceWhenTheDiskFillsAgain(t *testing.T) {
-	d := &fullDisk{newMemory("d"), 1}
+	d := newFullDisk()
 	file := filepath.Join(t.TempDir(), "s.db")
 	synctest.Test(t, func(t *testing.T) {
 		e, s := engineAt(t, file, d)
@@ -99,7 +106,7 @@ func TestSchedule_RunsAtOnceWhenTheDiskFillsAgain(t *testing.T) {
 		done := make(chan struct{})
 		go func() { _ = enforce.NewSchedule(e, 10*time.Minute).Run(ctx); close(done) }()
 		step := func(free int64, lasts time.Duration) int64 {
-			d.free = free
+			d.free.Store(free)
 			time.Sleep(lasts)
 			all, err := s.Runs(t.Context(), 100, time.Time{}, "")
 			if err != nil {
