@@ -80,15 +80,15 @@ func withRoom() policy.Policy {
 
 func TestSchedule_BacksOffWhileTheDiskStaysFull(t *testing.T) {
 	d := newFullDisk()
-	all := runsOf(t, 24*time.Hour, withRoom(), d)
-	if rows, runs := count(all, run.FreeDisk); rows != 1 || runs < 100 || runs > 200 {
-		t.Errorf("%d runs for free disk in a day, in %d rows", runs, rows)
+	all := runsOf(t, 4*time.Hour, withRoom(), d)
+	if rows, runs := count(all, run.FreeDisk); rows != 1 || runs < 20 || runs > 40 {
+		t.Errorf("%d runs for free disk in four hours, in %d rows", runs, rows)
 	}
-	if rows, runs := count(all, run.Schedule); rows != 1 || runs < 140 || runs > 146 {
-		t.Errorf("%d runs of the schedule in a day, in %d rows", runs, rows)
+	if rows, runs := count(all, run.Schedule); rows != 1 || runs < 23 || runs > 25 {
+		t.Errorf("%d runs of the schedule in four hours, in %d rows", runs, rows)
 	}
 	for _, r := range all {
-		if r.FoldedSince.IsZero() || r.Started.Sub(r.FoldedSince) < 23*time.Hour {
+		if r.FoldedSince.IsZero() || r.Started.Sub(r.FoldedSince) < 3*time.Hour {
 			t.Errorf("the first of the folded runs started %s, the last %s", r.FoldedSince, r.Started)
 		}
 	}
@@ -132,12 +132,12 @@ func TestSchedule_RunsAtOnceWhenTheDiskFillsAgain(t *testing.T) {
 func TestSchedule_TriesWhatIsAwayAgainAlone(t *testing.T) {
 	a, b := newMemory("a"), newMemory("b")
 	b.busy = fault.New(fault.Unavailable, "DAEMON_UNAVAILABLE", "away", "start it")
-	all := runsOf(t, 24*time.Hour, policy.Default(time.Hour, 1<<40), a, b)
-	if rows, runs := count(all, run.Schedule); rows != 1 || runs > 146 {
-		t.Errorf("%d runs in a day, in %d rows", runs, rows)
+	all := runsOf(t, 4*time.Hour, policy.Default(time.Hour, 1<<40), a, b)
+	if rows, runs := count(all, run.Schedule); rows != 1 || runs > 25 {
+		t.Errorf("%d runs in four hours, in %d rows", runs, rows)
 	}
-	if a.lists > 300 {
-		t.Errorf("the cache that is there was listed %d times in a day", a.lists)
+	if a.lists > 60 {
+		t.Errorf("the cache that is there was listed %d times in four hours", a.lists)
 	}
 }
 
