@@ -21,7 +21,6 @@ var unprotected = map[string]string{
 	"internal/buildkit/relay/link.go:end":     "closes the link",
 	"internal/buildkit/relay/relay.go:Accept": "asks for health",
 	"internal/buildkit/relay/relay.go:end":    "closes the connection",
-	"internal/buildkit/relay/forward.go:pass": "passes the daemon's frames on",
 }
 
 // A panic in a goroutine that nothing recovers ends the builder and with it everybody's

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net/http"
 	"sync/atomic"
+	"time"
 
 	"github.com/containerd/platforms"
 	"github.com/moby/buildkit/client"
@@ -85,7 +86,19 @@ type Daemon struct {
 	own           atomic.Pointer[ocispecs.Platform] // of its first worker, once it was asked
 	workers       atomic.Pointer[[]string]          // their ids, once it was asked
 	reading       *readers
+	heard         *heard
+	answer        atomic.Pointer[answer] // the last one to a check
 }
+
+// answer is what a daemon said of itself when it was asked.
+type answer struct {
+	info pool.Info
+	at   time.Time
+}
+
+// busyFor is how long after its last answer to a check a daemon counts as busy that sends
+// something, but no answer in time.
+const busyFor = time.Minute
 
 // Flow-control windows of the gateway's connections on both sides, in bytes. They
 // are fixed, for gRPC measures its windows by a ping on nearly every message: in
@@ -102,19 +115,21 @@ func Dial(ctx context.Context, cfg *configv1.DaemonConfig, options Options, tel 
 	if err != nil {
 		return nil, fmt.Errorf("daemon %q: %w", cfg.GetName(), err)
 	}
-	bk, err := buildkitd.Client(ctx, buildkitd.Options{Daemon: cfg, Telemetry: tel})
+	heard := newHeard()
+	listen := []grpc.DialOption{grpc.WithStatsHandler(heard)}
+	bk, err := buildkitd.Client(ctx, buildkitd.Options{Daemon: cfg, Telemetry: tel, GRPC: listen})
 	if err != nil {
 		return nil, err
 	}
 	conn, err := buildkitd.Conn(buildkitd.Options{
-		Daemon: cfg, Telemetry: tel, StreamWindow: StreamWindow, ConnectionWindow: ConnectionWindow,
+		Daemon: cfg, Telemetry: tel, StreamWindow: StreamWindow, ConnectionWindow: ConnectionWindow, GRPC: listen,
 	})
 	if err != nil {
 		return nil, errors.Join(err, bk.Close())
 	}
 	plain := cfg.GetTls() == nil && !address.Local()
 	return &Daemon{
-		plain: plain, log: tel.Logger, name: cfg.GetName(), address: cfg.GetAddress(), opts: options, client: bk, conn: conn,
+		heard: heard, plain: plain, log: tel.Logger, name: cfg.GetName(), address: cfg.GetAddress(), opts: options, client: bk, conn: conn,
 		reading: newReaders(maxReading, maxReadingEach),
 		remover: newRemover(cfg.GetName(), bk.ControlClient(), options.Removals, tel.Logger),
 	}, nil
@@ -139,10 +154,16 @@ func (d *Daemon) RemoveRecords(ctx context.Context) error { return d.remover.run
 // Close ends both connections.
 func (d *Daemon) Close() error { return errors.Join(d.client.Close(), d.conn.Close()) }
 
-// Check asks the daemon for its workers.
+// Check asks the daemon for its workers. One that is too busy to answer within ctx, and
+// answers other calls meanwhile, is as it was at its last answer.
 func (d *Daemon) Check(ctx context.Context) (pool.Info, error) {
+	begun := time.Now()
 	workers, err := d.client.ListWorkers(ctx)
 	if err != nil {
+		last := d.answer.Load()
+		if ctx.Err() != nil && last != nil && time.Since(last.at) < busyFor && d.heard.since(begun) {
+			return last.info, nil
+		}
 		return pool.Info{}, err
 	}
 	if len(workers) == 0 {
@@ -160,6 +181,7 @@ func (d *Daemon) Check(ctx context.Context) (pool.Info, error) {
 	for _, platform := range workers[0].Platforms {
 		info.Platforms = append(info.Platforms, platforms.Format(platform))
 	}
+	d.answer.Store(&answer{info, time.Now()})
 	return info, nil
 }
 

@@ -46,7 +46,11 @@ func (l *Link) pass(down grpc.ServerStream) error {
 	if method == methodSecret && l.opts.OnSecret != nil {
 		secret = &secretReader{tell: l.opts.OnSecret}
 	}
-	go sendUp(down, up, cancel, secret)
+	go func() {
+		if lifecycle.Protect(l.client.ctx, func(context.Context) error { return sendUp(down, up, secret) }) != nil {
+			cancel()
+		}
+	}()
 	return l.client.explain(sendDown(up, down, secret))
 }
 
@@ -75,22 +79,19 @@ func outgoing(ctx context.Context) context.Context {
 }
 
 // sendUp passes the daemon's messages on until it has no more. It ends at the
-// latest when the call does.
-func sendUp(down grpc.ServerStream, up grpc.ClientStream, cancel func(), secret *secretReader) {
+// latest when the call does. Its error is that the daemon has broken the call off.
+func sendUp(down grpc.ServerStream, up grpc.ClientStream, secret *secretReader) error {
 	for {
 		var f rawcodec.Frame
 		if err := down.RecvMsg(&f); err != nil {
 			if errors.Is(err, io.EOF) {
 				err = up.CloseSend()
 			}
-			if err != nil {
-				cancel()
-			}
-			return
+			return err
 		}
 		secret.request(f)
 		if up.SendMsg(&f) != nil {
-			return // the client has ended the call; sendDown gets its status
+			return nil // the client has ended the call; sendDown gets its status
 		}
 	}
 }
