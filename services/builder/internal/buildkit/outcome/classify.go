@@ -35,7 +35,7 @@ var (
 
 	denied = regexp.MustCompile(`(?i)\b(?:401|403)\b|unauthorized|forbidden|authorization failed|access denied|insufficient_scope|authentication required|authentication failed|could not read username|permission denied \(publickey`)
 	absent = regexp.MustCompile(`(?i)\b404\b|not found|name unknown|manifest unknown|no such host|could not resolve host`)
-	away   = regexp.MustCompile(`(?i)connection refused|connection reset|no route to host|network is unreachable|i/o timeout|timeout exceeded|timed out|tls handshake|server misbehaving|temporary failure|unexpected eof|: eof|broken pipe|couldn't connect|failed to connect|\b50[0-9]\b|too many requests|\b429\b|server gave http response to https client`)
+	away   = regexp.MustCompile(`(?i)connection refused|connection reset|no route to host|network is unreachable|i/o timeout|timeout exceeded|timed out|tls handshake|server misbehaving|temporary failure|unexpected eof|: eof|broken pipe|couldn't connect|failed to connect|\b50[0-9]\b|bad gateway|service unavailable|gateway time-?out|internal server error|too many requests|\b429\b|server gave http response to https client`)
 	byRule = regexp.MustCompile(`(?i)not allowed by (?:policy|build daemon configuration)|denied by policy|(?:network\.host|security\.insecure|device\S*) is not allowed|requested by the build but not allowed|is not an allowed gateway source`)
 	full   = regexp.MustCompile(`(?i)no space left on device|disk quota exceeded|insufficient storage`)
 )
@@ -178,6 +178,8 @@ func exportFailed(c *cause) bool {
 		return c.set(fault.PermissionDenied, "EXPORT_FAILED", build.User, "give the daemon credentials that may write there, or name another repository")
 	case away.MatchString(c.text):
 		return c.set(fault.Unavailable, "REGISTRY_UNAVAILABLE", build.Infrastructure, "check that the registry answers the daemon, and build again")
+	case strings.Contains(c.text, "docker load:"):
+		return c.set(fault.FailedPrecondition, "EXPORT_FAILED", build.User, "start the Docker Engine that is to load the image, or use --push or --output")
 	default:
 		if says, _ := inCorpus(c.text); says == saysUser {
 			return c.set(fault.InvalidArgument, "EXPORT_FAILED", build.User, "change the output as the message says")

@@ -31,8 +31,11 @@ func TestClassify(t *testing.T) {
 		kind   fault.Kind
 		class  build.Class
 	}{
-		"image, refused":    {errors.New(image + `failed to do request: Head "http://127.0.0.1:1/v2/a/b/manifests/1": dial tcp 127.0.0.1:1: connect: connection refused`), "", "REGISTRY_UNAVAILABLE", fault.Unavailable, build.Infrastructure},
-		"image, 502":        {errors.New(image + `unexpected status from HEAD request to http://127.0.0.1:1/v2/a/b/manifests/1: 502 Bad Gateway`), "", "REGISTRY_UNAVAILABLE", fault.Unavailable, build.Infrastructure},
+		"image, refused": {errors.New(image + `failed to do request: Head "http://127.0.0.1:1/v2/a/b/manifests/1": dial tcp 127.0.0.1:1: connect: connection refused`), "", "REGISTRY_UNAVAILABLE", fault.Unavailable, build.Infrastructure},
+		"image, 502":     {errors.New(image + `unexpected status from HEAD request to http://127.0.0.1:1/v2/a/b/manifests/1: 502 Bad Gateway`), "", "REGISTRY_UNAVAILABLE", fault.Unavailable, build.Infrastructure},
+		// Through a proxy, Go tells the status text of a CONNECT alone.
+		"image, proxy":      {errors.New(image + `failed to do request: Head "https://r/v2/a": Bad Gateway`), "", "REGISTRY_UNAVAILABLE", fault.Unavailable, build.Infrastructure},
+		"load, no engine":   {errors.New(`error from receiver: docker load: exit status 1`), "exporting to docker image format", "EXPORT_FAILED", fault.FailedPrecondition, build.User},
 		"image, slow":       {errors.New(image + `failed to do request: Head "https://r/v2/a": net/http: TLS handshake timeout`), "", "REGISTRY_UNAVAILABLE", fault.Unavailable, build.Infrastructure},
 		"image, missing":    {errors.New(image + `127.0.0.1:1/a/b:1: not found`), "", "SOURCE_NOT_FOUND", fault.NotFound, build.User},
 		"image, no host":    {errors.New(image + `failed to do request: Head "https://r.example/v2/": dial tcp: lookup r.example: no such host`), "", "SOURCE_NOT_FOUND", fault.NotFound, build.User},
