@@ -35,7 +35,7 @@ func (o *options) addInputFlags(flags *pflag.FlagSet) {
 	flags.StringVarP(&o.file, "file", "f", "", "`path` of the Dockerfile, or - for standard input (default: CONTEXT/Dockerfile)")
 	flags.StringArrayVar(&o.contextFlags, "build-context", nil,
 		"further context, `NAME=VALUE`: a directory, a URL, docker-image://IMAGE or oci-layout://DIRECTORY (repeatable)")
-	flags.StringVar(&o.project, "project", os.Getenv("KILN_PROJECT"),
+	connect.FromEnv(flags, &o.project, "project", "KILN_PROJECT",
 		"project of the build (or KILN_PROJECT; default: the last part of the first tag's repository, else of the context's name)")
 	flags.StringVar(&o.target, "target", "", "stage to build (default: the last one)")
 	flags.StringArrayVar(&o.platformFlags, "platform", nil,
@@ -104,11 +104,11 @@ func (o *options) addOutputFlags(flags *pflag.FlagSet) {
 func (o *options) addCacheFlags(flags *pflag.FlagSet) {
 	flags.StringArrayVar(&o.cacheFromFlags, "cache-from", nil, "cache to read steps from: IMAGE or type=TYPE[,KEY=VALUE] (repeatable)")
 	flags.StringArrayVar(&o.cacheToFlags, "cache-to", nil, "cache to write steps to: IMAGE or type=TYPE[,KEY=VALUE] (repeatable)")
-	flags.StringVar(&o.cacheDir, "cache-dir", os.Getenv("KILN_CACHE_DIR"),
+	connect.FromEnv(flags, &o.cacheDir, "cache-dir", "KILN_CACHE_DIR",
 		"`directory` of this host to read steps from before and to write all steps to afterwards, under the project's name (or KILN_CACHE_DIR)")
 	connect.AddAddress(flags, connect.CacheManager, &o.cacheManager)
 	if o.registryCache {
-		flags.StringVar(&o.cacheRepository, "cache-repository", os.Getenv("KILN_CACHE_REPOSITORY"),
+		connect.FromEnv(flags, &o.cacheRepository, "cache-repository", "KILN_CACHE_REPOSITORY",
 			"repository below which the project's cache lives (or KILN_CACHE_REPOSITORY; default: cache in the profile's registry)")
 		flags.StringVar(&o.cacheScope, "cache-scope", "", "`scope` of the project's cache, for example a branch (default: one by platforms and target)")
 		flags.StringArrayVar(&o.cacheFromScopes, "cache-from-scope", nil, "further `scope` of the project's cache to read (repeatable)")

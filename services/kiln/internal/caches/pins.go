@@ -50,7 +50,7 @@ garbage collection and buildctl prune do not know pins.`,
 	cmd.Flags().StringVar(&o.description, "description", "", "records whose description fits this regular `expression`")
 	cmd.Flags().StringSliceVar(&o.projects, "project", nil, "records that these `projects` have used")
 	cmd.Flags().StringVar(&o.reason, "reason", "", "`why`, for those who wonder later")
-	cmd.Flags().DurationVar(&o.ttl, "ttl", 0, "how long; 0: until it is unpinned")
+	show.AddDuration(cmd.Flags(), &o.ttl, "ttl", "how long; 0: until it is unpinned")
 	show.AddFormat(cmd, &o.format, "text or json")
 	show.Choice(cmd, "type", typeWords())
 	return cmd

@@ -51,7 +51,7 @@ one a Verdict.`,
 	}
 	addCaches(cmd, &o.caches)
 	cmd.Flags().StringVar(&o.policy, "policy", "", "plan by the policy in this `file` (YAML; - is standard input), not by the one in force")
-	cmd.Flags().DurationVar(&o.in, "in", 0, "what will go by then, a `time` from now, such as 24h, if nothing is used meanwhile")
+	show.AddDuration(cmd.Flags(), &o.in, "in", "what will go by then, a `time` from now, such as 24h or 7d, if nothing is used meanwhile")
 	cmd.Flags().BoolVar(&o.daemon, "daemon-rules", false, "what the daemon would remove by its own rules, those of its buildkitd.toml")
 	cmd.Flags().BoolVar(&o.kept, "kept", false, "also show what stays, and why")
 	cmd.Flags().IntVar(&o.limit, "limit", 50, "at most so many records; 0: all")

@@ -1,6 +1,7 @@
 package caches
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -45,7 +46,9 @@ With --format json each line is an event, a kiln.cachemanager.v1.PruneResponse.`
   kiln cache prune --force
   kiln cache prune --plan sha256:1f3c… --force
   kiln cache prune --policy everything.yaml --force --force-all`,
-		Args: cobra.NoArgs,
+		Args: func(cmd *cobra.Command, args []string) error {
+			return cmp.Or(cobra.NoArgs(cmd, args), show.CheckPlan(o.plan, "kiln cache plan"))
+		},
 		RunE: runE(conn, func(ctx context.Context, c *call, _ []string) error { return c.prune(ctx, o) }),
 	}
 	addCaches(cmd, &o.caches)
@@ -53,7 +56,7 @@ With --format json each line is an event, a kiln.cachemanager.v1.PruneResponse.`
 	cmd.Flags().StringVar(&o.policy, "policy", "", "prune by the policy in this `file` (YAML; - is standard input), not by the one in force")
 	cmd.Flags().BoolVarP(&o.force, "force", "f", false, "really remove")
 	cmd.Flags().BoolVar(&o.forceAll, "force-all", false, "also when the policy removes everything")
-	cmd.Flags().DurationVar(&o.maxTime, "max-time", 0, "end after this `time`; what is left goes in the next run")
+	show.AddDuration(cmd.Flags(), &o.maxTime, "max-time", "end after this `time`; what is left goes in the next run")
 	cmd.Flags().StringVar(&o.requestID, "request-id", "", "the same `id` is the same run, and is watched, not started again")
 	show.AddFormat(cmd, &o.format, "text, or json: one event a line")
 	cmd.MarkFlagsMutuallyExclusive("plan", "policy")

@@ -3,6 +3,7 @@
 package connect
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -81,11 +82,18 @@ type Flags struct {
 	given *Flags // as they were before Resolve; nil: as they are
 }
 
+// FromEnv adds a flag whose default is the value of an environment variable. The help names the
+// variable, and not its value, which is no default.
+func FromEnv(flags *pflag.FlagSet, value *string, flag, variable, usage string) {
+	flags.StringVar(value, flag, os.Getenv(variable), usage)
+	flags.Lookup(flag).DefValue = ""
+}
+
 // Add adds the flags to those of a command.
 func (f *Flags) Add(flags *pflag.FlagSet) {
 	name, flag, variable := f.To.names()
 	AddProfile(flags, &f.Profile)
-	flags.StringVar(&f.Address, flag, os.Getenv(variable),
+	FromEnv(flags, &f.Address, flag, variable,
 		fmt.Sprintf("`address` of the %s, host:port or unix:///path (or %s; default: the profile's)", name, variable))
 	f.addCredentials(flags, name)
 }
@@ -94,21 +102,21 @@ func (f *Flags) Add(flags *pflag.FlagSet) {
 // another one, whose flags have the credentials.
 func AddAddress(flags *pflag.FlagSet, to Service, address *string) {
 	name, flag, variable := to.names()
-	flags.StringVar(address, flag, os.Getenv(variable), fmt.Sprintf("`address` of the %s (or %s; default: the profile's)", name, variable))
+	FromEnv(flags, address, flag, variable, fmt.Sprintf("`address` of the %s (or %s; default: the profile's)", name, variable))
 }
 
 // AddProfile adds --profile to the flags of a command.
 func AddProfile(flags *pflag.FlagSet, name *string) {
-	flags.StringVar(name, "profile", os.Getenv("KILN_PROFILE"),
+	FromEnv(flags, name, "profile", "KILN_PROFILE",
 		"`name` or path of the profile with addresses and credentials (or KILN_PROFILE; default: the running kiln up, else /etc/kiln/profile.yaml)")
 }
 
 func (f *Flags) addCredentials(flags *pflag.FlagSet, name string) {
-	flags.StringVar(&f.CA, "tls-ca", os.Getenv("KILN_TLS_CA"), "`file` with the authorities of the "+name+"'s certificate (or KILN_TLS_CA; default: the system's)")
-	flags.StringVar(&f.Cert, "tls-cert", os.Getenv("KILN_TLS_CERT"), "`file` with your certificate (or KILN_TLS_CERT)")
-	flags.StringVar(&f.Key, "tls-key", os.Getenv("KILN_TLS_KEY"), "`file` with its private key (or KILN_TLS_KEY)")
-	flags.StringVar(&f.ServerName, "tls-server-name", os.Getenv("KILN_TLS_SERVER_NAME"), "`name` in the "+name+"'s certificate (or KILN_TLS_SERVER_NAME; default: the "+name+"'s host)")
-	flags.StringVar(&f.Token, "token-file", os.Getenv("KILN_TOKEN_FILE"), "`file` with your token, in place of a certificate (or KILN_TOKEN_FILE)")
+	FromEnv(flags, &f.CA, "tls-ca", "KILN_TLS_CA", "`file` with the authorities of the "+name+"'s certificate (or KILN_TLS_CA; default: the system's)")
+	FromEnv(flags, &f.Cert, "tls-cert", "KILN_TLS_CERT", "`file` with your certificate (or KILN_TLS_CERT)")
+	FromEnv(flags, &f.Key, "tls-key", "KILN_TLS_KEY", "`file` with its private key (or KILN_TLS_KEY)")
+	FromEnv(flags, &f.ServerName, "tls-server-name", "KILN_TLS_SERVER_NAME", "`name` in the "+name+"'s certificate (or KILN_TLS_SERVER_NAME; default: the "+name+"'s host)")
+	FromEnv(flags, &f.Token, "token-file", "KILN_TOKEN_FILE", "`file` with your token, in place of a certificate (or KILN_TOKEN_FILE)")
 	help := "allow plain text to a " + name + " on another host"
 	if f.To == Builder {
 		help += "; it refuses secrets then"
@@ -172,17 +180,28 @@ func (f *Flags) explainDial(err error) error {
 	if err == nil {
 		return nil
 	}
+	name, flag, _ := f.To.names()
+	if !strings.ContainsAny(f.Address, ":/") {
+		return fault.New(fault.InvalidArgument, "", fmt.Sprintf("--%s %q is no address", flag, f.Address),
+			fmt.Sprintf("--%s takes HOST:PORT or unix:///PATH; --profile takes the name of a profile", flag))
+	}
 	remedy := ""
 	if !f.TLS() {
 		remedy = "give --tls-ca, --tls-cert and --tls-key, or --insecure in a closed network"
 	}
-	name, _, _ := f.To.names()
+	if !f.TLS() && !f.Insecure && !f.Local() { // the client's own message names options of its Go package
+		return fault.New(fault.InvalidArgument, "", fmt.Sprintf("the %s at %s is on another host, and the connection has no TLS", name, f.Address), remedy)
+	}
 	return fault.Wrap(err, fault.InvalidArgument, "", "the "+name+"'s address or certificates", remedy)
 }
 
 // Explain makes the error of a call into what a person reads: what is wrong, and
 // what to do. Errors that are not of a call stay as they are.
 func (f *Flags) Explain(err error) error {
+	// gRPC takes the text of a whole join for the message of a status in it.
+	if joined, ok := err.(interface{ Unwrap() []error }); ok && errors.Join(joined.Unwrap()...).Error() == err.Error() {
+		return f.explainAll(joined.Unwrap())
+	}
 	st, ok := status.FromError(err)
 	if err == nil || !ok {
 		return err
@@ -213,6 +232,17 @@ func (f *Flags) Explain(err error) error {
 	default:
 		return fault.New(fault.Internal, "", fmt.Sprintf("the %s at %s: %s", name, f.Address, st.Message()), "")
 	}
+}
+
+func (f *Flags) explainAll(errs []error) error {
+	all := make([]error, 0, len(errs))
+	for _, err := range errs {
+		all = append(all, f.Explain(err))
+	}
+	if len(all) == 1 {
+		return all[0]
+	}
+	return errors.Join(all...)
 }
 
 // OfConnection reports whether an error is of the connection to the service, and not

@@ -42,7 +42,7 @@ func TestFlagsAndVariables(t *testing.T) {
 // Plain text to another host is refused with the flags that help.
 func TestDialRefusesPlainText(t *testing.T) {
 	f := parse(t, "--builder", "build.example.org:1", "--tls-ca", "")
-	if _, err := f.Dial(); err == nil || !strings.Contains(fault.Line(err), "--insecure") {
+	if _, err := f.Dial(); err == nil || !strings.Contains(fault.Line(err), "--insecure") || strings.Contains(err.Error(), "WithTLS") {
 		t.Errorf("%v", err)
 	}
 	f.Insecure = true
@@ -83,5 +83,27 @@ func TestExplain(t *testing.T) {
 	}
 	if err := (&Flags{}).Explain(nil); err != nil {
 		t.Errorf("no error: %v", err)
+	}
+}
+
+func TestExplain_ExplainsEachPartOfAJoin(t *testing.T) {
+	isolate(t)
+	f := resolved(t)
+	refused := status.Error(codes.InvalidArgument, "plan_digest is no digest")
+	for name, err := range map[string]error{
+		"one": errors.Join(refused, nil), "two": errors.Join(refused, errors.New("closed")), "nested": errors.Join(errors.Join(refused)),
+	} {
+		got := fault.Line(f.Explain(err))
+		if strings.Contains(got, "rpc error") || !strings.Contains(got, "plan_digest is no digest") || name == "two" && !strings.Contains(got, "closed") {
+			t.Errorf("%s: %s", name, got)
+		}
+	}
+}
+
+func TestDial_NamesTheProfileFlagForAName(t *testing.T) {
+	f := parse(t, "--builder", "kiln")
+	_, err := f.Dial()
+	if got := fault.Line(err); !strings.Contains(got, "HOST:PORT") || !strings.Contains(got, "--profile") {
+		t.Error(got)
 	}
 }

@@ -48,7 +48,7 @@ Verdict.`,
 	}
 	cmd.Flags().StringSliceVar(&o.repositories, "repository", nil, "only these `repositories`: globs, as in a policy (default: all)")
 	cmd.Flags().StringVar(&o.policy, "policy", "", "plan by the policy in this `file` (YAML; - is standard input), not by the one in force")
-	cmd.Flags().DurationVar(&o.in, "in", 0, "what will go by then, a `time` from now, such as 24h, if nothing is used meanwhile")
+	show.AddDuration(cmd.Flags(), &o.in, "in", "what will go by then, a `time` from now, such as 24h or 7d, if nothing is used meanwhile")
 	cmd.Flags().BoolVar(&o.kept, "kept", false, "also show what stays, and why")
 	cmd.Flags().IntVar(&o.limit, "limit", 50, "at most so many lines; 0: all")
 	show.AddFormat(cmd, &o.format, "text, or json: one object a line")

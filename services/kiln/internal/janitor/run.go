@@ -1,6 +1,7 @@
 package janitor
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,7 +51,9 @@ With --format json each line is an event, a kiln.janitor.v1.RunResponse.`,
   kiln janitor run --force
   kiln janitor run --plan sha256:1f3c… --force
   kiln janitor run --policy stricter.yaml --repository 'cache/**' --force`,
-		Args: cobra.NoArgs,
+		Args: func(cmd *cobra.Command, args []string) error {
+			return cmp.Or(cobra.NoArgs(cmd, args), show.CheckPlan(o.plan, "kiln janitor plan"))
+		},
 		RunE: runE(conn, func(ctx context.Context, c *call, _ []string) error { return c.run(ctx, o) }),
 	}
 	cmd.Flags().StringSliceVar(&o.repositories, "repository", nil, "only these `repositories`: globs, as in a policy (default: all)")
@@ -58,7 +61,7 @@ With --format json each line is an event, a kiln.janitor.v1.RunResponse.`,
 	cmd.Flags().StringVar(&o.policy, "policy", "", "run by the policy in this `file` (YAML; - is standard input), not by the one in force")
 	cmd.Flags().BoolVarP(&o.force, "force", "f", false, "really remove")
 	cmd.Flags().BoolVar(&o.forceAll, "force-all", false, "also when the policy is empty or removes everything")
-	cmd.Flags().DurationVar(&o.maxTime, "max-time", 0, "remove nothing more after this `time`; what is left goes in the next run")
+	show.AddDuration(cmd.Flags(), &o.maxTime, "max-time", "remove nothing more after this `time`; what is left goes in the next run")
 	cmd.Flags().StringVar(&o.requestID, "request-id", "", "the same `id` is the same run, and is watched, not started again")
 	show.AddFormat(cmd, &o.format, "text, or json: one event a line")
 	cmd.MarkFlagsMutuallyExclusive("plan", "policy")
