@@ -32,7 +32,7 @@ func (o *options) cacheUseCheck(ctx context.Context) []Finding {
 	case err != nil:
 		return unknown("the builds cannot be looked at: %v", o.conn.Explain(err))
 	case now == nil:
-		return unknown("there is no build yet that succeeded")
+		return unknown("%s", o.noBuild())
 	}
 	steps, err := stepsOf(ctx, api, now.GetId())
 	if err != nil {
@@ -54,6 +54,18 @@ func (o *options) cacheUseCheck(ctx context.Context) []Finding {
 	f := why(*ran, earlier, before)
 	f.Message = what + ": " + f.Message
 	return append(all, f)
+}
+
+// noBuild says which build was asked about and is not among those that succeeded.
+func (o *options) noBuild() string {
+	switch {
+	case o.build != "":
+		return fmt.Sprintf("no build %s has succeeded: `kiln builds show %[1]s` says how it ended", o.build)
+	case o.project != "":
+		return fmt.Sprintf("project %s has no build that succeeded", o.project)
+	default:
+		return "there is no build yet that succeeded"
+	}
 }
 
 // twoBuilds are the build that is asked about and the one of its project before it.

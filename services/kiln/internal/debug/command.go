@@ -37,6 +37,7 @@ type options struct {
 	project, build        string
 	fix                   bool
 	bundle                string
+	ownStack              bool // buildkitd is of a running kiln up, and its socket of this user
 	format                string
 }
 
@@ -76,9 +77,9 @@ secrets: look at it before you send it. Ends with 1 when something fails.`,
 	flags.StringVar(&o.daemonRoot, "daemon-root", "", "`directory` of buildkitd's state (default: the profile's)")
 	flags.StringVar(&o.registry, "registry", "", "`host:port` of the registry (default: the profile's)")
 	flags.StringVar(&o.registryCA, "registry-ca", "", "`file` with the authorities of its certificate (default: the profile's)")
-	flags.StringVar(&o.cacheDir, "cache-dir", os.Getenv("KILN_CACHE_DIR"), "`directory` of type=local caches (or KILN_CACHE_DIR; default: the profile's, else /var/cache/buildkit-cache)")
+	connect.FromEnv(flags, &o.cacheDir, "cache-dir", "KILN_CACHE_DIR", "`directory` of type=local caches (or KILN_CACHE_DIR; default: the profile's, else /var/cache/buildkit-cache)")
 	flags.StringVar(&o.group, "group", "buildkit", "`group` that may use buildkitd and the caches")
-	flags.StringVar(&o.certsDir, "certs-dir", os.Getenv("KILN_CERTS_DIR"), "`directory` of certificates (or KILN_CERTS_DIR; default: the profile's, else /etc/kiln/certs)")
+	connect.FromEnv(flags, &o.certsDir, "certs-dir", "KILN_CERTS_DIR", "`directory` of certificates (or KILN_CERTS_DIR; default: the profile's, else /etc/kiln/certs)")
 	flags.StringVar(&o.dataDir, "data-dir", "", "`directory` of kiln up, for the logs in the bundle (default: the profile's)")
 	flags.StringSliceVar(&o.metrics, "metrics", nil, "`addresses` of the services' HTTP, for the bundle (default: the profile's)")
 	flags.StringVar(&o.project, "project", "", "look at the last build of this `project`")

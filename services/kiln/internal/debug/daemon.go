@@ -46,6 +46,8 @@ func (o *options) socketCheck(context.Context) []Finding {
 		return errors.Join(os.Chown(path, 0, gid), os.Chmod(path, 0o660))
 	}
 	switch {
+	case o.ownStack && info.Mode().Perm()&0o002 == 0:
+		return ok("%s is of the running kiln up (%s of %s)", path, octal(info.Mode()), ownerOf(st))
 	case info.Mode().Perm()&0o002 != 0:
 		return []Finding{{
 			State: Fail, Message: "all users of this host may use buildkitd's socket: whoever reaches it is as good as root",

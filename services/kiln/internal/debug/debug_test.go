@@ -53,3 +53,11 @@ func TestFirstThatRan(t *testing.T) {
 		t.Errorf("%+v", got)
 	}
 }
+
+func TestCacheUse_NamesTheBuildOrProjectWithoutASuccess(t *testing.T) {
+	for want, o := range map[string]options{"kiln builds show 4f3c": {build: "4f3c"}, "project web has no build": {project: "web"}, "no build yet": {}} {
+		if got := o.noBuild(); !strings.Contains(got, want) {
+			t.Errorf("%q; want %q", got, want)
+		}
+	}
+}

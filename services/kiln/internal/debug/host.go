@@ -23,6 +23,9 @@ import (
 // groupCheck looks for the group whose members may use buildkitd, and whether the caller is
 // one of them.
 func (o *options) groupCheck(context.Context) []Finding {
+	if o.ownStack {
+		return ok("buildkitd is of the running kiln up, and needs no group")
+	}
 	group, err := user.LookupGroup(o.group)
 	if err != nil {
 		return []Finding{{

@@ -1,6 +1,10 @@
 package debug
 
 import (
+	"os"
+	"strings"
+	"syscall"
+
 	"github.com/kilnbuild/kiln/services/kiln/internal/connect"
 	"github.com/kilnbuild/kiln/services/kiln/internal/profile"
 )
@@ -26,6 +30,7 @@ func (o *options) resolve() error {
 	fill(&o.daemonConfig, p.Daemon.ConfigFile, usual.Daemon.ConfigFile)
 	fill(&o.daemonRoot, p.Daemon.Root)
 	fill(&o.registry, p.Registry.Address)
+	o.ownStack = p.IsRunning() && o.daemon == p.Daemon.Address && ownSocket(o.daemon)
 	fill(&o.registryCA, p.Registry.CAFile)
 	fill(&o.cacheDir, p.CacheDir, usual.CacheDir)
 	fill(&o.certsDir, p.CertsDir, usual.CertsDir)
@@ -38,6 +43,17 @@ func (o *options) resolve() error {
 		}
 	}
 	return o.conn.Resolve()
+}
+
+// ownSocket reports whether an address is a socket that this user owns.
+func ownSocket(address string) bool {
+	path, local := strings.CutPrefix(address, "unix://")
+	info, err := os.Stat(path)
+	if !local || err != nil {
+		return false
+	}
+	st, ok := info.Sys().(*syscall.Stat_t)
+	return ok && int(st.Uid) == os.Geteuid()
 }
 
 // parts are the services that the profile or flags name.
