@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
 
+	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/services/kiln/internal/table"
 )
 
@@ -71,12 +72,13 @@ func lsCommand() *cobra.Command {
 		Args:    cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cmd.SilenceUsage = true
-			return list(cmd.OutOrStdout())
+			return list(cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
 }
 
-func list(out io.Writer) error {
+// list writes the profiles. That none is in use is a note on errOut.
+func list(out, errOut io.Writer) error {
 	inUse, err := Select("")
 	all := append(List(), Defaults())
 	t := table.Table{Header: []string{"", "NAME", "STATE", "BUILDER", "REGISTRY", "FILE"}, GiveWay: 5}
@@ -97,7 +99,10 @@ func list(out io.Writer) error {
 	if writeErr := t.Write(out, table.TerminalOf(out)); writeErr != nil {
 		return writeErr
 	}
-	return err
+	if err != nil {
+		_, _ = fmt.Fprintf(errOut, "note: no profile is in use: %s\n", fault.Line(err))
+	}
+	return nil
 }
 
 func showCommand() *cobra.Command {

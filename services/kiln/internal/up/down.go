@@ -12,6 +12,7 @@ import (
 
 	"github.com/kilnbuild/kiln/pkg/fault"
 	"github.com/kilnbuild/kiln/pkg/filelock"
+	"github.com/kilnbuild/kiln/services/kiln/internal/profile"
 )
 
 // downGrace is how long a kiln up may take to end after it was told to hurry.
@@ -29,6 +30,9 @@ func down(ctx context.Context, out io.Writer, dataDir string, timeout time.Durat
 	}
 	if pid == 0 {
 		fmt.Fprintf(out, "no kiln up is running in %s\n", opts.DataDir)
+		for _, other := range profile.Running() {
+			fmt.Fprintf(out, "one is running in %s: kiln down --data-dir %[1]s\n", other.DataDir)
+		}
 		return nil
 	}
 	// A descriptor, not the number: that may belong to somebody else by then.

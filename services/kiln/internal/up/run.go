@@ -53,6 +53,9 @@ func Run(ctx context.Context, opts Options, session Session) (err error) {
 	if r.addrs, err = opts.addresses(); err != nil {
 		return err
 	}
+	if err := r.checkFresh(ctx); err != nil {
+		return err
+	}
 	if r.paths, err = makePaths(opts.DataDir); err != nil {
 		return err
 	}
@@ -83,6 +86,20 @@ func Run(ctx context.Context, opts Options, session Session) (err error) {
 		return errors.Join(err, r.closeSteps())
 	}
 	return r.run(ctx)
+}
+
+// checkFresh refuses a start before a new data directory is made, so that it leaves nothing behind.
+func (r *runner) checkFresh(ctx context.Context) error {
+	if _, err := os.Stat(r.opts.DataDir); !errors.Is(err, os.ErrNotExist) {
+		return nil // Run checks the same, after who uses the directory
+	}
+	if err := r.opts.checkStepNetwork(); err != nil {
+		return err
+	}
+	if _, err := findBinaries(r.opts); err != nil {
+		return err
+	}
+	return checkPorts(ctx, r.addrs)
 }
 
 // checkRoots refuses allowed roots that give the host or Kiln's state away. A working

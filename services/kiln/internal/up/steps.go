@@ -39,13 +39,8 @@ func bridgeName(dataDir string) string {
 
 // setUpSteps makes the network of steps, if it is not the host's.
 func (r *runner) setUpSteps(ctx context.Context) error {
-	switch r.opts.StepNetwork {
-	case StepsOnHost:
-		return nil
-	case StepsIsolated, "":
-	default:
-		return fault.Invalid("--step-network", r.opts.StepNetwork, fmt.Sprintf("%q is no network of steps", r.opts.StepNetwork),
-			"choose "+StepsIsolated+" or "+StepsOnHost)
+	if err := r.opts.checkStepNetwork(); err != nil || r.opts.StepNetwork == StepsOnHost {
+		return err
 	}
 	dirs := stepnet.PluginDirs
 	if r.opts.CNIPlugins != "" {
@@ -127,4 +122,14 @@ type lineWriter func(line string)
 func (w lineWriter) Write(p []byte) (int, error) {
 	w(strings.TrimRight(string(p), "\n"))
 	return len(p), nil
+}
+
+func (o Options) checkStepNetwork() error {
+	switch o.StepNetwork {
+	case StepsOnHost, StepsIsolated, "":
+		return nil
+	default:
+		return fault.Invalid("--step-network", o.StepNetwork, fmt.Sprintf("%q is no network of steps", o.StepNetwork),
+			"choose "+StepsIsolated+" or "+StepsOnHost)
+	}
 }

@@ -31,13 +31,13 @@ func (r *runner) summary(parts []wait) string {
 
 	use := ""
 	if name := r.profile().Name; name != profile.Local {
-		use = "--profile " + name + " "
+		use = " --profile " + name
 	}
 	fmt.Fprintf(&b, "  %-14s %s\n", "profile", r.profile().Name)
-	fmt.Fprintf(&b, "\nTry:\n  kiln build %s--push -t %s/hello:dev examples/hello\n", use, r.addrs.registryName())
+	fmt.Fprintf(&b, "\nTry:\n  kiln build%s --push -t %s/hello:dev examples/hello\n", use, r.addrs.registryName())
 	if token := r.publishedToken(r.profile().Name); token != "" {
 		// buildctl and buildx have no way to show a token.
-		fmt.Fprintf(&b, "  kiln builds ls %s\n  grpcurl -plaintext -H \"authorization: Bearer $(cat %s)\" %s list\n", use, token, r.addrs.builder)
+		fmt.Fprintf(&b, "  kiln builds ls%s\n  grpcurl -plaintext -H \"authorization: Bearer $(cat %s)\" %s list\n", use, token, r.addrs.builder)
 		return b.String()
 	}
 	fmt.Fprintf(&b, "  buildctl --addr tcp://%s du\n  grpcurl -plaintext %s list\n", r.addrs.builder, r.addrs.builder)
