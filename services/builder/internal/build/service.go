@@ -244,7 +244,8 @@ func (s *Service) Request(ctx context.Context, id string) (Record, []byte, error
 	}
 	if rec.Origin != OriginAPI {
 		return Record{}, nil, fault.New(fault.FailedPrecondition, "WRONG_STATE",
-			fmt.Sprintf("build %q came through the BuildKit gateway, and its request stayed with its client", id), "start it again with that client")
+			fmt.Sprintf("build %q was started by kiln build, buildctl or docker buildx, which keep the request", id),
+			"run that command again; builds of `kiln build --detach` and of the Build API can be retried")
 	}
 	request, err := s.Store.Request(ctx, id)
 	return rec, request, s.named(id, err)

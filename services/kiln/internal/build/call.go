@@ -155,7 +155,10 @@ func (c *call) printLint(out io.Writer, answer map[string]string, dockerfile str
 			_, _ = fmt.Fprintln(out)
 		}
 		found.PrintErrorTo(&text, rename)
-		return errors.New(text.String())
+		// The message is the error, which is one line; the place in the Dockerfile is output.
+		message, place, _ := strings.Cut(text.String(), "\n")
+		_, _ = fmt.Fprint(out, place)
+		return errors.New(message)
 	}
 	if len(found.Warnings) == 0 {
 		_, err := fmt.Fprintln(out, "Check complete, no warnings found.")

@@ -75,6 +75,15 @@ func ofInfrastructure(rec *builderv1.BuildRecord) error {
 	return nil
 }
 
+// ofSource returns what the builder advises when a file, a secret or an image of the build is
+// missing. For other failures of the user, buildkitd's message and the log say it all.
+func ofSource(rec *builderv1.BuildRecord) string {
+	if st := status.FromProto(rec.GetOutcome().GetError()); kilnclient.Reason(st.Err()) == "SOURCE_NOT_FOUND" {
+		return kilnclient.Remedy(st.Err())
+	}
+	return ""
+}
+
 // explain turns the error of a build into what the user reads: the place in the
 // Dockerfile, what went wrong, and what to check when it was no fault of theirs. rec is the
 // builder's record of the build; nil when there is none.
@@ -104,6 +113,9 @@ func (o *options) explain(ctx context.Context, err error, rec *builderv1.BuildRe
 	}
 	if judged := ofInfrastructure(rec); judged != nil {
 		return judged
+	}
+	if remedy := ofSource(rec); remedy != "" {
+		return fault.New(fault.NotFound, "", plain(err), remedy)
 	}
 	return errors.New(plain(err))
 }

@@ -67,8 +67,10 @@ func retryCommand(conn *connect.Flags) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "retry ID",
 		Short: "Build the same again",
-		Long: `Starts a new build from the request of one that has ended, and watches it. Secrets
-and SSH keys are not kept: give those of the first build again.
+		Long: `Starts a new build from the request of one that has ended, and watches it. Only builds
+of kiln build --detach and of the Build API can be retried: kiln build, buildctl and
+docker buildx keep the request to themselves. Run their command again. Secrets and SSH
+keys are not kept: give those of the first build again.
 
 ` + exitHelp,
 		Example: `  kiln builds retry 4f3c1a2e

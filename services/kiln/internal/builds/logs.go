@@ -27,8 +27,9 @@ func logsCommand(conn *connect.Flags) *cobra.Command {
 		Use:   "logs ID",
 		Short: "Print what the steps of a build wrote",
 		Long: `Prints what the steps of a build have written so far to their standard output and
-error, line by line, and with --follow what they write until its end. Lines are
-printed as they are. With --format json each line is a kiln.builder.v1.BuildEvent.`,
+error, line by line, and with --follow what they write until its end. Ctrl-C leaves the
+build to itself, and ends the command with 130. Lines are printed as they are. With
+--format json each line is a kiln.builder.v1.BuildEvent.`,
 		Example: `  kiln builds logs 4f3c1a2e
   kiln builds logs 4f3c1a2e --follow
   kiln builds logs 4f3c1a2e --step 'RUN make'`,
@@ -69,7 +70,11 @@ func (c *call) logs(ctx context.Context, b *builderv1.BuildRecord, o *logsOption
 	if _, failed := errors.AsType[*client.BuildError](err); failed || errors.Is(err, errEnough) {
 		err = nil
 	}
-	return errors.Join(err, p.flush())
+	flushed := p.flush()
+	if err != nil && o.follow && ctx.Err() != nil {
+		return errLeft(b.GetId())
+	}
+	return errors.Join(err, flushed)
 }
 
 // logPrinter prints the lines of steps that run side by side, each as a whole.

@@ -75,7 +75,7 @@ func addWatchFlags(cmd *cobra.Command, o *watchOptions) {
 func (c *call) watch(ctx context.Context, id string, o *watchOptions) error {
 	outcome, err := c.follow(ctx, id, o)
 	if outcome == nil && ctx.Err() != nil {
-		return &service.Exit{Code: exitLeft, Err: fmt.Errorf("the build goes on: `kiln builds watch %s` comes back to it, `kiln builds cancel %s` ends it", id, id)}
+		return errLeft(id)
 	}
 	failed, ok := errors.AsType[*client.BuildError](err)
 	if err != nil && !ok {
@@ -92,6 +92,13 @@ func (c *call) watch(ctx context.Context, id string, o *watchOptions) error {
 	p.w = c.errOut
 	p.failure(failed)
 	return errors.Join(p.err, exitOf(err, failed))
+}
+
+// errLeft is the end of a command that Ctrl-C ended before its build.
+func errLeft(id string) error {
+	return &service.Exit{
+		Code: exitLeft, Err: fmt.Errorf("the build goes on: `kiln builds watch %s` comes back to it, `kiln builds cancel %[1]s` ends it", id),
+	}
 }
 
 // follow shows the events of a build.

@@ -122,12 +122,12 @@ func stepFailed(c *cause) bool {
 
 func dockerfileMissing(c *cause) bool {
 	return c.names(noDockerfile) &&
-		c.set(fault.NotFound, "SOURCE_NOT_FOUND", build.User, "put a Dockerfile there, name another with dockerfile.path, or send its text with dockerfile.inline")
+		c.set(fault.NotFound, "SOURCE_NOT_FOUND", build.User, "put a Dockerfile there, or name another with --file (dockerfile.path or dockerfile.inline in the API)")
 }
 
 func secretMissing(c *cause) bool {
 	return (c.names(noSecret) || c.names(noSSHKey)) &&
-		c.set(fault.NotFound, "SOURCE_NOT_FOUND", build.User, "send it in secrets or ssh_keys of the request, by the id that the step names")
+		c.set(fault.NotFound, "SOURCE_NOT_FOUND", build.User, "pass it by the id that the step names: --secret id=ID,src=FILE or --ssh ID (secrets and ssh_keys in the API)")
 }
 
 func imageUnread(c *cause) bool {
