@@ -68,7 +68,7 @@ func TestS4_KilnCache(t *testing.T) {
 	shows([]string{"plan", "--daemon-rules"}, `goes: 0 records`)
 	shows([]string{"unpin", pin}, pin)
 
-	shows([]string{"policy", "set", strict, "--check"}, `version 2 would be in force: 1 rules`)
+	shows([]string{"policy", "set", strict, "--check"}, `version 2 would be in force: 1 rule\n`)
 	shows([]string{"policy", "set", strict}, `version 2 in force`)
 	shows([]string{"policy", "get"}, `name: layers`, `version: "2"`)
 	shows([]string{"policy", "get", "--version", "1"}, `name: age`)

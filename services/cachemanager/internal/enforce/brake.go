@@ -36,6 +36,9 @@ func (e *Engine) Hold() *Hold {
 	return e.hold
 }
 
+// Held records why the policy in force is not applied, before a run finds it out.
+func (e *Engine) Held(ctx context.Context, h *Hold) { e.setHold(ctx, h) }
+
 func (e *Engine) setHold(ctx context.Context, h *Hold) {
 	e.mu.Lock()
 	news := h != nil && (e.hold == nil || e.hold.Version != h.Version)

@@ -51,7 +51,7 @@ func (e *Engine) toClean(refs []cache.Ref, what Clean) ([]Cache, error) {
 	}
 	if len(all) == 0 {
 		return nil, fault.New(fault.FailedPrecondition, "WRONG_STATE", "no type=local directory is configured",
-			"name directories in the cache manager's configuration (directories), or a daemon to empty it")
+			"name directories in the cache manager's configuration (directories), or empty a daemon's cache: `kiln clean-cache --all --cache NAME`")
 	}
 	return all, nil
 }

@@ -49,7 +49,11 @@ func (s *Server) UpdatePolicy(ctx context.Context, req *cachemanagerv1.UpdatePol
 	}
 	res := &cachemanagerv1.UpdatePolicyResponse{Policy: wire.PolicyProto(p)}
 	if !req.GetForce() {
-		res.Hold = holdProto(s.opts.Engine.Compare(ctx, p))
+		hold := s.opts.Engine.Compare(ctx, p)
+		if hold != nil && !req.GetValidateOnly() {
+			s.opts.Engine.Held(ctx, hold)
+		}
+		res.Hold = holdProto(hold)
 	}
 	return res, nil
 }

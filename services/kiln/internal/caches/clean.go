@@ -33,7 +33,7 @@ Without --force nothing is changed: it only says what it would do. With --format
 each line is an event, a kiln.cachemanager.v1.CleanCacheResponse.`,
 		Example: `  kiln clean-cache
   kiln clean-cache --force
-  kiln clean-cache --all --cache default --force`,
+  kiln clean-cache --all --cache local --force`,
 		Args: cobra.NoArgs,
 		RunE: runE(conn, func(ctx context.Context, c *call, _ []string) error {
 			req.Caches = refs(caches)

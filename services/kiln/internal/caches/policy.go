@@ -130,11 +130,18 @@ remove most of a cache waits for approval: see policy approve.`,
 				return err
 			}
 			verb := "in force"
-			if dry {
+			switch {
+			case dry:
 				verb = "would be in force"
+			case res.GetHold() != nil:
+				verb = "kept until it is approved"
 			}
 			c.tellHold("will wait for approval, and meanwhile", res.GetHold())
-			_, err = fmt.Fprintf(c.out, "version %d %s: %d rules\n", res.GetPolicy().GetVersion(), verb, len(res.GetPolicy().GetRules()))
+			rules := "1 rule"
+			if n := len(res.GetPolicy().GetRules()); n != 1 {
+				rules = fmt.Sprintf("%d rules", n)
+			}
+			_, err = fmt.Fprintf(c.out, "version %d %s: %s\n", res.GetPolicy().GetVersion(), verb, rules)
 			return err
 		}),
 	}

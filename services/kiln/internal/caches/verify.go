@@ -75,6 +75,10 @@ func (c *call) verify(ctx context.Context, req *cachemanagerv1.VerifyCacheReques
 			err = c.tellDefect("", d)
 		case event.GetFinished() != nil:
 			p := event.GetFinished()
+			if p.GetBlobs() == 0 && p.GetDefects() == 0 {
+				_, err = fmt.Fprintln(c.out, "nothing to verify: the cache manager keeps no type=local directory that holds blobs")
+				break
+			}
 			_, err = fmt.Fprintf(c.out, "read %d blobs, %s: %d defects\n", p.GetBlobs(), human.Size(p.GetSizeBytes()), p.GetDefects())
 		}
 		if err != nil {
