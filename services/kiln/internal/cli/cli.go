@@ -52,5 +52,6 @@ see "kiln profile".`,
 	} {
 		root.AddCommand(subcommand())
 	}
+	explainUsage(root)
 	return root
 }
