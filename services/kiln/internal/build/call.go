@@ -87,7 +87,7 @@ func (c *call) ask(ctx context.Context, cl *client.Client, opt client.SolveOpt, 
 
 // print writes an answer as docker buildx does. A check that found errors ends the
 // command with the frontend's status.
-func (c *call) print(out io.Writer, answer map[string]string, dockerfile string) error {
+func (c *call) print(out, errOut io.Writer, answer map[string]string, dockerfile string) error {
 	text := func(printer func([]byte, io.Writer) error) error {
 		if c.format == "json" {
 			_, err := fmt.Fprintln(out, answer["result.json"])
@@ -104,7 +104,7 @@ func (c *call) print(out io.Writer, answer map[string]string, dockerfile string)
 	case "subrequests.describe":
 		err = text(subrequests.PrintDescribe)
 	case "lint":
-		err = c.printLint(out, answer, dockerfile)
+		err = c.printLint(out, errOut, answer, dockerfile)
 	default:
 		if c.format == "json" {
 			_, err = fmt.Fprintln(out, answer["result.json"])
@@ -121,7 +121,7 @@ func (c *call) print(out io.Writer, answer map[string]string, dockerfile string)
 	return nil
 }
 
-func (c *call) printLint(out io.Writer, answer map[string]string, dockerfile string) error {
+func (c *call) printLint(out, errOut io.Writer, answer map[string]string, dockerfile string) error {
 	if c.format == "json" {
 		_, err := fmt.Fprintln(out, answer["result.json"])
 		return err
@@ -155,9 +155,9 @@ func (c *call) printLint(out io.Writer, answer map[string]string, dockerfile str
 			_, _ = fmt.Fprintln(out)
 		}
 		found.PrintErrorTo(&text, rename)
-		// The message is the error, which is one line; the place in the Dockerfile is output.
+		// The message is the error, which is one line. The place goes before it.
 		message, place, _ := strings.Cut(text.String(), "\n")
-		_, _ = fmt.Fprint(out, place)
+		_, _ = fmt.Fprint(errOut, place)
 		return errors.New(message)
 	}
 	if len(found.Warnings) == 0 {

@@ -3,6 +3,7 @@ package build
 import (
 	"bytes"
 	"errors"
+	"io"
 	"strings"
 	"testing"
 
@@ -33,11 +34,11 @@ func TestExplain_AddsTheRemedyOfAMissingSource(t *testing.T) {
 	}
 }
 
-func TestCheck_ParseErrorIsOneLineAndItsPlaceIsOutput(t *testing.T) {
+func TestCheck_ParseErrorIsOneLineAfterItsPlace(t *testing.T) {
 	answer := map[string]string{"result.json": `{"buildError":{"message":"unknown instruction: RUNN","location":{"sourceIndex":0,` +
 		`"ranges":[{"start":{"line":2},"end":{"line":2}}]}},"sources":[{"filename":"Dockerfile","data":"RlJPTSBzY3JhdGNoClJVTk4gdHJ1ZQo="}]}`}
 	var out bytes.Buffer
-	err := (&call{name: "lint"}).print(&out, answer, "")
+	err := (&call{name: "lint"}).print(io.Discard, &out, answer, "")
 	if err == nil || err.Error() != "unknown instruction: RUNN" {
 		t.Errorf("%v", err)
 	}

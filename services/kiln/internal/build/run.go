@@ -75,7 +75,7 @@ func (o *options) build(ctx context.Context, tel *telemetry.Telemetry, span trac
 		err = s.run(ctx, tel, stdout, stderr)
 	}
 	if o.call != nil && err == nil {
-		return o.call.print(stdout, s.answer, o.dockerfileShown())
+		return o.call.print(stdout, stderr, s.answer, o.dockerfileShown())
 	}
 	out := outcome{BuildID: s.ref, State: "SUCCEEDED", Tag: o.firstTag(), DurationS: time.Since(started).Seconds()}
 	if span.SpanContext().IsSampled() {
