@@ -123,6 +123,9 @@ func (o Options) dial() (Address, []grpc.DialOption, error) {
 		grpc.WithAuthority(authority(address, o.Daemon.GetTls())),
 		grpc.WithDefaultCallOptions(
 			grpc.ForceCodecV2(grpccodec.Codec{}), grpc.MaxCallRecvMsgSize(maxMessage), grpc.MaxCallSendMsgSize(maxMessage)),
+		// Said to the daemon, so that it breaks off the call whose error is larger (it holds
+		// the Dockerfile) and not the connection, which all builds share.
+		grpc.WithMaxHeaderListSize(maxHeaders),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: maxBackoff},
 			MinConnectTimeout: connectTimeout,
@@ -162,3 +165,6 @@ func authority(address Address, tls *configv1.ClientTLS) string {
 		return address.host
 	}
 }
+
+// maxHeaders bounds the headers and trailers of one answer of a daemon.
+const maxHeaders = 16 << 20

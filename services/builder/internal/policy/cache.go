@@ -9,8 +9,12 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/kilnbuild/kiln/pkg/fault"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 )
+
+// objectStores are BuildKit's types of caches in object stores.
+var objectStores = []string{"s3", "azblob", "gha"}
 
 // Cache returns a POLICY_DENIED fault unless a cache, by BuildKit's type and with its
 // attributes, is in a registry, in a directory, in the image itself, or in an object
@@ -23,6 +27,11 @@ func (p *Policy) Cache(kind string, attrs map[string]string) error {
 	granted := func(g *configv1.ObjectCache) bool { return grants(g, kind, attrs) }
 	if p != nil && slices.ContainsFunc(p.objectCaches, granted) {
 		return nil
+	}
+	if !slices.Contains(objectStores, kind) {
+		err := fault.New(fault.PermissionDenied, "POLICY_DENIED", fmt.Sprintf("unknown cache type %q", kind), "name one of registry, local, inline, "+strings.Join(objectStores, ", "))
+		err.Value = kind
+		return err
 	}
 	where := cmp.Or(attrs["endpoint_url"], attrs["account_url"], attrs["url_v2"], attrs["url"])
 	shown := strings.TrimSpace(fmt.Sprintf("%s %s %s", kind, cmp.Or(attrs["bucket"], attrs["container"]), hostOf(where)))

@@ -1,6 +1,7 @@
 package policy_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/kilnbuild/kiln/pkg/fault"
@@ -58,5 +59,13 @@ func TestCache_DeniesObjectStoresThatAreNotListed(t *testing.T) {
 		if policy.New(nil).Cache(kind, attrs{"bucket": "b", "region": "r"}) == nil {
 			t.Errorf("%s is on though the operator lists nothing", kind)
 		}
+	}
+}
+
+// A typing error is told as one, not as something that the operator could grant.
+func TestCache_NamesTheTypesOfCachesThatThereAre(t *testing.T) {
+	err := policy.New(nil).Cache("regstry", nil)
+	if err == nil || !strings.Contains(err.Error(), `unknown cache type "regstry"`) {
+		t.Error(err)
 	}
 }

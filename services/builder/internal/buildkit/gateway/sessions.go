@@ -121,6 +121,16 @@ func (s *sessionRoute) arrive(ctx context.Context, client *relay.Client, key str
 	return true, errors.Join(errs...)
 }
 
+// settle waits until the client has read what was sent to it in its session.
+func (s *sessionRoute) settle() {
+	s.mu.Lock()
+	client := s.client
+	s.mu.Unlock()
+	if client != nil {
+		client.Settle(settleWithin)
+	}
+}
+
 // leave notes that the client's session has ended. It may be opened again.
 func (s *sessionRoute) leave() {
 	s.mu.Lock()

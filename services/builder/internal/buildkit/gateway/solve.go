@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"time"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/util/grpcerrors"
@@ -41,6 +42,12 @@ func (g *Gateway) solve(c *call) (err error) {
 	if err := c.audit(slog.String("ref", brief(ref)), slog.String("session", brief(req.GetSession()))); err != nil {
 		return err
 	}
+	session := req.GetSession()
+	defer func() {
+		if err != nil {
+			g.settle(c, session)
+		}
+	}()
 	// Before there is a record, which would be one of a project that is not the caller's.
 	if err := auth.GrantOf(c.Context()).Check(auth.Use{Project: project(c.Context())}); err != nil {
 		return err
@@ -155,6 +162,26 @@ func (g *Gateway) run(ctx context.Context, s *started, request *rawcodec.Frame) 
 	result.Outputs = outputsOf(response, s.asked.tags)
 	s.observed.End(ctx, nil, result)
 	return s.SendMsg(&response)
+}
+
+// settleWithin bounds how long a refusal waits for the client's session.
+const settleWithin = time.Second
+
+// settle waits until the session of a build stands that has failed. A refusal that
+// overtakes the session has the client close it in the middle of its beginning.
+func (g *Gateway) settle(c *call, session string) {
+	if session == "" || c.Context().Err() != nil {
+		return
+	}
+	sessions, release, err := g.routes.claim(c.owner, []string{session})
+	if err != nil {
+		return
+	}
+	defer release()
+	ctx, cancel := context.WithTimeout(c.Context(), settleWithin)
+	defer cancel()
+	awaitOpened(ctx, sessions, []string{session})
+	sessions[0].settle()
 }
 
 // admit checks a build against the policy, takes the sessions that it names, and

@@ -38,6 +38,16 @@ func (c *Client) watch(opts Options) {
 	c.end(fault.New(fault.Unavailable, "UNAVAILABLE", "the client no longer answers on its session", "check that the client is running, and build again"))
 }
 
+// Settle waits, no longer than a time, until the client has begun HTTP/2 and has read all that was
+// sent to it. A client of BuildKit that closes its session with something left to read
+// takes other bytes for HTTP/2, says that its peer broke it, and lingers for a second
+// (session/grpchijack, Close).
+func (c *Client) Settle(within time.Duration) {
+	if c.begins(within) {
+		c.answers(within)
+	}
+}
+
 // begins waits until the HTTP/2 connection stands.
 func (c *Client) begins(within time.Duration) bool {
 	ctx, cancel := context.WithTimeout(c.ctx, within)
