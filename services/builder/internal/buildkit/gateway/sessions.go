@@ -213,7 +213,21 @@ func openAt(ctx context.Context, sessions []*sessionRoute, up *upstream) error {
 			return err
 		}
 	}
+	ctx, cancel := context.WithTimeout(ctx, openWithin)
+	defer cancel()
+	for _, s := range sessions {
+		if l := s.link(up); l != nil {
+			l.Began(ctx)
+		}
+	}
 	return nil
+}
+
+// link is the session at a daemon, nil while it is not opened there.
+func (s *sessionRoute) link(up *upstream) *relay.Link {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.links[up.Name()]
 }
 
 // session ends a client's session in the builder. It is opened at a daemon when a

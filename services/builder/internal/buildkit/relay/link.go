@@ -119,6 +119,17 @@ func (l *Link) open(ctx context.Context, daemon *grpc.ClientConn) (err error) {
 	return nil
 }
 
+// Began waits until the daemon has begun HTTP/2 on the link: it knows the session then. It
+// looks for one that a build names for five seconds only, which a busy daemon may take to
+// begin. It returns when the link or ctx ends, too.
+func (l *Link) Began(ctx context.Context) {
+	select {
+	case <-l.tunnel.spoke:
+	case <-l.done:
+	case <-ctx.Done():
+	}
+}
+
 // Done is closed when the link has ended, and the daemon has let go of the session.
 func (l *Link) Done() <-chan struct{} { return l.done }
 

@@ -35,7 +35,9 @@ type tunnel struct {
 
 	reader *mem.Reader // of the message that is being read; nil before the first
 	began  time.Time
-	heard  atomic.Int64 // when a message came last, in nanoseconds since began
+	first  sync.Once
+	spoke  chan struct{} // closed when the first message has come
+	heard  atomic.Int64  // when a message came last, in nanoseconds since began
 
 	once, shutOnce sync.Once
 	closed         chan struct{}
@@ -43,7 +45,7 @@ type tunnel struct {
 }
 
 func newTunnel(s stream) *tunnel {
-	return &tunnel{stream: s, began: time.Now(), closed: make(chan struct{})}
+	return &tunnel{stream: s, began: time.Now(), spoke: make(chan struct{}), closed: make(chan struct{})}
 }
 
 // Read implements net.Conn.
@@ -64,6 +66,7 @@ func (t *tunnel) receive() error {
 		return err
 	}
 	t.heard.Store(int64(time.Since(t.began)))
+	t.first.Do(func() { close(t.spoke) })
 	if t.reader == nil {
 		t.reader = frame.Data.Reader()
 	} else {
