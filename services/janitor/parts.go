@@ -76,6 +76,9 @@ func newParts(ctx context.Context, cfg *configv1.JanitorConfig, tel *telemetry.T
 		return nil, err
 	}
 	if serves {
+		if err := p.store.ReviveLeases(ctx, clock.Now()); err != nil {
+			return nil, err
+		}
 		if p.listener, err = p.listen(cfg); err != nil {
 			return nil, err
 		}

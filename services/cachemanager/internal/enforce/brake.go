@@ -78,10 +78,12 @@ func (e *Engine) Compare(ctx context.Context, p policy.Policy) *Hold {
 	return &Hold{Version: p.Version, Applied: before.Version, Message: why}
 }
 
-// excess says what a policy would remove beyond another one, if that is too much.
+// excess says what a policy would remove beyond another one, if that is too much: in all, for budgets
+// only spread it over runs.
 func (e *Engine) excess(
 	ctx context.Context, caches []Cache, listings []cache.Listing, missed []run.Missed, p, before policy.Policy,
 ) (string, error) {
+	p.Budget, before.Budget = policy.Budget{}, policy.Budget{}
 	after, err := e.planOf(ctx, caches, listings, missed, p, e.Now())
 	if err != nil {
 		return "", err

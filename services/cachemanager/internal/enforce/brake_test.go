@@ -151,3 +151,26 @@ func TestBrake_ComparesCachesThatWereAway(t *testing.T) {
 		t.Errorf("%v, %s, %+v", err, said, r)
 	}
 }
+
+// A budget spreads what a policy removes over many runs, and does not make it less.
+func TestBrake_HoldsWhatABudgetSpreads(t *testing.T) {
+	m := newMemory("d", used(hours(1), hours(2), hours(3), hours(4))...)
+	e, s := engine(t, m)
+	e.MaxRemovalPercent = 50
+	if err := s.Configure(t.Context(), policy.Default(hours(100), 1<<40), time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := told(t, e, scheduled); err != nil {
+		t.Fatal(err)
+	}
+	p, one := policy.Default(time.Minute, 1<<40), int64(1)
+	p.Budget.Records = &one
+	if err := s.Configure(t.Context(), p, time.Now()); err != nil {
+		t.Fatal(err)
+	}
+	for range 4 {
+		if r, said, err := told(t, e, scheduled); err != nil || said != "" || r.Held == 0 {
+			t.Fatalf("%v, %q, %+v", err, said, r)
+		}
+	}
+}

@@ -1,7 +1,9 @@
 package enforce_test
 
 import (
+	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -69,5 +71,37 @@ func TestTakeUp_MoreThanItsShareWaitsForApproval(t *testing.T) {
 	r, err := store.RunOf(t.Context(), "stopped")
 	if err != nil || r.State != run.Failed || !d.has("app", digest) {
 		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+// A budget spreads what a policy removes over many runs, and does not make it less.
+func TestRun_BudgetDoesNotHideAShare(t *testing.T) {
+	d := newDisk(t)
+	for i := range 4 {
+		d.image("app", ago(30), fmt.Sprint("v", i))
+	}
+	p, one := keeps("**"), int64(1)
+	p.Budget.Manifests = &one
+	e, _ := d.engine(p)
+	e.MaxShare = 50
+	for range 3 {
+		r, err := e.RunOnce(t.Context(), enforce.Order{Trigger: run.Schedule, All: true, Force: true}, nil)
+		if err != nil || fault.ReasonOf(r.Err) != "APPROVAL_NEEDED" || r.Removed.Manifests > 0 {
+			t.Errorf("%d removed, %v, %v", r.Removed.Manifests, r.Err, err)
+		}
+	}
+}
+
+// A run of a timer says what can be done without a janitor that could be asked.
+func TestRun_TimerSaysHowToApprove(t *testing.T) {
+	d := newDisk(t)
+	d.image("app", ago(30), "v1")
+	d.image("app", ago(30), "v2")
+	d.image("app", time.Now(), "v3")
+	e, _ := d.engine(keeps("**"))
+	e.MaxShare = 50
+	r, err := e.RunOnce(t.Context(), enforce.Order{Trigger: run.Once, Force: true}, nil)
+	if refused, is := errors.AsType[*fault.Error](r.Err); !is || !strings.Contains(refused.Remedy, "--force-all") {
+		t.Errorf("%+v, %v", r.Err, err)
 	}
 }

@@ -2,6 +2,7 @@ package enforce
 
 import (
 	"context"
+	"slices"
 
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
 	"github.com/kilnbuild/kiln/services/janitor/internal/lastuse"
@@ -36,20 +37,29 @@ func (j *job) holders(ctx context.Context, find index, kept map[string]bool) (h 
 // hold says whether something stays, and why.
 func (h holders) hold(v plan.Verdict) (held bool, reason plan.Reason, by string) {
 	digest := content.Digest(v.Digest)
+	names := h.find.names(v.Repository)
 	if v.Kind != plan.Manifest {
-		pushed, pulled := h.used.Last(v.Repository, digest, nil)
-		return v.Kind == plan.Link && len(v.Tags) == 0 && (!pushed.IsZero() || !pulled.IsZero()), plan.UsedSince, ""
+		return v.Kind == plan.Link && len(v.Tags) == 0 && h.known(names, digest, nil), plan.UsedSince, ""
 	}
 	for _, owner := range v.Owners {
 		if h.kept[v.Repository+"@"+string(owner)] {
 			return true, plan.Parent, string(owner)
 		}
 	}
-	if id := h.leases.Lease(v.Repository, digest, v.Tags); id != "" {
-		return true, plan.Leased, id
+	for _, name := range names {
+		if id := h.leases.Lease(name, digest, v.Tags); id != "" {
+			return true, plan.Leased, id
+		}
 	}
-	pushed, pulled := h.used.Last(v.Repository, digest, v.Tags)
-	return !pushed.IsZero() || !pulled.IsZero() || h.partUsed(v.Repository, digest), plan.UsedSince, ""
+	return h.known(names, digest, v.Tags) || h.partUsed(v.Repository, digest), plan.UsedSince, ""
+}
+
+// known reports whether something was used since the plan, by any of the names of its repository.
+func (h holders) known(names []string, digest content.Digest, tags []string) bool {
+	return slices.ContainsFunc(names, func(name string) bool {
+		pushed, pulled := h.used.Last(name, digest, tags)
+		return !pushed.IsZero() || !pulled.IsZero()
+	})
 }
 
 // sinceIn finds what of a repository was used since the plan.
@@ -57,12 +67,15 @@ func (h holders) sinceIn(repository string) since {
 	if is, known := h.since[repository]; known {
 		return is
 	}
-	is := since{manifests: map[content.Digest]bool{}, blobs: usedIn(h.used, repository)}
-	for name := range h.used.Used(repository) {
-		if tag, of := name.Tag(); of {
-			is.manifests[h.find.tags[repository+"@"+tag].Digest] = true
-		} else {
-			is.manifests[content.Digest(name)] = true
+	names := h.find.names(repository)
+	is := since{manifests: map[content.Digest]bool{}, blobs: usedIn(h.used, names)}
+	for _, alias := range names {
+		for name := range h.used.Used(alias) {
+			if tag, of := name.Tag(); of {
+				is.manifests[h.find.tags[repository+"@"+tag].Digest] = true
+			} else {
+				is.manifests[content.Digest(name)] = true
+			}
 		}
 	}
 	h.since[repository] = is

@@ -52,7 +52,11 @@ func (j *job) carryOut(ctx context.Context) error {
 		steps = []step{{run.Prepare, j.prepareByAPI}, {run.Planning, j.plan}, {run.Manifests, j.manifests}, {run.Verify, j.verifyByAPI}}
 	}
 	for _, step := range steps {
-		if err := j.phase(ctx, step.phase, step.do); err != nil {
+		err := j.phase(ctx, step.phase, step.do)
+		if fault.ReasonOf(err) == approvalNeeded && j.q != nil && j.order.Trigger == run.LowDisk { // else the disk fills
+			return errors.Join(err, j.phase(ctx, run.Purge, j.purge))
+		}
+		if err != nil {
 			return err
 		}
 	}

@@ -12,13 +12,18 @@ import (
 // used are the blobs of a repository that were pulled, without their sizes, and when each last was.
 type used map[content.Blob]time.Time
 
-func usedIn(book *lastuse.Book, repository string) used {
+// usedIn finds them by all names of the repository.
+func usedIn(book *lastuse.Book, names []string) used {
 	var all used
-	for d, at := range book.Pulls(repository) {
-		if all == nil {
-			all = used{}
+	for _, name := range names {
+		for d, at := range book.Pulls(name) {
+			if all == nil {
+				all = used{}
+			}
+			if b := content.NewBlob(d, 0); at.After(all[b]) {
+				all[b] = at
+			}
 		}
-		all[content.NewBlob(d, 0)] = at
 	}
 	return all
 }
@@ -46,7 +51,7 @@ func (e *Engine) noteParts(ctx context.Context, r inventory.Registry, book *last
 	var uses []lastuse.Use
 	for i := range r.Repositories {
 		of := &r.Repositories[i]
-		pulled := usedIn(book, of.Name)
+		pulled := usedIn(book, of.Names())
 		if len(pulled) == 0 {
 			continue
 		}

@@ -137,6 +137,14 @@ func indexOf(r inventory.Registry) index {
 	return x
 }
 
+// names are all names of a repository, its own first.
+func (x index) names(repository string) []string {
+	if of := x.repositories[repository]; of != nil {
+		return of.Names()
+	}
+	return []string{repository}
+}
+
 // since is why something that was to go stays: it is gone, or is not as it was.
 func (x index) since(v plan.Verdict) (_ plan.Reason, by, explain string) {
 	changed := func(there bool, at time.Time) (plan.Reason, string, string) {

@@ -166,8 +166,9 @@ func (j *job) showAsked(ctx context.Context, victims []inventory.Orphan, revived
 	if err != nil {
 		return err
 	}
+	aliases := j.in.Registry.Aliases()
 	for _, o := range victims {
-		for _, name := range o.In() {
+		for _, name := range o.Names(aliases) {
 			if _, pulled := asked.Last(name, o.Digest, nil); pulled.IsZero() || revived[o.Digest] {
 				continue
 			}

@@ -102,7 +102,7 @@ func (j *job) dropEmpty() error {
 		}
 	}
 	for _, r := range j.in.Registry.Repositories {
-		if len(r.Manifests)+len(r.Tags)+len(r.Doubts)+len(r.Uploads) > 0 || busy[r.Name] || j.in.Leases != nil && j.in.Leases.Export(r.Name) != "" {
+		if len(r.Manifests)+len(r.Tags)+len(r.Doubts)+len(r.Uploads) > 0 || busy[r.Name] || j.exported(r.Names()) {
 			continue
 		}
 		i := slices.IndexFunc(j.policy.Rules, func(rule policy.Rule) bool { return rule.Covers(r.Name) })
@@ -113,6 +113,11 @@ func (j *job) dropEmpty() error {
 		}
 	}
 	return nil
+}
+
+// exported reports whether a build writes to a repository, by one of its names.
+func (j *job) exported(names []string) bool {
+	return j.in.Leases != nil && slices.ContainsFunc(names, func(name string) bool { return j.in.Leases.Export(name) != "" })
 }
 
 // Defects are what is wrong in a registry: one for each manifest that is not whole, and for

@@ -30,6 +30,8 @@ type Registry struct {
 	Bytes        []int64      // of what Reaches number; none: they are not numbered
 	Took         Took
 	Warnings     []string // what could not be looked at, in sentences
+	// Unread are repositories that could not be read: what they hold is not known.
+	Unread []string
 }
 
 // Took is where the time of a look went.
@@ -49,6 +51,8 @@ type Repository struct {
 	// Doubts are manifests that are there and cannot be read: what they reach is not
 	// known.
 	Doubts []Doubt
+	// Beside are subjects of signatures that are there, or may be, and were not read.
+	Beside []content.Digest
 	// Dangling are links to blobs that are not there.
 	Dangling []Link
 	// Unnamed are links to blobs that no manifest of the repository names, though another's may.
@@ -62,6 +66,9 @@ type Repository struct {
 	// would be most of the work on a large registry.
 	Reaches [][]int32
 }
+
+// Names are all names of it, its own first.
+func (r *Repository) Names() []string { return append([]string{r.Name}, r.Aliases...) }
 
 // Manifest is a manifest of a repository.
 type Manifest struct {
@@ -135,6 +142,26 @@ func (o *Orphan) In() []string {
 	}
 	slices.Sort(all)
 	return slices.Compact(all)
+}
+
+// Names are all names of the repositories of In, by the aliases of a registry.
+func (o *Orphan) Names(aliases map[string][]string) []string {
+	all := o.In()
+	for _, name := range all {
+		all = append(all, aliases[name]...)
+	}
+	return all
+}
+
+// Aliases are the other names of repositories that have some.
+func (r *Registry) Aliases() map[string][]string {
+	all := map[string][]string{}
+	for _, of := range r.Repositories {
+		if len(of.Aliases) > 0 {
+			all[of.Name] = of.Aliases
+		}
+	}
+	return all
 }
 
 // Link is a link of a repository to a blob.

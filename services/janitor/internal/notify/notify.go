@@ -156,7 +156,19 @@ func (l *Listener) keep(ctx context.Context, events []event) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storeTime)
 	defer cancel()
 	_, err := l.Store.RecordUses(ctx, uses)
+	if err != nil {
+		l.forget(events)
+	}
 	return err
+}
+
+// forget has the pulls of blobs be news again that could not be kept: the registry sends them again.
+func (l *Listener) forget(events []event) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, e := range events {
+		delete(l.blobs, blob{e.Target.Repository, content.NewBlob(e.Target.Digest, 0)})
+	}
 }
 
 // longest bounds the names of repositories and tags (distribution/reference).

@@ -3,6 +3,7 @@ package plan
 import (
 	"cmp"
 	"fmt"
+	"iter"
 	"regexp"
 	"slices"
 	"strings"
@@ -33,6 +34,11 @@ func signed(tag string, n *node) content.Digest {
 		return ""
 	}
 	return subject
+}
+
+// SubjectOf is what a tag says that a manifest is about, if it is a signature's; else empty.
+func SubjectOf(tag inventory.Tag, of content.Kind) content.Digest {
+	return signed(tag.Name, &node{manifest: &inventory.Manifest{Manifest: &content.Manifest{Digest: tag.Digest, Of: of}}})
 }
 
 // family is the manifests of one repository, by digest, and which live and die with which.
@@ -87,7 +93,7 @@ func (n *node) below(other *node) bool {
 func (s *simulation) family(r *inventory.Repository, from int) *family {
 	f := &family{nodes: make([]*node, 0, len(r.Manifests))}
 	all := make([]node, len(r.Manifests))
-	names := append([]string{r.Name}, r.Aliases...)
+	names := r.Names()
 	for i := range r.Manifests {
 		m, n := &r.Manifests[i], &all[i]
 		*n = node{
@@ -223,9 +229,36 @@ func (s *simulation) holdSignatures() {
 			lives[n.manifest.Digest] = n.repository
 		}
 	}
+	for _, r := range s.in.Registry.Repositories {
+		for d := range unreadIn(&r) {
+			if name, wanted := lives[d]; wanted && name == "" {
+				lives[d] = r.Name
+			}
+		}
+	}
 	for _, n := range s.nodes {
-		if name := lives[n.signs]; n.signs != "" && name != "" && !n.pinned() {
+		switch name := lives[n.signs]; {
+		case n.signs == "" || n.pinned():
+		case name != "":
 			n.held = hold{Parent, string(n.signs), "it is about " + string(n.signs) + ", which is in " + name}
+		case len(s.in.Registry.Unread) > 0:
+			n.held = hold{Doubt, "", "it is about " + string(n.signs) + ", which may be in " + s.in.Registry.Unread[0] + ": that could not be read"}
+		}
+	}
+}
+
+// unreadIn are the manifests of a repository that are there, or may be, and were not read.
+func unreadIn(r *inventory.Repository) iter.Seq[content.Digest] {
+	return func(yield func(content.Digest) bool) {
+		for _, d := range r.Doubts {
+			if d.Bytes > 0 && !yield(d.Digest) {
+				return
+			}
+		}
+		for _, d := range r.Beside {
+			if !yield(d) {
+				return
+			}
 		}
 	}
 }

@@ -79,8 +79,9 @@ func Orphans(in Input) (all []Verdict) {
 }
 
 func orphans(in Input, doubted map[string]bool, add func(Verdict)) {
+	aliases := in.Registry.Aliases()
 	for _, o := range slices.SortedFunc(slices.Values(in.Registry.Orphans), func(a, b inventory.Orphan) int { return cmp.Compare(a.Digest, b.Digest) }) {
-		add(orphanVerdict(o, doubted, in))
+		add(orphanVerdict(o, o.Names(aliases), doubted, in))
 	}
 }
 
@@ -96,11 +97,8 @@ func linkVerdict(repository string, l inventory.Link, in Input) Verdict {
 // readers of the repository read the blob.
 func unnamedVerdict(r *inventory.Repository, l inventory.Link, doubted bool, in Input) Verdict {
 	v := Verdict{Repository: r.Name, Kind: Link, Digest: string(l.Digest), Pushed: l.Linked, Reason: Grace}
-	v.Age = in.blobAge(l.Linked, l.Digest, append([]string{r.Name}, r.Aliases...))
-	lease := ""
-	if in.Leases != nil {
-		lease = in.Leases.Export(r.Name)
-	}
+	v.Age = in.blobAge(l.Linked, l.Digest, r.Names())
+	lease := in.exported(r.Names())
 	switch {
 	case lease != "":
 		v.Reason, v.KeptBy, v.Explain = Leased, lease, "a build writes to the repository: lease "+lease
@@ -128,6 +126,16 @@ func (in Input) blobAge(written time.Time, digest content.Digest, repositories [
 		}
 	}
 	return in.age(last)
+}
+
+// exported is the lease of a build that writes to one of some repositories; empty: none does.
+func (in Input) exported(repositories []string) (lease string) {
+	for _, name := range repositories {
+		if in.Leases != nil && lease == "" {
+			lease = in.Leases.Export(name)
+		}
+	}
+	return lease
 }
 
 // doubtVerdict is that on a manifest which cannot be read: one without bytes reaches
@@ -180,17 +188,12 @@ func uploadVerdict(repository string, u inventory.Upload, in Input) Verdict {
 
 // orphanVerdict is that on a blob which no manifest names: it goes when its grace is over,
 // unless a manifest of a repository that has it cannot be read and may name it.
-func orphanVerdict(o inventory.Orphan, doubted map[string]bool, in Input) Verdict {
+// repositories are all names of those that have it.
+func orphanVerdict(o inventory.Orphan, repositories []string, doubted map[string]bool, in Input) Verdict {
 	v := Verdict{Kind: Blob, Digest: string(o.Digest), Bytes: o.Bytes, Pushed: o.Changed}
-	repositories := o.In()
 	v.Age = in.blobAge(o.Changed, o.Digest, repositories)
 	near := slices.IndexFunc(repositories, func(name string) bool { return doubted[name] })
-	lease := ""
-	for _, name := range repositories {
-		if in.Leases != nil && lease == "" {
-			lease = in.Leases.Export(name)
-		}
-	}
+	lease := in.exported(repositories)
 	sinceRemoved := in.Now.Sub(o.Removed)
 	switch {
 	case lease != "":

@@ -44,6 +44,13 @@ func TestMake_Signatures(t *testing.T) {
 				repo("signatures", []inventory.Tag{sig(subject)}, man("sig", 30))},
 			want: "| SUBJECT(no_rule) sig(parent:SUBJECT)",
 		},
+		"of a subject in another repository that cannot be read": {
+			rules: []policy.Rule{untagged}, repos: []inventory.Repository{
+				{Name: "app", Doubts: []inventory.Doubt{{Digest: content.Digest(subject), Bytes: 1}}},
+				repo("signatures", []inventory.Tag{sig(subject)}, man("sig", 30)),
+			},
+			want: "| sig(parent:SUBJECT) SUBJECT(doubt) without a word",
+		},
 		"a list of referrers without a suffix": {
 			rules: []policy.Rule{untagged}, repos: []inventory.Repository{repo("a", []inventory.Tag{plain}, index("list", 30))},
 			want: "list(age) |",

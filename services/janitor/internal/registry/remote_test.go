@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	ggreg "github.com/google/go-containerregistry/pkg/registry"
@@ -22,6 +23,8 @@ import (
 	"github.com/kilnbuild/kiln/pkg/telemetry"
 	configv1 "github.com/kilnbuild/kiln/proto/gen/go/kiln/config/v1"
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
+	"github.com/kilnbuild/kiln/services/janitor/internal/plan"
+	"github.com/kilnbuild/kiln/services/janitor/internal/policy"
 	"github.com/kilnbuild/kiln/services/janitor/internal/registry"
 	"github.com/kilnbuild/kiln/services/janitor/internal/remote"
 )
@@ -138,6 +141,48 @@ func TestInventory_LeavesOutWhatCannotBeRead(t *testing.T) {
 	f.breaks(held.String(), status(404))
 	if r, warnings, err := f.view(t).Inventory(t.Context(), false); err != nil || len(r.Repositories) != 2 || len(warnings) > 0 {
 		t.Errorf("404: %+v, %q, %v", r.Repositories, warnings, err)
+	}
+}
+
+// A signature stays while its subject is in the registry, though no tag leads to it, or may be in a
+// repository that cannot be read.
+func TestInventory_KeepsSignaturesOfWhatIsNotSeen(t *testing.T) {
+	f := newFlaky(t)
+	one := image(t)
+	subject := f.push(t, "app:latest", one)
+	signature := strings.Replace(subject.String(), ":", "-", 1) + ".sig"
+	f.push(t, "app:"+signature, image(t))
+	f.push(t, "signatures:"+signature, image(t))
+	f.push(t, "app:latest", image(t)) // whoever uses the one before has its digest
+	week := 7 * 24 * time.Hour
+	untagged := policy.Rule{Name: "untagged", Match: &policy.Match{Tagging: policy.Untagged}, Keep: &policy.Keep{Age: &week}}
+	goes := func() (gone []string) {
+		t.Helper()
+		r, _, err := f.view(t).Inventory(t.Context(), false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range r.Repositories {
+			for k := range r.Repositories[i].Manifests {
+				r.Repositories[i].Manifests[k].Pushed = time.Now().Add(-2 * week)
+			}
+		}
+		made := plan.Make(plan.Input{Registry: r, Now: time.Now(), Policy: policy.Policy{Rules: []policy.Rule{untagged}}})
+		for _, v := range made.Removals() {
+			gone = append(gone, v.Repository)
+		}
+		return gone
+	}
+	if gone := goes(); len(gone) > 0 {
+		t.Errorf("the subject has no tag: of %q", gone)
+	}
+	f.breaks("app/tags/list", status(503))
+	if gone := goes(); len(gone) > 0 {
+		t.Errorf("the repository of the subject cannot be read: of %q", gone)
+	}
+	f.breaks("manifests/"+subject.String(), status(404))
+	if gone := goes(); len(gone) != 2 {
+		t.Errorf("the subject is gone: of %q", gone)
 	}
 }
 

@@ -9,6 +9,7 @@ package remote
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
 	"github.com/kilnbuild/kiln/services/janitor/internal/inventory"
+	"github.com/kilnbuild/kiln/services/janitor/internal/plan"
 	"github.com/kilnbuild/kiln/services/janitor/internal/usage"
 )
 
@@ -56,14 +58,47 @@ func (v *View) Inventory(ctx context.Context, created bool) (out inventory.Regis
 	for _, r := range found {
 		if err := cmp.Or(r.Err, r.Unread); err != nil {
 			warnings = append(warnings, fmt.Sprintf("%s could not be read as a whole, and nothing of it goes: %v", r.Name, err))
+			out.Unread = append(out.Unread, r.Name)
 			continue
 		}
 		out.Repositories = append(out.Repositories, repository(r))
 	}
-	if created {
+	err = v.findSubjects(ctx, out)
+	if created && err == nil {
 		err = v.readCreated(ctx, out)
 	}
 	return out, warnings, err
+}
+
+// findSubjects asks for the subjects of signatures that no tag reaches: an image that is used by its
+// digest needs its signature.
+func (v *View) findSubjects(ctx context.Context, r inventory.Registry) error {
+	var mu sync.Mutex
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(atOnce)
+	for i := range r.Repositories {
+		of := &r.Repositories[i]
+		kinds := map[content.Digest]content.Kind{}
+		for _, m := range of.Manifests {
+			kinds[m.Digest] = m.Of
+		}
+		for _, tag := range of.Tags {
+			subject := plan.SubjectOf(tag, kinds[tag.Digest])
+			if _, seen := kinds[subject]; subject == "" || seen {
+				continue
+			}
+			group.Go(func() error {
+				if _, err := v.registry.Manifest(ctx, of.Name, subject); errors.Is(err, content.ErrNotFound) {
+					return nil
+				}
+				mu.Lock()
+				defer mu.Unlock()
+				of.Beside = append(of.Beside, subject)
+				return ctx.Err()
+			})
+		}
+	}
+	return group.Wait()
 }
 
 // atOnce is how many configurations are read at the same time.

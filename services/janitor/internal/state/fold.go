@@ -43,9 +43,9 @@ func idle(r run.Run) bool {
 	return over && !asked && !r.Dry && r.Removed == (plan.Amount{}) && r.Waiting == (plan.Amount{})
 }
 
-// alike reports whether two runs did nothing for the same reason.
+// alike reports whether two runs did nothing for the same reason, and found the same wrong.
 func alike(a, b run.Run) bool {
 	x, y := wire.RunProto(a), wire.RunProto(b)
-	return a.Trigger == b.Trigger && a.State == b.State && a.Dry == b.Dry && a.PolicyVersion == b.PolicyVersion &&
+	return a.Trigger == b.Trigger && a.State == b.State && a.Dry == b.Dry && a.PolicyVersion == b.PolicyVersion && a.Broken == b.Broken &&
 		x.GetError().GetMessage() == y.GetError().GetMessage() && x.GetError().GetCode() == y.GetError().GetCode()
 }

@@ -55,3 +55,26 @@ func TestFinishRun_FoldsRunsThatDidNothing(t *testing.T) {
 		t.Errorf("got\n%swant\n%s", got, want)
 	}
 }
+
+// A run that found manifests which are not whole stays in the list when the next one finds none, or
+// others.
+func TestFinishRun_KeepsWhatRunsFound(t *testing.T) {
+	s := open(t, filepath.Join(t.TempDir(), "s.db"))
+	for i, broken := range []int64{0, 3, 3, 0} {
+		r := run.Run{ID: fmt.Sprint(i), State: run.Running, Trigger: run.Schedule, Started: now.Add(time.Duration(i) * time.Hour), Reach: run.Storage}
+		if _, _, err := s.StartRun(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+		r.State, r.Ended, r.Verified, r.Broken = run.Succeeded, r.Started.Add(time.Second), 10, broken
+		if err := s.FinishRun(t.Context(), r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got := ""
+	for _, r := range must(s.Runs(t.Context(), 100, time.Time{}, ""))(t) {
+		got += fmt.Sprintf("%d+%d ", r.Broken, r.Folded)
+	}
+	if got != "0+0 3+1 0+0 " {
+		t.Errorf("got %s", got)
+	}
+}

@@ -114,6 +114,26 @@ func (s *Store) Leases(ctx context.Context, now time.Time) (all lease.Set, err e
 	return all, err
 }
 
+// ReviveLeases has leases last as long again as when they were taken: while the janitor was away, the
+// builds that hold them could not renew them.
+func (s *Store) ReviveLeases(ctx context.Context, now time.Time) error {
+	return s.runs.Change(ctx, func(tx *sql.Tx) error {
+		all, err := leasesIn(ctx, tx, "")
+		if err != nil {
+			return err
+		}
+		for _, l := range all {
+			if until := now.Add(l.TTL); until.After(l.Expires) {
+				l.Expires = until
+				if err := put(ctx, tx, l); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
 // expire ends the leases whose time is over.
 func (s *Store) expire(ctx context.Context, tx *sql.Tx, now time.Time) error {
 	over, err := leasesIn(ctx, tx, "WHERE expires <= ?", now.UnixNano())

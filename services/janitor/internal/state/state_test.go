@@ -223,6 +223,30 @@ func TestLeases(t *testing.T) {
 	kind(t, err, fault.NotFound)
 }
 
+// A lease that could not be renewed while the janitor was away holds for its time after that.
+func TestLeases_OutliveARestart(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "s.db")
+	s := open(t, path)
+	of := []lastuse.Reference{{Repository: "cache/web", Tag: "main"}}
+	l := lease.Lease{ID: "a", References: []string{"cache/web:main"}, Of: of, Created: now, TTL: time.Minute, Expires: now.Add(time.Minute)}
+	must(s.AcquireLease(t.Context(), l))(t)
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	s = open(t, path)
+	back := now.Add(time.Hour)
+	if err := s.ReviveLeases(t.Context(), back); err != nil {
+		t.Fatal(err)
+	}
+	if all := must(s.Leases(t.Context(), back.Add(50*time.Second)))(t); len(all) != 1 {
+		t.Errorf("back again: %+v", all)
+	}
+	must(s.RenewLease(t.Context(), "a", 0, back.Add(50*time.Second)))(t)
+	if all := must(s.Leases(t.Context(), back.Add(2*time.Minute)))(t); len(all) > 0 {
+		t.Errorf("not renewed: %+v", all)
+	}
+}
+
 func TestSamples(t *testing.T) {
 	s := open(t, filepath.Join(t.TempDir(), "s.db"))
 	for i := range 3 {
