@@ -2,7 +2,7 @@ package gateway_test
 
 import (
 	"bytes"
-	"log"
+	"log" //nolint:depguard // HTTP/2 in BuildKit's client logs by it
 	"strings"
 	"testing"
 	"time"

@@ -46,7 +46,10 @@ func (b besideAttack) run(ctx context.Context, s *stage) ([]row, error) {
 	if err != nil {
 		return nil, err
 	}
-	time.Sleep(time.Second) // until it is at it
+	select { // until it is at it
+	case <-time.After(time.Second):
+	case <-ctx.Done():
+	}
 	beside, err := s.buildTimes(ctx, attackRounds)
 	if err = errors.Join(err, p.Stop(ctx)); err != nil {
 		return nil, err

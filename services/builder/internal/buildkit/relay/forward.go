@@ -91,7 +91,7 @@ func sendUp(down grpc.ServerStream, up grpc.ClientStream, secret *secretReader) 
 		}
 		secret.request(f)
 		if up.SendMsg(&f) != nil {
-			return nil // the client has ended the call; sendDown gets its status
+			return nil //nolint:nilerr // the client has ended the call; sendDown gets its status
 		}
 	}
 }
