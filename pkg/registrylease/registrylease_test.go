@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -19,20 +21,23 @@ import (
 // janitor keeps leases by their references, and may be unreachable.
 type janitor struct {
 	janitorv1.JanitorServiceClient
-	away    bool
+	away    atomic.Bool
+	mu      sync.Mutex // guards what follows
 	n       int
 	expires map[string]time.Time
 	uses    int
 }
 
 func (j *janitor) err() error {
-	if j.away {
+	if j.away.Load() {
 		return status.Error(codes.Unavailable, "it is away")
 	}
 	return nil
 }
 
 func (j *janitor) leased() (n int) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	for _, at := range j.expires {
 		if at.After(time.Now()) {
 			n++
@@ -48,6 +53,8 @@ func (j *janitor) AcquireLease(_ context.Context, req *janitorv1.AcquireLeaseReq
 	if err := j.err(); err != nil {
 		return nil, err
 	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	j.n++
 	id := fmt.Sprint(j.n)
 	j.expires[id] = time.Now().Add(req.GetTtl().AsDuration())
@@ -58,6 +65,8 @@ func (j *janitor) RenewLease(_ context.Context, req *janitorv1.RenewLeaseRequest
 	if err := j.err(); err != nil {
 		return nil, err
 	}
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	if !j.expires[req.GetLeaseId()].After(time.Now()) {
 		return nil, status.Error(codes.NotFound, "there is no lease")
 	}
@@ -66,11 +75,15 @@ func (j *janitor) RenewLease(_ context.Context, req *janitorv1.RenewLeaseRequest
 }
 
 func (j *janitor) ReleaseLease(_ context.Context, req *janitorv1.ReleaseLeaseRequest, _ ...grpc.CallOption) (*janitorv1.ReleaseLeaseResponse, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	delete(j.expires, req.GetLeaseId())
 	return &janitorv1.ReleaseLeaseResponse{}, j.err()
 }
 
 func (j *janitor) RecordUse(_ context.Context, req *janitorv1.RecordUseRequest, _ ...grpc.CallOption) (*janitorv1.RecordUseResponse, error) {
+	j.mu.Lock()
+	defer j.mu.Unlock()
 	j.uses = len(req.GetUses())
 	return &janitorv1.RecordUseResponse{}, j.err()
 }
@@ -79,14 +92,15 @@ func (j *janitor) RecordUse(_ context.Context, req *janitorv1.RecordUseRequest, 
 // taken again when it answers; none is left when the build has ended.
 func TestLeases_AreTakenAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		j := &janitor{expires: map[string]time.Time{}, away: true}
+		j := &janitor{expires: map[string]time.Time{}}
+		j.away.Store(true)
 		wants := []registrylease.Want{{Reference: "here/a"}, {Reference: "here/b", Export: true}, {Reference: "elsewhere/x"}}
 		missed := 0
 		l := registrylease.Acquire(t.Context(), j, "b", wants, slog.New(slog.DiscardHandler), func() { missed++ })
 		if missed != 2 || j.leased() != 0 {
 			t.Errorf("the janitor is away: %d missed, %d leased", missed, j.leased())
 		}
-		j.away = false
+		j.away.Store(false)
 		time.Sleep(20 * time.Second)
 		if j.leased() != 2 {
 			t.Errorf("20 s after the janitor came: %d leased", j.leased())
@@ -95,12 +109,12 @@ func TestLeases_AreTakenAgain(t *testing.T) {
 		if j.leased() != 2 {
 			t.Errorf("ten minutes later: %d leased", j.leased())
 		}
-		j.away = true
+		j.away.Store(true)
 		time.Sleep(5 * time.Minute)
 		if j.leased() != 0 {
 			t.Errorf("away again: %d leased", j.leased())
 		}
-		j.away = false
+		j.away.Store(false)
 		time.Sleep(20 * time.Second)
 		if j.leased() != 2 {
 			t.Errorf("back again: %d leased", j.leased())

@@ -2,6 +2,7 @@ package enforce_test
 
 import (
 	"context"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,9 +22,10 @@ func TestSchedule_FullDiskStartsRunsEverLess(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		free := int64(50)
+		var free atomic.Int64
+		free.Store(50)
 		s := enforce.NewSchedule(e, timetable)
-		s.LowDisk = enforce.LowDisk{Percent: 5, Disk: func() (int64, int64, error) { return 100, free, nil }}
+		s.LowDisk = enforce.LowDisk{Percent: 5, Disk: func() (int64, int64, error) { return 100, free.Load(), nil }}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
 		go func() { done <- s.Run(ctx) }()
@@ -42,7 +44,7 @@ func TestSchedule_FullDiskStartsRunsEverLess(t *testing.T) {
 		if n := runs(); n != 0 {
 			t.Errorf("with room %d runs", n)
 		}
-		free = 4
+		free.Store(4)
 		time.Sleep(time.Minute)
 		if n := runs(); n != 1 {
 			t.Errorf("a minute after the disk was full %d runs", n)

@@ -180,6 +180,8 @@ func (m model) describe(d *doc) string {
 
 func (m model) fail(t *testing.T, format string, args ...any) {
 	t.Helper()
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	t.Fatalf(format+"\n%s", append(args, strings.Join(m.log[max(0, len(m.log)-60):], "\n"))...)
 }
 

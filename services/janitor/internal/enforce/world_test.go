@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/kilnbuild/kiln/services/janitor/internal/content"
@@ -40,7 +41,9 @@ type world struct {
 	stored map[string]string            // digests of sha256 by those of sha512
 	use    func(repository string, name lastuse.Name)
 	n      int
-	log    []string
+
+	mu  sync.Mutex // guards log: runs tell what goes from another goroutine
+	log []string
 }
 
 var repositories = []string{"cache/a", "cache/b", "app", "mirror"}
@@ -53,6 +56,8 @@ func newWorld(d disk, seed uint64) *world {
 }
 
 func (w *world) note(format string, args ...any) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.log = append(w.log, w.at.Format("02T15:04 ")+fmt.Sprintf(format, args...))
 }
 
