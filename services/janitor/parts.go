@@ -125,7 +125,7 @@ func (p *parts) keep(ctx context.Context, cfg *configv1.JanitorConfig, timetable
 	if p.storage != nil {
 		p.schedule.LowDisk = enforce.LowDisk{Percent: cfg.GetSchedule().GetLowDiskPercent(), Disk: p.disk}
 		if err := p.storage.Reserve(); err != nil {
-			p.log.WarnContext(ctx, "no room is kept for a run on a full disk", "error", err)
+			p.log.WarnContext(ctx, "cannot reserve disk space for runs on a full disk", "error", err)
 		}
 	}
 }

@@ -127,7 +127,7 @@ func (c *Canary) caches(ctx context.Context) (caches bool, err error) {
 }
 
 // errNotTaken is that something is not there that was just pushed.
-var errNotTaken = fault.New(fault.Unavailable, "REGISTRY_UNAVAILABLE", "the registry does not have what it has just taken",
+var errNotTaken = fault.New(fault.Unavailable, "REGISTRY_UNAVAILABLE", "the registry does not have what it just accepted",
 	"look at the registry's log and its storage")
 
 // ask asks through each replica whether something is there.

@@ -131,7 +131,7 @@ func Parse(digest Digest, served MediaType, raw []byte) (Manifest, error) {
 		return Manifest{}, fmt.Errorf("%w: manifest %s of %d bytes is no JSON object: %w", ErrBroken, digest, len(raw), err)
 	}
 	if !doc.known() {
-		return Manifest{}, fmt.Errorf("%w: manifest %s is of no type that is known, and names neither layers nor manifests", ErrBroken, digest)
+		return Manifest{}, fmt.Errorf("%w: manifest %s has an unknown type and names neither layers nor manifests", ErrBroken, digest)
 	}
 	m := Manifest{
 		Digest: digest, Bytes: int64(len(raw)), Kind: doc.MediaType.shared(), Of: kindOf(doc), Configured: doc.Config != nil && doc.Config.Digest != "",

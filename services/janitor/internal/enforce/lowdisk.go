@@ -64,7 +64,7 @@ func (s *Schedule) start(ctx context.Context, why run.Trigger) run.Run {
 	case ctx.Err() != nil:
 	case fault.KindOf(err) == fault.AlreadyExists:
 		s.set(func() { s.message = "the last start was left out: " + err.Error() })
-		log.InfoContext(ctx, "a run is under way already: this one is left out", "error", fault.Line(err))
+		log.InfoContext(ctx, "a run is already under way; this one is skipped", "error", fault.Line(err))
 	case err != nil:
 		s.set(func() { s.message = "the last start failed: " + fault.Line(err) })
 		log.ErrorContext(ctx, "run failed; the next one tries again", "error", fault.Line(err))

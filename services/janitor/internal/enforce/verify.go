@@ -201,7 +201,7 @@ func (j *job) purge(ctx context.Context) error {
 	}
 	j.engine.Metrics.Quarantined(ctx, blobs, bytes)
 	if err := j.engine.Storage.Reserve(); err != nil {
-		j.engine.Log.WarnContext(ctx, "no room is kept for a run on a full disk", "error", err)
+		j.engine.Log.WarnContext(ctx, "cannot reserve disk space for runs on a full disk", "error", err)
 	}
 	return nil
 }

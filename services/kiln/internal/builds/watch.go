@@ -97,7 +97,7 @@ func (c *call) watch(ctx context.Context, id string, o *watchOptions) error {
 // errLeft is the end of a command that Ctrl-C ended before its build.
 func errLeft(id string) error {
 	return &service.Exit{
-		Code: exitLeft, Err: fmt.Errorf("the build goes on: `kiln builds watch %s` comes back to it, `kiln builds cancel %[1]s` ends it", id),
+		Code: exitLeft, Err: fmt.Errorf("the build goes on: `kiln builds watch %s` watches it again, `kiln builds cancel %[1]s` ends it", id),
 	}
 }
 

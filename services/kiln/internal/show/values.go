@@ -20,7 +20,7 @@ func CheckPlan(text, command string) error {
 	if text == "" || planDigest.MatchString(text) {
 		return nil
 	}
-	return fault.Invalid("--plan", text, fmt.Sprintf("%q is no digest of a plan", text),
+	return fault.Invalid("--plan", text, fmt.Sprintf("%q is not the digest of a plan", text),
 		fmt.Sprintf("--plan takes the whole digest, sha256:…, that `%s` prints", command))
 }
 
