@@ -3,6 +3,8 @@ package up
 import (
 	"cmp"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/kilnbuild/kiln/services/kiln/internal/profile"
@@ -42,4 +44,14 @@ func (r *runner) summary(parts []wait) string {
 	}
 	fmt.Fprintf(&b, "  buildctl --addr tcp://%s du\n  grpcurl -plaintext %s list\n", r.addrs.builder, r.addrs.builder)
 	return b.String()
+}
+
+// toBuild returns the directory that the summary suggests to build: the example of a checkout,
+// elsewhere the one that the user is in.
+func toBuild() string {
+	const example = "examples/hello"
+	if _, err := os.Stat(filepath.Join(example, "Dockerfile")); err == nil {
+		return example
+	}
+	return "."
 }
