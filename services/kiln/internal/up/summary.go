@@ -36,7 +36,7 @@ func (r *runner) summary(parts []wait) string {
 		use = " --profile " + name
 	}
 	fmt.Fprintf(&b, "  %-14s %s\n", "profile", r.profile().Name)
-	fmt.Fprintf(&b, "\nTry:\n  kiln build%s --push -t %s/hello:dev examples/hello\n", use, r.addrs.registryName())
+	fmt.Fprintf(&b, "\nTry:\n  kiln build%s --push -t %s/hello:dev %s\n", use, r.addrs.registryName(), toBuild())
 	if token := r.publishedToken(r.profile().Name); token != "" {
 		// buildctl and buildx have no way to show a token.
 		fmt.Fprintf(&b, "  kiln builds ls%s\n  grpcurl -plaintext -H \"authorization: Bearer $(cat %s)\" %s list\n", use, token, r.addrs.builder)
